@@ -1,0 +1,1 @@
+"""CoDi in PyTorch, free of any host: networks, sampling, training and evaluation."""

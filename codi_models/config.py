@@ -1,0 +1,283 @@
+"""One frozen dataclass per network; the official CoDi and codi-mini differ in numbers, never in code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CoDiError
+
+MODALITIES = ("video", "image", "text", "audio")
+"""Order of joint latents everywhere: visual first and audio last, as ComfyUI's own joint latents have it."""
+
+DENOISER_OF = {"video": "vision_denoiser", "image": "vision_denoiser", "text": "text_denoiser", "audio": "audio_denoiser"}
+"""Component that denoises a modality. Image and video share one UNet; a 4-d latent bypasses its temporal modules."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig:
+    """2-D latent diffusion UNet of images and video frames, or of sound (paper section 3.2)."""
+
+    in_channels: int
+    model_channels: int
+    context_dim: int
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_blocks: tuple[int, ...] = (2, 2, 2, 2)  # ResBlocks per level; one more on the way up
+    with_attention: tuple[bool, ...] = (True, True, True, False)
+    with_connector: tuple[bool, ...] = (True, True, True, False)
+    connector_mult: tuple[int, ...] = (1, 2, 4)  # widths of the environment encoder, in units of model_channels
+    connector_blocks: tuple[int, ...] = (1, 1, 1)
+    connector_dim: int = 1280  # width of an environment embedding
+    num_heads: int = 8
+    norm_groups: int = 32
+    temporal: bool = False  # the video architecture: a temporal module behind every ResBlock
+    max_frames: int = 30  # rows of the temporal position table
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextUNetConfig:
+    """Fully connected UNet of text latents: a latent vector is treated as `tokens` tokens per channel."""
+
+    in_channels: int
+    model_channels: int
+    context_dim: int
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    with_attention: tuple[bool, ...] = (True, True, True, False)
+    with_connector: tuple[bool, ...] = (True, True, True, False)
+    connector_mult: tuple[int, ...] = (1, 2, 4)
+    connector_blocks: tuple[int, ...] = (1, 1, 1)
+    connector_dim: int = 1280
+    tokens: int = 4
+    num_heads: int = 8
+    norm_groups: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """KL autoencoder of pictures or of log-mel spectrograms (latent diffusion, f = 2 ** (levels - 1))."""
+
+    in_channels: int
+    latent_channels: int
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (1, 2, 4, 4)
+    num_blocks: int = 2
+    norm_groups: int = 32
+    scale: float  # diffusion space = latent space * scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class MelConfig:
+    """Log-mel front end. A clip of `frames` frames is `frames * hop_length` samples."""
+
+    sample_rate: int = 16000
+    n_fft: int = 1024
+    hop_length: int = 160
+    n_mels: int = 64
+    f_min: float = 0.0
+    f_max: float = 8000.0
+    frames: int = 1024  # frames of the sound latent made when nothing else is asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class VocoderConfig:
+    """HiFi-GAN generator (Kong et al. 2020)."""
+
+    n_mels: int = 64
+    sample_rate: int = 16000
+    initial_channels: int = 1024
+    upsample_rates: tuple[int, ...] = (5, 4, 2, 2, 2)
+    upsample_kernels: tuple[int, ...] = (16, 16, 8, 4, 4)
+    resblock_kernels: tuple[int, ...] = (3, 7, 11)
+    resblock_dilations: tuple[int, ...] = (1, 3, 5)  # the same for every kernel
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimusConfig:
+    """Optimus text autoencoder (Li et al. 2020): BERT encoder, GPT-2 decoder with the latent as memory and embedding."""
+
+    latent_dim: int = 768
+    encoder_vocab: int = 28996
+    encoder_dim: int = 768
+    encoder_layers: int = 12
+    encoder_heads: int = 12
+    encoder_mlp: int = 3072
+    encoder_positions: int = 512
+    decoder_vocab: int = 50260
+    decoder_dim: int = 768
+    decoder_layers: int = 12
+    decoder_heads: int = 12
+    decoder_positions: int = 1024
+    max_tokens: int = 30  # generated ids, BOS included
+    temperature: float = 1.0  # 0 = greedy
+    scale: float = 4.3108
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPConfig:
+    """Text, image and video prompt encoder: CLIP with a temporal module in every vision layer."""
+
+    projection_dim: int = 768
+    vocab_size: int = 49408
+    text_dim: int = 768
+    text_layers: int = 12
+    text_heads: int = 12
+    text_mlp: int = 3072
+    text_positions: int = 77
+    vision_dim: int = 1024
+    vision_layers: int = 24
+    vision_heads: int = 16
+    vision_mlp: int = 4096
+    image_size: int = 224
+    patch_size: int = 14
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLAPConfig:
+    """Sound prompt encoder: the audio branch of CLAP, a hierarchical token-semantic transformer (HTSAT)."""
+
+    projection_dim: int = 768
+    hidden_dim: int = 768  # of the two-layer projection
+    embed_dim: int = 256
+    depths: tuple[int, ...] = (2, 2, 12, 2)
+    num_heads: tuple[int, ...] = (4, 8, 16, 32)
+    window_size: int = 8
+    spec_size: int = 256
+    patch_size: int = 4
+    num_classes: int = 527
+    sample_rate: int = 48000
+    n_fft: int = 1024
+    hop_length: int = 480
+    n_mels: int = 64
+    f_min: float = 50.0
+    f_max: float = 14000.0
+    clip_seconds: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """What the nodes and the command line start from."""
+
+    image_size: int = 512  # pixels
+    video_size: int = 256
+    frames: int = 8
+    frame_rate: float = 4.0
+    sampler: str = "ddim"
+    steps: int = 50
+    cfg: float = 7.5
+    wiring: str = "cross"
+    alignment: float = 1.0  # strength of the connectors
+    alignment_guidance: float = 1.0  # eps = off + g * (on - off); 1 needs no extra pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoDiConfig:
+    """The whole model. Fields named like components are their configurations."""
+
+    name: str
+    clip: CLIPConfig
+    clap: CLAPConfig
+    picture_autoencoder: AutoencoderConfig
+    sound_autoencoder: AutoencoderConfig
+    mel: MelConfig
+    vocoder: VocoderConfig
+    text_autoencoder: OptimusConfig
+    vision_denoiser: UNetConfig
+    audio_denoiser: UNetConfig
+    text_denoiser: TextUNetConfig
+    sampling: SamplingConfig
+
+    @staticmethod
+    def official() -> CoDiConfig:
+        """The published checkpoint (5.7 B parameters)."""
+        return CoDiConfig(
+            name="codi",
+            clip=CLIPConfig(),
+            clap=CLAPConfig(),
+            picture_autoencoder=AutoencoderConfig(in_channels=3, latent_channels=4, scale=0.18215),
+            sound_autoencoder=AutoencoderConfig(in_channels=1, latent_channels=8, channel_mult=(1, 2, 4), scale=0.9228),
+            mel=MelConfig(),
+            vocoder=VocoderConfig(),
+            text_autoencoder=OptimusConfig(),
+            vision_denoiser=UNetConfig(in_channels=4, model_channels=320, context_dim=768, temporal=True),
+            audio_denoiser=UNetConfig(in_channels=8, model_channels=192, context_dim=768),
+            text_denoiser=TextUNetConfig(in_channels=768, model_channels=320, context_dim=768),
+            sampling=SamplingConfig(),
+        )
+
+    @staticmethod
+    def mini() -> CoDiConfig:
+        """codi-mini, trained on Bounce World: 64 px, 8 frames, 1.28 s of sound."""
+        levels = dict(channel_mult=(1, 2), num_blocks=(2, 2), with_attention=(True, False), with_connector=(True, True),
+                      connector_mult=(1, 2), connector_blocks=(1, 1), connector_dim=128, context_dim=128, norm_groups=8)  # fmt: skip
+        return CoDiConfig(
+            name="codi-mini",
+            clip=CLIPConfig(
+                projection_dim=128, vocab_size=640, text_dim=128, text_layers=3, text_heads=4, text_mlp=512, text_positions=32,
+                vision_dim=128, vision_layers=3, vision_heads=4, vision_mlp=512, image_size=64, patch_size=8,
+            ),
+            clap=CLAPConfig(
+                projection_dim=128, hidden_dim=128, embed_dim=32, depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 4), spec_size=128,
+                num_classes=18, sample_rate=16000, n_fft=1024, hop_length=160, f_min=50.0, f_max=8000.0, clip_seconds=1.28,
+            ),
+            picture_autoencoder=AutoencoderConfig(
+                in_channels=3, latent_channels=4, model_channels=32, channel_mult=(1, 2, 3, 4), num_blocks=1, norm_groups=8, scale=1.0
+            ),
+            sound_autoencoder=AutoencoderConfig(
+                in_channels=1, latent_channels=8, model_channels=32, channel_mult=(1, 2, 3, 4), num_blocks=1, norm_groups=8, scale=1.0
+            ),
+            mel=MelConfig(frames=128),
+            vocoder=VocoderConfig(initial_channels=256),
+            text_autoencoder=OptimusConfig(
+                latent_dim=64, encoder_vocab=256, encoder_dim=128, encoder_layers=2, encoder_heads=4, encoder_mlp=512, encoder_positions=64,
+                decoder_vocab=512, decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_positions=64, temperature=0.0, scale=1.0,
+            ),
+            vision_denoiser=UNetConfig(in_channels=4, model_channels=64, num_heads=4, temporal=True, **levels),  # type: ignore[arg-type]
+            audio_denoiser=UNetConfig(in_channels=8, model_channels=64, num_heads=4, **levels),  # type: ignore[arg-type]
+            text_denoiser=TextUNetConfig(in_channels=64, model_channels=64, num_heads=4, **levels),  # type: ignore[arg-type]
+            sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25, steps=25, cfg=3.0, alignment_guidance=3.0),
+        )  # fmt: skip
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> CoDiConfig:
+        """Read what `save` wrote. Raises CoDiError naming the file and the field where it is not such a file."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise CoDiError(f"{path} is not a readable CoDi config.json: {error}") from error
+        return typing.cast(CoDiConfig, _build(CoDiConfig, data, str(path)))
+
+
+def _build(kind: type, data: Any, where: str) -> Any:
+    """Dataclass of type `kind` from parsed JSON; lists become tuples, unknown and missing fields are errors."""
+    if not isinstance(data, dict):
+        raise CoDiError(f"{where}: expected an object with the fields of {kind.__name__}, got {type(data).__name__}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    if unknown := sorted(set(data) - set(fields)):
+        raise CoDiError(f"{where}: unknown fields {unknown} for {kind.__name__}; it takes {sorted(fields)}")
+    values: dict[str, Any] = {}
+    for name, value in data.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = _build(typing.cast(type, hint), value, f"{where}: {name}")
+        elif typing.get_origin(hint) is tuple:
+            if not isinstance(value, list):
+                raise CoDiError(f"{where}: {name} must be a list, got {value!r}")
+            value = tuple(value)
+        elif not isinstance(value, (int, float) if hint is float else hint) or isinstance(hint, types.UnionType):
+            raise CoDiError(f"{where}: {name} must be {hint.__name__}, got {value!r}")
+        values[name] = value
+    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
+    if missing:
+        raise CoDiError(f"{where}: missing fields {missing} of {kind.__name__}")
+    return kind(**values)
