@@ -1,0 +1,112 @@
+"""Weights on disk: safetensors files in which every key and every shape is checked, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from .errors import CoDiError
+from .files import whole_file
+
+_RANDOM_FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_}
+
+
+class without_random_init(TorchFunctionMode):
+    """Context in which new layers skip their random initialisation, which for billions of parameters takes minutes.
+
+    Only for modules whose parameters are all overwritten afterwards; buffers computed from constants are unaffected."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        return args[0] if func in _RANDOM_FILLS else func(*args, **(kwargs or {}))
+
+
+def aliases(module: nn.Module) -> dict[str, str]:
+    """State-dict keys of tied parameters: later key -> the first key that names the same parameter."""
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for key, parameter in module.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), key) != key:
+            tied[key] = first[id(parameter)]
+    return tied
+
+
+def save_weights(
+    tensors: nn.Module | Mapping[str, Tensor],
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a module's state dict (tied parameters once) or plain tensors as one safetensors file, whole or not at all.
+
+    dtype converts floating-point tensors only; None keeps each as it is. Metadata are strings in the file's header."""
+    from safetensors.torch import save_file
+
+    skip: Iterable[str] = ()
+    if isinstance(tensors, nn.Module):
+        skip, tensors = aliases(tensors), tensors.state_dict()
+    data = {}
+    for key, tensor in tensors.items():
+        if key not in skip:
+            kind = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+            # A copy in any case: safetensors refuses views that share storage.
+            data[key] = tensor.detach().to(device="cpu", dtype=kind, copy=True).contiguous()
+    with whole_file(path) as temporary:
+        save_file(data, str(temporary), metadata={"format": "pt", **(metadata or {})})
+
+
+def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file, on the CPU, and its metadata. Raises CoDiError naming the file."""
+    with _opened(path) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Metadata strings of a safetensors file, without reading its tensors. Raises CoDiError naming the file."""
+    with _opened(path) as file:
+        return dict(file.metadata() or {})
+
+
+def load_weights(module: nn.Module, path: str | Path) -> None:
+    """Copy a safetensors file into `module`, tensor by tensor, into the dtype and device that the module has.
+
+    Every key and shape must match (of tied parameters one key is enough). Raises CoDiError naming the file and
+    the first keys that are missing, unknown or of another shape; the module is then left untouched."""
+    target = module.state_dict()
+    tied = aliases(module)
+    with _opened(path) as file:
+        keys = set(file.keys())
+        missing = [k for k in target if k not in keys and k not in tied]
+        unknown = sorted(keys - set(target))
+        shapes = {k: tuple(file.get_slice(k).get_shape()) for k in keys & set(target)}
+        wrong = [f"{k} is {shapes[k]} instead of {tuple(target[k].shape)}" for k in target if k in shapes and shapes[k] != target[k].shape]
+        problems = [
+            f"{len(found)} {label}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+            for label, found in (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
+            if found
+        ]
+        if problems:
+            raise CoDiError(
+                f"{path} does not hold the weights of this {type(module).__name__} ({'; '.join(problems)}). "
+                "It belongs to another component or another configuration: use the file that came with this config.json"
+            )
+        with torch.no_grad():
+            for key in keys:
+                target[key].copy_(file.get_tensor(key))
+
+
+def _opened(path: str | Path) -> Any:
+    """An open safetensors file, as a context manager."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise CoDiError(f"{path} is missing. A CoDi model folder has config.json and one .safetensors file per component")
+    try:
+        return safe_open(str(path), framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CoDiError(f"{path} is not a whole safetensors file ({error}). Copy or download it again") from error
