@@ -1,0 +1,145 @@
+"""Files in and out: what is written is read back, and what cannot be read is named."""
+
+import wave
+
+import numpy as np
+import pytest
+import torch
+from codi.codi_models import media
+from codi.codi_models.errors import CoDiError
+from PIL import Image
+
+COLOURS = torch.tensor(
+    [[0.90, 0.15, 0.15], [0.95, 0.85, 0.15], [0.15, 0.75, 0.25], [0.15, 0.80, 0.90], [0.20, 0.30, 0.95], [0.90, 0.25, 0.85]]
+)
+
+
+def coloured_clip():
+    """(6, 3, 64, 64): a square of another colour, further right, in each frame, on dark grey."""
+    clip = torch.full((6, 3, 64, 64), 0.1)
+    for i, colour in enumerate(COLOURS):
+        clip[i, :, 20:40, 5 * i + 4 : 5 * i + 24] = colour[:, None, None]
+    return clip
+
+
+def tone(seconds=0.96, rate=16000, frequency=440.0):
+    return 0.5 * torch.sin(2 * torch.pi * frequency * torch.arange(round(seconds * rate)) / rate)
+
+
+def test_png_round_trip_is_exact_to_8_bits(tmp_path):
+    picture = torch.rand(3, 24, 40)
+    media.write_png(tmp_path / "a.png", picture)
+    assert torch.allclose(media.read_image(tmp_path / "a.png"), picture, atol=0.5 / 255 + 1e-6)
+
+
+def test_picture_kinds(tmp_path):
+    red = np.zeros((10, 20, 3), np.uint8)
+    red[..., 0] = 255
+    Image.fromarray(red).save(tmp_path / "a.jpg", exif=_exif_turned())
+    assert media.read_image(tmp_path / "a.jpg").shape == (3, 20, 10)  # the camera lay on its side
+    frames = [Image.fromarray(red), Image.fromarray(red[..., ::-1].copy())]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=100)
+    assert torch.equal(media.read_image(tmp_path / "a.gif")[:, 0, 0], torch.tensor([1.0, 0.0, 0.0]))
+    assert media.read_video(tmp_path / "a.gif", 8).shape == (2, 3, 10, 20)
+    Image.fromarray(np.dstack([red, np.zeros((10, 20), np.uint8)])).save(tmp_path / "clear.png")
+    assert media.read_image(tmp_path / "clear.png").min() == 1.0  # fully transparent: white
+    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "grey16.png")
+    assert media.read_image(tmp_path / "grey16.png").mean() == pytest.approx(0.5, abs=0.01)
+
+
+def _exif_turned():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: turn by 90 degrees
+    return exif
+
+
+def test_wav_is_16_bit_pcm_and_round_trips(tmp_path):
+    sound = tone()
+    media.write_wav(tmp_path / "a.wav", sound, 16000)
+    with wave.open(str(tmp_path / "a.wav")) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate(), file.getnframes()) == (1, 2, 16000, len(sound))
+    back, rate = media.read_audio(tmp_path / "a.wav")
+    assert rate == 16000 and back.shape == sound.shape and (back - sound).abs().max() < 1e-4
+
+
+def test_stereo_is_averaged(tmp_path):
+    samples = np.zeros((1000, 2), "<i2")
+    samples[:, 0] = 16384
+    with wave.open(str(tmp_path / "stereo.wav"), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(22050)
+        file.writeframes(samples.tobytes())
+    sound, rate = media.read_audio(tmp_path / "stereo.wav")
+    assert rate == 22050 and sound.shape == (1000,) and sound.mean() == pytest.approx(0.25, abs=1e-3)
+
+
+def test_mp4_keeps_frames_colours_and_sound(tmp_path):
+    clip, sound = coloured_clip(), tone()
+    media.write_mp4(tmp_path / "a.mp4", clip, 6.25, sound, 16000)
+    frames = media.read_video(tmp_path / "a.mp4", 8)
+    assert frames.shape == clip.shape
+    for i, colour in enumerate(COLOURS):
+        inside = frames[i, :, 22:38, 5 * i + 6 : 5 * i + 22].mean(dim=(1, 2))
+        assert (inside - colour).abs().max() < 3 / 255
+    back, rate = media.read_audio(tmp_path / "a.mp4")
+    spectrum = torch.fft.rfft(back[4000:12000]).abs()
+    assert rate == 16000 and spectrum.argmax() * 2 == 440 and back.abs().max() == pytest.approx(0.5, abs=0.05)
+    assert len(back) / rate == pytest.approx(0.96, abs=0.13)  # whole AAC packets
+
+
+def test_sound_longer_than_the_clip_is_cut(tmp_path):
+    media.write_mp4(tmp_path / "a.mp4", coloured_clip(), 6.25, tone(seconds=4.0), 16000)
+    back, rate = media.read_audio(tmp_path / "a.mp4")
+    assert len(back) / rate < 1.1
+
+
+def test_frames_are_spread_over_a_long_clip(tmp_path):
+    levels = torch.linspace(0, 1, 40)
+    media.write_mp4(tmp_path / "a.mp4", levels[:, None, None, None].expand(40, 3, 32, 32), 25)
+    frames = media.read_video(tmp_path / "a.mp4", 4)
+    assert torch.allclose(frames.mean(dim=(1, 2, 3)), levels[[5, 15, 25, 35]], atol=0.02)
+    assert media.read_video(tmp_path / "a.mp4", 1).shape == (1, 3, 32, 32)
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "video"])
+@pytest.mark.parametrize("content", ["missing", "folder", "empty", "text", "cut", "other"])
+def test_unusable_files_are_named_with_what_is_accepted(tmp_path, kind, content):
+    read = {"image": media.read_image, "audio": media.read_audio, "video": lambda p: media.read_video(p, 8)}[kind]
+    path = tmp_path / f"thing.{content}"
+    if content == "folder":
+        path.mkdir()
+    elif content == "empty":
+        path.write_bytes(b"")
+    elif content == "text":
+        path.write_text("a red circle bounces twice, " * 50)
+    elif content == "cut":
+        media.write_mp4(tmp_path / "whole.mp4", coloured_clip(), 6.25)
+        path.write_bytes((tmp_path / "whole.mp4").read_bytes()[:100])
+    elif content == "other" and kind == "audio":
+        media.write_mp4(path.with_suffix(".mp4"), coloured_clip(), 6.25)  # a clip without sound
+        path = path.with_suffix(".mp4")
+    elif content == "other":
+        media.write_wav(path, tone(), 16000)
+    with pytest.raises(CoDiError) as error:
+        read(path)
+    assert path.name in str(error.value) and "give" in str(error.value).lower()
+
+
+def test_a_three_hour_wav_is_refused_before_it_is_decoded(tmp_path):
+    path = tmp_path / "long.wav"
+    media.write_wav(path, tone(0.1, 8000), 8000)
+    header = bytearray(path.read_bytes()[:44])
+    size = 3 * 3600 * 8000 * 2
+    header[4:8], header[40:44] = (size + 36).to_bytes(4, "little"), size.to_bytes(4, "little")
+    with open(path, "wb") as file:
+        file.write(header)
+        file.truncate(44 + size)  # sparse: takes no room
+    with pytest.raises(CoDiError, match="10800 s long; a prompt may have 600 s"):
+        media.read_audio(path)
+
+
+def test_odd_sizes_are_refused_and_leave_nothing(tmp_path):
+    with pytest.raises(CoDiError, match="15x15"):
+        media.write_mp4(tmp_path / "odd.mp4", torch.rand(2, 3, 15, 15), 6.25)
+    assert list(tmp_path.iterdir()) == []
