@@ -1,0 +1,135 @@
+"""Temporal attention inside the vision tower of the prompt encoder (paper section 3.1: CLIP extended to video)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def variance_floor(dtype: torch.dtype) -> float:
+    """Smallest variance that the temporal norms divide by. The published checkpoint was trained with a floor that depends on the dtype."""
+    return 1e-5 if dtype == torch.float32 else 1e-3
+
+
+def gain_norm(x: Tensor, gain: Tensor, dim: int) -> Tensor:
+    """(x - mean) / sqrt(max(var, floor)) * gain over one axis; biased variance, no bias term, result in the dtype of `x`."""
+    var, mean = torch.var_mean(x, dim=dim, unbiased=False, keepdim=True)
+    return (x - mean) * var.clamp(min=variance_floor(x.dtype)).rsqrt() * gain.to(x)
+
+
+class FrameNorm(nn.Module):
+    """Normalises every token and channel over the frames of the clip, so that what stands still vanishes."""
+
+    def __init__(self, dim: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(dim, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, F, C)
+        return gain_norm(x, self.g, 1)
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm with a gain and no bias, its gain shaped for a convolution (1, C, 1)."""
+
+    def __init__(self, dim: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(1, dim, 1, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, F)
+        return gain_norm(x, self.g, 1)
+
+
+class RelativePositionBias(nn.Module):
+    """Attention bias from the signed logarithmic distance in frames: an MLP 1 -> hidden -> hidden -> heads."""
+
+    def __init__(self, hidden: int, heads: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        factory = dict(dtype=dtype, device=device)
+        self.net = nn.ModuleList([
+            nn.Sequential(operations.Linear(1, hidden, **factory), nn.SiLU()),
+            nn.Sequential(operations.Linear(hidden, hidden, **factory), nn.SiLU()),
+            operations.Linear(hidden, heads, **factory),
+        ])  # fmt: skip
+
+    def forward(self, frames: int, like: Tensor) -> Tensor:
+        """Bias (heads, frames, frames) of query minus key distance; each distance goes through the MLP once."""
+        distance = torch.arange(1 - frames, frames, device=like.device, dtype=torch.float32)  # (2F-1,)
+        x = (distance.sign() * distance.abs().log1p()).to(like.dtype)[:, None]
+        for layer in self.net:
+            x = layer(x)
+        position = torch.arange(frames, device=like.device)
+        return x[position[:, None] - position[None, :] + frames - 1].permute(2, 0, 1)  # (heads, F, F)
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention along time for every token.
+
+    The position and frame-rate tables are parameters of the published checkpoint that its forward pass never reads.
+    """
+
+    def __init__(self, dim: int, heads: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        factory = dict(dtype=dtype, device=device)
+        self.heads = heads
+        self.pos_embeds = nn.Parameter(torch.zeros(1, 30, dim, **factory))
+        self.frame_rate_embeds = nn.Parameter(torch.zeros(1, 30, dim, **factory))
+        self.norm = FrameNorm(dim, **factory)
+        self.to_q = operations.Linear(dim, dim, bias=False, **factory)
+        self.to_kv = operations.Linear(dim, 2 * dim, bias=False, **factory)
+        self.to_out = operations.Linear(dim, dim, bias=False, **factory)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # (N, F, C), (heads, F, F)
+        n, frames, _ = x.shape
+        x = self.norm(x)
+        q, k, v = (t.view(n, frames, self.heads, -1).transpose(1, 2) for t in (self.to_q(x), *self.to_kv(x).chunk(2, dim=-1)))
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias[None].to(q.dtype))  # (N, heads, F, C / heads)
+        return self.to_out(x.transpose(1, 2).reshape(n, frames, -1)).nan_to_num()
+
+
+class GatedGELU(nn.Module):
+    """First half of the channels times GELU of the second, in float32 as the published network has it."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, 2C, F) -> (N, C, F)
+        value, gate = x.float().chunk(2, dim=1)
+        return value * F.gelu(gate)
+
+
+class TemporalFeedForward(nn.Module):
+    """Gated feed-forward of width 8/3 on every token and frame."""
+
+    def __init__(self, dim: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        factory = dict(dtype=dtype, device=device)
+        inner = int(dim * 4 * 2 / 3)
+        self.proj_in = nn.Sequential(operations.Conv1d(dim, 2 * inner, 1, bias=False, **factory), GatedGELU())
+        self.proj_out = nn.Sequential(ChannelNorm(inner, **factory), operations.Conv1d(inner, dim, 1, bias=False, **factory))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, F, C)
+        n, frames, dim = x.shape
+        columns = x.reshape(n * frames, dim).t()[None]  # (1, C, N*F): one matrix product instead of N small ones
+        hidden = self.proj_out[0](self.proj_in(columns)).to(x.dtype)
+        return self.proj_out[1](hidden)[0].t().view(n, frames, dim)
+
+
+class TemporalModule(nn.Module):
+    """x + attention(x), then x + feed-forward(x), along the frames of a clip; an identity when freshly initialised."""
+
+    def __init__(self, dim: int, heads: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        factory = dict(operations=operations, dtype=dtype, device=device)
+        self.temporal_attn = TemporalAttention(dim, heads, **factory)
+        self.temporal_rel_pos_bias = RelativePositionBias(dim // 2, heads, **factory)
+        self.ff = TemporalFeedForward(dim, **factory)
+
+    def initialise(self) -> None:
+        """Zero the last layer of both branches."""
+        nn.init.zeros_(self.temporal_attn.to_out.weight)
+        nn.init.zeros_(self.ff.proj_out[1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (N, F, C) of N places over F frames, to the same shape."""
+        x = x + self.temporal_attn(x, self.temporal_rel_pos_bias(x.shape[1], x))
+        return x + self.ff(x)
