@@ -1,0 +1,65 @@
+"""Waveform to log-mel spectrogram, as the sound autoencoder was trained on (AudioLDM's front end)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..config import MelConfig
+from ..errors import CoDiError
+
+FLOOR = 1e-5  # smallest magnitude before the logarithm; log(FLOOR) = -11.5 is silence
+
+
+class LogMel(nn.Module):
+    """Waveform (B, N) at config.sample_rate -> log-mel (B, 1, frames, n_mels), natural logarithm of magnitudes. No weights, always float32.
+
+    Window and mel bank are kept out of the module's buffers, so that casting or streaming a model leaves them exact."""
+
+    def __init__(self, config: MelConfig, *, operations: Any = nn, dtype: Any = None, device: Any = None) -> None:
+        super().__init__()
+        self.config = config
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def forward(self, waveform: Tensor, *, frames: int | None = None, normalize: bool = True) -> Tensor:
+        """`frames` (default config.frames): the waveform is cropped or zero-padded at its end to frames * hop_length samples.
+
+        `normalize` removes the mean and scales the peak to 0.5 first, as published; without it the waveform's own level is kept.
+        Raises CoDiError for a waveform that is not (B, N) with N > 0, and for fewer frames than one window needs."""
+        if waveform.ndim != 2 or waveform.shape[1] == 0:
+            raise CoDiError(f"a waveform must be (batch, samples) with at least one sample, got {tuple(waveform.shape)}")
+        cfg = self.config
+        frames = cfg.frames if frames is None else frames
+        samples = frames * cfg.hop_length
+        if samples <= cfg.n_fft // 2:
+            raise CoDiError(f"{frames} mel frames are too few: at least {cfg.n_fft // 2 // cfg.hop_length + 1} are needed")
+        with torch.autocast(waveform.device.type, enabled=False):
+            wave = waveform.float()
+            if normalize:
+                wave = wave - wave.mean(dim=1, keepdim=True)
+                wave = wave / (wave.abs().amax(dim=1, keepdim=True) + 1e-8) * 0.5
+            wave = F.pad(wave, (0, samples - wave.shape[1])).clamp(-1, 1)  # (B, frames * hop); a negative pad crops
+            window, bank = self._tables_on(wave.device)
+            spectrum = torch.stft(wave, cfg.n_fft, cfg.hop_length, window=window, pad_mode="reflect", return_complex=True)
+            mel = bank @ spectrum.abs()  # (B, n_mels, frames + 1)
+            return torch.log(mel.clamp(min=FLOOR))[:, :, :frames].transpose(1, 2)[:, None]  # (B, 1, frames, n_mels)
+
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Window (n_fft,) and mel bank (n_mels, n_fft // 2 + 1) on a device; made once for each."""
+        if device not in self._tables:
+            with torch.inference_mode(False):  # otherwise tables made while sampling could not be trained through later
+                bank = mel_bank(self.config)
+                self._tables[device] = (torch.hann_window(self.config.n_fft).to(device), bank.to(device))
+        return self._tables[device]
+
+
+def mel_bank(config: MelConfig) -> Tensor:
+    """Slaney's mel scale, bands normalised to unit area: (n_mels, n_fft // 2 + 1)."""
+    from torchaudio.functional import melscale_fbanks
+
+    bins = config.n_fft // 2 + 1
+    bank = melscale_fbanks(bins, config.f_min, config.f_max, config.n_mels, config.sample_rate, norm="slaney", mel_scale="slaney")
+    return bank.T.contiguous()
