@@ -24,10 +24,11 @@ class LogMel(nn.Module):
         self.config = config
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def forward(self, waveform: Tensor, *, frames: int | None = None, normalize: bool = True) -> Tensor:
+    def forward(self, waveform: Tensor, *, frames: int | None = None, normalize: bool | None = None) -> Tensor:
         """`frames` (default config.frames): the waveform is cropped or zero-padded at its end to frames * hop_length samples.
 
-        `normalize` removes the mean and scales the peak to 0.5 first, as published; without it the waveform's own level is kept.
+        `normalize` (default config.normalize) removes the mean and scales the peak to 0.5 first, as published; without it the
+        waveform's own level is kept.
         Raises CoDiError for a waveform that is not (B, N) with N > 0, and for fewer frames than one window needs."""
         if waveform.ndim != 2 or waveform.shape[1] == 0:
             raise CoDiError(f"a waveform must be (batch, samples) with at least one sample, got {tuple(waveform.shape)}")
@@ -38,7 +39,7 @@ class LogMel(nn.Module):
             raise CoDiError(f"{frames} mel frames are too few: at least {cfg.n_fft // 2 // cfg.hop_length + 1} are needed")
         with torch.autocast(waveform.device.type, enabled=False):
             wave = waveform.float()
-            if normalize:
+            if cfg.normalize if normalize is None else normalize:
                 wave = wave - wave.mean(dim=1, keepdim=True)
                 wave = wave / (wave.abs().amax(dim=1, keepdim=True) + 1e-8) * 0.5
             wave = F.pad(wave, (0, samples - wave.shape[1])).clamp(-1, 1)  # (B, frames * hop); a negative pad crops
