@@ -56,10 +56,10 @@ class Layer(nn.Module):
         self.layer_norm2 = operations.LayerNorm(dim, eps=1e-5, **factory)
         self.temporal_self_attn = TemporalModule(dim, heads, operations=operations, **factory) if temporal else None
 
-    def forward(self, x: Tensor, *, causal: bool = False, frames: int = 1) -> Tensor:
-        """Tokens (B, T, C), or (B * frames, T, C) with the frames of a clip next to each other."""
+    def forward(self, x: Tensor, *, causal: bool = False, frames: int | None = None) -> Tensor:
+        """Tokens (B, T, C), or (B * frames, T, C) with the frames of a clip next to each other; no temporal module where None."""
         x = x + self.self_attn(self.layer_norm1(x), causal)
-        if self.temporal_self_attn is not None and frames > 1:
+        if self.temporal_self_attn is not None and frames is not None:
             tokens, dim = x.shape[1:]
             clip = x.view(-1, frames, tokens, dim).transpose(1, 2).reshape(-1, frames, dim)  # (B*T, F, C)
             x = self.temporal_self_attn(clip).view(-1, tokens, frames, dim).transpose(1, 2).reshape(-1, tokens, dim)
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(Layer(dim, heads, hidden, temporal, **factory) for _ in range(layers))
 
-    def forward(self, x: Tensor, *, causal: bool = False, frames: int = 1) -> Tensor:
+    def forward(self, x: Tensor, *, causal: bool = False, frames: int | None = None) -> Tensor:
         for layer in self.layers:
             x = layer(x, causal=causal, frames=frames)
         return x
@@ -157,10 +157,10 @@ class VisionTower(nn.Module):
         )
         self.post_layernorm = operations.LayerNorm(config.vision_dim, eps=1e-5, **factory)
 
-    def forward(self, pixels: Tensor, frames: int = 1) -> Tensor:
+    def forward(self, pixels: Tensor, frames: int | None = None) -> Tensor:
         """Pixels (B * frames, 3, S, S) to features (B, C); a clip is the mean of its frames before the last norm."""
         x = self.encoder(self.pre_layrnorm(self.embeddings(pixels)), frames=frames)[:, 0]  # (B*F, C)
-        return self.post_layernorm(x.view(-1, frames, x.shape[-1]).mean(dim=1))
+        return self.post_layernorm(x.view(-1, frames or 1, x.shape[-1]).mean(dim=1))
 
 
 class CLIPEncoder(nn.Module):
@@ -203,15 +203,20 @@ class CLIPEncoder(nn.Module):
         """CLIP-normalised pixels (B, 3, S, S) to (B, 1, D)."""
         if pixels.ndim != 4:
             raise CoDiError(f"CLIP image pixels have shape {tuple(pixels.shape)}; it takes (batch, 3, height, width)")
-        return self._encode_frames(pixels, 1)
+        return self._encode_frames(pixels, None)
 
-    def encode_video(self, frames: Tensor) -> Tensor:
-        """CLIP-normalised frames (B, F, 3, S, S), F >= 1, to (B, 1, D). One frame is an image."""
+    def encode_video(self, frames: Tensor, *, still_as_image: bool = True) -> Tensor:
+        """CLIP-normalised frames (B, F, 3, S, S), F >= 1, to (B, 1, D).
+
+        A clip of one frame is an image, as in the published conditioning; with `still_as_image=False` it too passes the temporal
+        modules. Clips of two frames work but are poorly conditioned: the norm over frames is then nearly a sign function.
+        """
         if frames.ndim != 5 or frames.shape[1] < 1:
             raise CoDiError(f"CLIP video frames have shape {tuple(frames.shape)}; it takes (batch, frames >= 1, 3, height, width)")
-        return self._encode_frames(frames.flatten(0, 1), frames.shape[1])
+        still = frames.shape[1] == 1 and still_as_image
+        return self._encode_frames(frames.flatten(0, 1), None if still else frames.shape[1])
 
-    def _encode_frames(self, pixels: Tensor, frames: int) -> Tensor:
+    def _encode_frames(self, pixels: Tensor, frames: int | None) -> Tensor:
         size = self.config.image_size
         if tuple(pixels.shape[1:]) != (3, size, size):
             given = " x ".join(map(str, pixels.shape[1:]))

@@ -16,8 +16,22 @@ def variance_floor(dtype: torch.dtype) -> float:
 
 def gain_norm(x: Tensor, gain: Tensor, dim: int) -> Tensor:
     """(x - mean) / sqrt(max(var, floor)) * gain over one axis; biased variance, no bias term, result in the dtype of `x`."""
-    var, mean = torch.var_mean(x, dim=dim, unbiased=False, keepdim=True)
-    return (x - mean) * var.clamp(min=variance_floor(x.dtype)).rsqrt() * gain.to(x)
+    x = x - x.mean(dim=dim, keepdim=True)
+    return x * x.square().mean(dim=dim, keepdim=True).clamp(min=variance_floor(x.dtype)).rsqrt() * gain.to(x)
+
+
+def _as_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight[:, :, 0], bias)
+
+
+def pointwise(inputs: int, outputs: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> nn.Module:
+    """A 1x1 convolution by its weights (outputs, inputs, 1), computed as one matrix product on channels-last tensors (..., C).
+
+    Only the convolution itself is exchanged, so injected operations still cast and stream the weight.
+    """
+    layer = operations.Conv1d(inputs, outputs, 1, bias=False, dtype=dtype, device=device)
+    layer._conv_forward = _as_linear
+    return layer
 
 
 class FrameNorm(nn.Module):
@@ -32,14 +46,14 @@ class FrameNorm(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Layer norm with a gain and no bias, its gain shaped for a convolution (1, C, 1)."""
+    """Layer norm with a gain and no bias; the gain has the shape of a convolution's (1, C, 1)."""
 
     def __init__(self, dim: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
         super().__init__()
         self.g = nn.Parameter(torch.ones(1, dim, 1, dtype=dtype, device=device))
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, C, F)
-        return gain_norm(x, self.g, 1)
+    def forward(self, x: Tensor) -> Tensor:  # (N, F, C)
+        return gain_norm(x, self.g.flatten(), -1)
 
 
 class RelativePositionBias(nn.Module):
@@ -92,26 +106,24 @@ class TemporalAttention(nn.Module):
 class GatedGELU(nn.Module):
     """First half of the channels times GELU of the second, in float32 as the published network has it."""
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, 2C, F) -> (N, C, F)
-        value, gate = x.float().chunk(2, dim=1)
+    def forward(self, x: Tensor) -> Tensor:  # (..., 2C) -> (..., C)
+        value, gate = x.float().chunk(2, dim=-1)
         return value * F.gelu(gate)
 
 
 class TemporalFeedForward(nn.Module):
     """Gated feed-forward of width 8/3 on every token and frame."""
 
-    def __init__(self, dim: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+    def __init__(self, dim: int, **factory: Any) -> None:
         super().__init__()
-        factory = dict(dtype=dtype, device=device)
         inner = int(dim * 4 * 2 / 3)
-        self.proj_in = nn.Sequential(operations.Conv1d(dim, 2 * inner, 1, bias=False, **factory), GatedGELU())
-        self.proj_out = nn.Sequential(ChannelNorm(inner, **factory), operations.Conv1d(inner, dim, 1, bias=False, **factory))
+        norm = ChannelNorm(inner, dtype=factory.get("dtype"), device=factory.get("device"))
+        self.proj_in = nn.Sequential(pointwise(dim, 2 * inner, **factory), GatedGELU())
+        self.proj_out = nn.Sequential(norm, pointwise(inner, dim, **factory))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, F, C)
-        n, frames, dim = x.shape
-        columns = x.reshape(n * frames, dim).t()[None]  # (1, C, N*F): one matrix product instead of N small ones
-        hidden = self.proj_out[0](self.proj_in(columns)).to(x.dtype)
-        return self.proj_out[1](hidden)[0].t().view(n, frames, dim)
+        hidden = self.proj_out[0](self.proj_in(x))
+        return self.proj_out[1](hidden.to(x.dtype))
 
 
 class TemporalModule(nn.Module):
