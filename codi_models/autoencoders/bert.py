@@ -90,7 +90,7 @@ class BertEncoder(nn.Module):
         """Last hidden states (B, T, C)."""
         mask = (ids > 0)[:, None, None, :]  # (B, 1, 1, T)
         x = self.embeddings(ids)
-        for layer in self.encoder["layer"]:
+        for layer in self.encoder["layer"].children():
             x = layer(x, mask)
         return x
 

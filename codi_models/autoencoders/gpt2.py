@@ -3,7 +3,7 @@ in front of every layer's keys and values (Optimus, Li et al. 2020, section 3.2)
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -89,6 +89,10 @@ class Transformer(nn.Module):
         self.linear = operations.Linear(config.latent_dim, layers * dim, bias=False, **factory)
         self.linear_emb = operations.Linear(config.latent_dim, dim, bias=False, **factory)
 
+    def layers(self) -> list[Block]:
+        """The blocks, in order."""
+        return cast("list[Block]", list(self.h))
+
     def memories(self, z: Tensor) -> list[Tensor]:
         """One memory slot (B, 1, C) for every layer."""
         return [m[:, None] for m in self.linear(z).chunk(len(self.h), dim=1)]
@@ -121,14 +125,16 @@ class GPT2Decoder(nn.Module):
         length = ids.shape[1]
         mask = torch.ones(length, length + MEMORY, dtype=torch.bool, device=ids.device).tril(MEMORY)
         x = net.embed(ids, z, 0)
-        for block, memory in zip(net.h, net.memories(z), strict=True):
+        for block, memory in zip(net.layers(), net.memories(z), strict=True):
             x = block(x, memory, mask)
         return self._head(x)
 
     def start(self, z: Tensor, tokens: int) -> Cache:
         """An empty cache for up to `tokens` tokens."""
         net = self.transformer
-        memory = torch.stack([block.attn.split(m) for block, m in zip(net.h, net.memories(z), strict=True)])  # (layers, B, h, 1, C/h)
+        memory = torch.stack(
+            [block.attn.split(m) for block, m in zip(net.layers(), net.memories(z), strict=True)]
+        )  # (layers, B, h, 1, C/h)
         keys = memory.new_zeros(*memory.shape[:3], tokens + MEMORY, memory.shape[4])
         keys[:, :, :, :MEMORY] = memory
         return Cache(keys, keys.clone())
@@ -138,7 +144,7 @@ class GPT2Decoder(nn.Module):
         net = self.transformer
         x = net.embed(ids[:, None], z, cache.length)
         slot = cache.length + MEMORY
-        for i, block in enumerate(net.h):
+        for i, block in enumerate(net.layers()):
             x = block.step(x, cache.keys[i], cache.values[i], slot)
         cache.length += 1
         return self._head(x)[:, 0]

@@ -203,4 +203,3 @@ def sample_posterior(mean: Tensor, logvar: Tensor, generator: torch.Generator | 
     device = generator.device if generator is not None else mean.device
     noise = torch.randn(mean.shape, generator=generator, device=device, dtype=torch.float32)
     return mean + torch.exp(0.5 * logvar) * noise.to(mean)
-

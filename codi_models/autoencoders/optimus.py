@@ -72,7 +72,8 @@ class TextAutoencoder(nn.Module):
         eos: int | None = None,
         max_tokens: int | None = None,
     ) -> list[list[int]]:
-        """z (B, latent_dim) -> one list of ids a sample, from BOS to EOS, at most `max_tokens` with both (the last is always EOS, as published).
+        """z (B, latent_dim) -> one list of ids a sample, from BOS to EOS, at most `max_tokens` with both.
+        The last is always EOS, as published.
 
         temperature 0 takes the likeliest token; above 0 tokens are drawn from the smallest set of tokens whose probability reaches `top_p`.
         `seeds`: one a sample; then a sample's text does not depend on the batch it is in. Other defaults come from the configuration.

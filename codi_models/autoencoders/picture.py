@@ -10,7 +10,9 @@ from .kl import KLAutoencoder, sample_posterior
 
 
 class PictureAutoencoder(KLAutoencoder):
-    """Pixels (B, 3, H, W) or (B, 3, F, H, W) in -1..1 to latents (B, 4, h, w) or (B, 4, F, h, w), and back. Frames do not see each other."""
+    """Pixels (B, 3, H, W) or (B, 3, F, H, W) in -1..1 to latents (B, 4, h, w) or (B, 4, F, h, w), and back.
+
+    Frames do not see each other."""
 
     def moments(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the posterior. Raises CoDiError for other shapes and for sizes that are no multiple of `factor`."""

@@ -42,15 +42,15 @@ class SoundAutoencoder(KLAutoencoder):
             raise CoDiError(f"a log-mel of {logmel.shape[2]} frames is too short: the autoencoder needs at least {self.factor}")
         return self._moments(logmel)
 
-    def encode(
-        self, sound: Tensor, *, frames: int | None = None, sample: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def encode(self, sound: Tensor, *, frames: int | None = None, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Posterior mean, or one draw from the posterior with `sample` (as published). Errors as in `moments`."""
         mean, logvar = self.moments(sound, frames=frames)
         return sample_posterior(mean, logvar, generator) if sample else mean
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents in latent space to log-mel (B, 1, T, M). A sample that diverged (above 100 in diffusion space) is clipped to 10, as published."""
+        """Latents in latent space to log-mel (B, 1, T, M).
+
+        A sample that diverged (above 100 in diffusion space) is clipped to 10, as published. Raises CoDiError for other shapes."""
         if z.ndim != 4 or z.shape[1] != self.config.latent_channels:
             raise CoDiError(f"sound latents must be (B, {self.config.latent_channels}, T, M), got {tuple(z.shape)}")
         limit = OUTLIER_LIMIT / self.config.scale

@@ -150,7 +150,9 @@ def _byte_level(vocab: Path, merges: Path) -> Any:
     try:
         tokenizer = Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     except Exception as error:  # the library raises Exception itself for a file that it cannot parse
-        raise CoDiError(f"{vocab} and {merges} are not a byte-level BPE vocabulary: {error}. Restore the files of the model folder") from error
+        raise CoDiError(
+            f"{vocab} and {merges} are not a byte-level BPE vocabulary: {error}. Restore the files of the model folder"
+        ) from error
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
