@@ -1,0 +1,248 @@
+"""Layers that the 2-D and the text UNet share: time embedding, residual blocks, spatial transformers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""`attention(q (B, N, heads*dim), k (B, M, heads*dim), v, heads) -> (B, N, heads*dim)`, scaled by dim ** -0.5."""
+
+
+def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention with torch's fused kernels."""
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, heads, N, dim)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, N, heads*dim)
+
+
+def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding of diffusion timesteps (B,), integer or fractional: cosines first -> float32 (B, dim)."""
+    half = dim // 2
+    frequencies = torch.exp(torch.arange(half, device=timesteps.device, dtype=torch.float32) * (-math.log(10000) / half))
+    angles = timesteps.float()[:, None] * frequencies  # (B, half)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A cross-attention branch `to_out(to_v(context))` computed ahead, (B, 1, C): exact for a context of one token."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True)
+class FoldedContext:
+    """The branches of every prompt cross-attention of one UNet, in the order in which the UNet runs them."""
+
+    branches: tuple[Branch, ...]
+
+    @property
+    def batch(self) -> int:
+        """Samples that the context was folded for."""
+        return self.branches[0].value.shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> FoldedContext:
+        """Apply a function of (B, 1, C) to every branch, such as an index of samples or a cast."""
+        return FoldedContext(tuple(Branch(function(branch.value)) for branch in self.branches))
+
+
+Context = Tensor | FoldedContext
+"""Prompt of a UNet: tokens (B, n, context_dim), or what its `fold_context` made of them."""
+
+
+def norm_input(norm: nn.Module, x: Tensor) -> Tensor:
+    """What `norm` (a GroupNorm) may be given instead of `x`.
+
+    torch's CPU kernel crashes in the backward pass of GroupNorm where a channels-last input needs no gradient and the
+    weights do, which is what a trainable connector behind a frozen layer is.
+    """
+    if torch.is_grad_enabled() and not x.requires_grad and x.device.type == "cpu" and norm.weight.requires_grad:  # type: ignore[union-attr]
+        return x.contiguous()
+    return x
+
+
+class Downsample(nn.Module):
+    """Halve height and width: 3x3 convolution of stride 2."""
+
+    def __init__(self, channels: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        self.op = operations.Conv2d(channels, channels, 3, stride=2, padding=1, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)"""
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Double height and width: nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        self.conv = operations.Conv2d(channels, channels, 3, padding=1, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)"""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """Residual block conditioned by the time embedding.
+
+    `tokens` is None for pictures. Otherwise the block is the fully connected block of the text UNet: the state (B, C, tokens, 1)
+    is flattened to tokens*C channels of one position, where a 1x1 convolution is a full linear map.
+    """
+
+    def __init__(
+        self, channels: int, out_channels: int, emb_channels: int, norm_groups: int, *, tokens: int | None = None,
+        operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        extra = dict(dtype=dtype, device=device)
+        self.tokens = tokens
+        size, width, out_width = (3, channels, out_channels) if tokens is None else (1, channels * tokens, out_channels * tokens)
+
+        def conv(inside: int) -> nn.Module:
+            return operations.Conv2d(inside, out_width, size, padding=size // 2, **extra)
+
+        self.in_layers = nn.ModuleList([operations.GroupNorm(norm_groups, width, **extra), nn.SiLU(), conv(width)])
+        self.emb_layers = nn.ModuleList([nn.SiLU(), operations.Linear(emb_channels, out_width, **extra)])
+        self.out_layers = nn.ModuleList(
+            [operations.GroupNorm(norm_groups, out_width, **extra), nn.SiLU(), nn.Identity(), conv(out_width)]
+        )
+        self.skip_connection = nn.Identity() if width == out_width else operations.Conv2d(width, out_width, 1, **extra)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (B*F, C, H, W), emb (B, emb_channels) already through its SiLU, F frames a sample -> (B*F, C', H, W)"""
+        if self.tokens is not None:
+            x = x.flatten(1)[:, :, None, None]  # (B, C*tokens, 1, 1)
+        norm, _, conv = self.in_layers
+        h = conv(F.silu(norm(norm_input(norm, x))))
+        shift = self.emb_layers[1](emb)  # (B, C')
+        frames = h.shape[0] // shift.shape[0]
+        if frames == 1:
+            h = h + shift[:, :, None, None]
+        else:
+            h = (h.unflatten(0, (-1, frames)) + shift[:, None, :, None, None]).flatten(0, 1)
+        norm, _, _, conv = self.out_layers
+        h = self.skip_connection(x) + conv(F.silu(norm(h)))
+        return h if self.tokens is None else h.view(h.shape[0], -1, self.tokens, 1)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention; self-attention where `context_dim` is the channels of the queries."""
+
+    def __init__(
+        self, channels: int, context_dim: int, heads: int, *, attention: Attention,
+        operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        extra = dict(dtype=dtype, device=device)
+        self.heads = heads
+        self.attention = attention
+        self.to_q = operations.Linear(channels, channels, bias=False, **extra)
+        self.to_k = operations.Linear(context_dim, channels, bias=False, **extra)
+        self.to_v = operations.Linear(context_dim, channels, bias=False, **extra)
+        self.to_out = nn.ModuleList([operations.Linear(channels, channels, **extra)])
+
+    def fold(self, context: Tensor) -> Tensor:
+        """(B, 1, context_dim) -> (B, 1, C): softmax over a single token is 1, whatever the query."""
+        return self.to_out[0](self.to_v(context))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (B, N, C), context (B, M, context_dim) -> (B, N, C)"""
+        return self.to_out[0](self.attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+
+
+class GEGLU(nn.Module):
+    """Linear map whose first half is gated by the exact GELU of the second (Shazeer 2020)."""
+
+    def __init__(self, channels: int, inner: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        self.proj = operations.Linear(channels, inner * 2, dtype=dtype, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., inner)"""
+        x, gate = self.proj(x).chunk(2, dim=-1)
+        return x * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward of expansion 4."""
+
+    def __init__(self, channels: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        extra = dict(dtype=dtype, device=device)
+        self.net = nn.ModuleList([GEGLU(channels, channels * 4, operations=operations, **extra), nn.Identity()])
+        self.net.append(operations.Linear(channels * 4, channels, **extra))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, C) -> (B, N, C)"""
+        return self.net[2](self.net[0](x))
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each on the layer-normalised input with a residual."""
+
+    def __init__(
+        self, channels: int, context_dim: int, heads: int, *, attention: Attention,
+        operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        extra = dict(dtype=dtype, device=device)
+        self.attn1 = CrossAttention(channels, channels, heads, attention=attention, operations=operations, **extra)
+        self.ff = FeedForward(channels, operations=operations, **extra)
+        self.attn2 = CrossAttention(channels, context_dim, heads, attention=attention, operations=operations, **extra)
+        self.norm1 = operations.LayerNorm(channels, **extra)
+        self.norm2 = operations.LayerNorm(channels, **extra)
+        self.norm3 = operations.LayerNorm(channels, **extra)
+
+    def forward(self, x: Tensor, context: Tensor | Branch) -> Tensor:
+        """x (B*F, N, C), context (B, M, context_dim) or branch (B, 1, C), F frames a sample -> (B*F, N, C)"""
+        h = self.norm1(x)
+        x = x + self.attn1(h, h)
+        batch = (context.value if isinstance(context, Branch) else context).shape[0]
+        frames = x.unflatten(0, (batch, -1))  # (B, F, N, C): all frames of a sample share its context
+        if isinstance(context, Branch):
+            x = (frames + context.value[:, None]).flatten(0, 1)
+        else:
+            queries = self.norm2(x).unflatten(0, (batch, -1)).flatten(1, 2)  # (B, F*N, C)
+            x = (frames + self.attn2(queries, context).view_as(frames)).flatten(0, 1)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the positions of a feature map, attending to a context; the connectors are such transformers too."""
+
+    def __init__(
+        self, channels: int, context_dim: int, heads: int, norm_groups: int, *, attention: Attention = scaled_dot_product,
+        operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        extra = dict(dtype=dtype, device=device)
+        self.norm = operations.GroupNorm(norm_groups, channels, eps=1e-6, **extra)
+        self.proj_in = operations.Conv2d(channels, channels, 1, **extra)
+        block = TransformerBlock(channels, context_dim, heads, attention=attention, operations=operations, **extra)
+        self.transformer_blocks = nn.ModuleList([block])
+        self.proj_out = operations.Conv2d(channels, channels, 1, **extra)
+
+    def fold(self, context: Tensor) -> Branch:
+        """The cross-attention branch of a context of one token (B, 1, context_dim)."""
+        return Branch(self.transformer_blocks[0].attn2.fold(context))  # type: ignore[union-attr, operator]
+
+    def forward(self, x: Tensor, context: Tensor | Branch, strength: float | Tensor = 1.0) -> Tensor:
+        """x (B*F, C, H, W), context (B, n, context_dim) or its branch -> x + strength * change, strength a number or (B,)"""
+        if isinstance(context, Tensor) and context.shape[1] == 1:
+            context = self.fold(context)
+        h = self.proj_in(self.norm(norm_input(self.norm, x)))
+        h = self.transformer_blocks[0](h.flatten(2).transpose(1, 2), context)  # (B*F, H*W, C)
+        h = self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))  # (B*F, C, H, W)
+        if isinstance(strength, Tensor):
+            frames = x.shape[0] // strength.shape[0]
+            return x + h * strength.to(h).repeat_interleave(frames)[:, None, None, None]
+        return x + h if strength == 1 else torch.add(x, h, alpha=strength)

@@ -1,0 +1,181 @@
+"""Temporal modules: what makes the image UNet a video UNet (paper section 3.2, after Make-A-Video, Singer et al. 2022).
+
+They work on frames folded into the batch, (B*F, C, H, W), and are left out for pictures.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CoDiError
+from .layers import norm_input
+
+HEADS = 8
+"""Heads of temporal attention, and chunks of channels in the frame shift."""
+
+FRAME_RATE_INDEX = 3
+"""Row of the frame-rate table that is always used: four frames a second."""
+
+
+def variance_floor(x: Tensor, gain: Tensor) -> float:
+    """Smallest variance that the published norms divide by: 1e-5 in float32 and 1e-3 in every other type.
+
+    The floor stays 1e-5 for half-precision activations of a float32 network (autocast), so that a network trained that way
+    computes the same in float32.
+    """
+    return 1e-5 if torch.float32 in (x.dtype, gain.dtype) else 1e-3
+
+
+def log_distances(frames: int, like: Tensor) -> Tensor:
+    """sign(d) * log(1 + |d|) of all pairs, d = query index - key index -> (F*F, 1)"""
+    index = torch.arange(frames, device=like.device, dtype=torch.float32)
+    distance = index[:, None] - index[None, :]
+    return (distance.sign() * distance.abs().log1p()).view(-1, 1).to(like.dtype)
+
+
+class FrameNorm(nn.Module):
+    """Normalise every pixel and channel over the frames, then a gain per channel; a variance below the floor counts as the floor."""
+
+    def __init__(self, channels: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(channels, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, F, C) -> (N, F, C)"""
+        centred = x - x.mean(dim=1, keepdim=True)
+        scale = centred.square().mean(dim=1, keepdim=True).clamp(min=variance_floor(x, self.g)).rsqrt() * self.g.to(x)
+        return centred * scale
+
+
+class ChannelNorm(nn.Module):
+    """Normalise over the channels, then a gain per channel."""
+
+    def __init__(self, channels: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(channels, 1, 1, 1, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, 1, H, W) -> the same"""
+        centred = x - x.mean(dim=1, keepdim=True)
+        scale = centred.square().mean(dim=1, keepdim=True).clamp(min=variance_floor(x, self.g)).rsqrt()
+        return centred * scale * self.g.to(x)
+
+
+class TemporalPositionBias(nn.Module):
+    """Relative position bias of temporal attention: a small network of the signed logarithmic distance."""
+
+    def __init__(self, channels: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        extra = dict(dtype=dtype, device=device)
+        inner = channels // 2
+        self.net = nn.ModuleList([
+            nn.ModuleList([operations.Linear(1, inner, **extra), nn.SiLU()]),
+            nn.ModuleList([operations.Linear(inner, inner, **extra), nn.SiLU()]),
+            operations.Linear(inner, HEADS, **extra),
+        ])  # fmt: skip
+
+    def forward(self, distances: Tensor) -> Tensor:
+        """(F*F, 1) -> (HEADS, F, F)"""
+        first, second, last = self.net
+        bias = last(F.silu(second[0](F.silu(first[0](distances)))))  # type: ignore[index]
+        return bias.t().unflatten(1, (math.isqrt(bias.shape[0]), -1))
+
+
+class TemporalAttention(nn.Module):
+    """Attention along time, for every pixel alone; heads of a quarter of the channels, so that the inner width is twice the channels."""
+
+    def __init__(
+        self, channels: int, max_frames: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None
+    ) -> None:
+        super().__init__()
+        extra = dict(dtype=dtype, device=device)
+        inner = channels // 4 * HEADS
+        self.pos_embeds = nn.Parameter(torch.empty(1, max_frames, channels, **extra))  # type: ignore[arg-type]
+        self.frame_rate_embeds = nn.Parameter(torch.empty(1, max_frames, channels, **extra))  # type: ignore[arg-type]
+        self.norm = FrameNorm(channels, **extra)  # type: ignore[arg-type]
+        self.to_q = operations.Linear(channels, inner, bias=False, **extra)
+        self.to_kv = operations.Linear(channels, 2 * inner, bias=False, **extra)
+        self.to_out = operations.Linear(inner, channels, bias=False, **extra)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        """x (N, F, C), one row a pixel, bias (HEADS, F, F) -> (N, F, C)"""
+        frames, known = x.shape[1], self.pos_embeds.shape[1]
+        if frames > known:
+            raise CoDiError(f"this model makes clips of at most {known} frames, got {frames}. Use a shorter clip")
+        table = self.pos_embeds[:, :frames] + self.frame_rate_embeds[:, FRAME_RATE_INDEX : FRAME_RATE_INDEX + 1]
+        h = self.norm(x + table.to(x))
+        keys, values = self.to_kv(h).chunk(2, dim=-1)
+        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (self.to_q(h), keys, values))  # (N, HEADS, F, dim)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None])
+        return self.to_out(h.transpose(1, 2).flatten(2))
+
+
+class TemporalFeedForward(nn.Module):
+    """Gated feed-forward in which half of the channels come from the frame before."""
+
+    def __init__(self, channels: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+        super().__init__()
+        extra = dict(dtype=dtype, device=device)
+        inner = int(channels * 4 * 2 / 3)
+        self.proj_in = nn.ModuleList([operations.Conv3d(channels, inner * 2, 1, bias=False, **extra)])
+        norm = ChannelNorm(inner, **extra)  # type: ignore[arg-type]
+        self.proj_out = nn.ModuleList([norm, operations.Conv3d(inner, channels, 1, bias=False, **extra)])
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """(B*F, C, H, W) -> (B*F, C, H, W)"""
+        h, gate = self.proj_in[0](x[:, :, None]).float().chunk(2, dim=1)  # the gate is computed in float32 in every precision
+        h = h * F.gelu(gate)  # (B*F, C', 1, H, W)
+        kept, delayed = h.unflatten(0, (-1, frames)).chunk(2, dim=2)
+        delayed = F.pad(delayed[:, :-1], (0, 0, 0, 0, 0, 0, 0, 0, 1, 0))  # frame 0 gets zeros
+        h = self.proj_out[0](torch.cat([kept, delayed], dim=2).flatten(0, 1))
+        return self.proj_out[1](h.to(x.dtype))[:, :, 0]
+
+
+class FrameShift(nn.Module):
+    """x + shift(conv(SiLU(GroupNorm(x)))): chunk i of the channels is delayed by i frames, zeros come in."""
+
+    def __init__(
+        self, channels: int, norm_groups: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None
+    ) -> None:
+        super().__init__()
+        extra = dict(dtype=dtype, device=device)
+        norm = operations.GroupNorm(norm_groups, channels, **extra)
+        self.out_layers = nn.ModuleList([norm, nn.SiLU(), operations.Conv2d(channels, channels, 3, padding=1, **extra)])
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """(B*F, C, H, W) -> (B*F, C, H, W)"""
+        norm, _, conv = self.out_layers
+        h = conv(F.silu(norm(norm_input(norm, x)))).unflatten(0, (-1, frames))  # (B, F, C, H, W)
+        ahead = HEADS - 1
+        chunks = F.pad(h, (0, 0, 0, 0, 0, 0, ahead, 0)).chunk(HEADS, dim=2)
+        late = [chunk[:, ahead - i : ahead - i + frames] for i, chunk in enumerate(chunks)]
+        return x + torch.cat(late, dim=2).flatten(0, 1)
+
+
+class TemporalModule(nn.Module):
+    """Temporal attention, temporal feed-forward and frame shift behind a ResBlock."""
+
+    def __init__(
+        self, channels: int, norm_groups: int, max_frames: int = 30, *,
+        operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        extra: dict[str, Any] = dict(operations=operations, dtype=dtype, device=device)
+        self.frameshiftblock = FrameShift(channels, norm_groups, **extra)
+        self.temporal_attn = TemporalAttention(channels, max_frames, **extra)
+        self.temporal_rel_pos_bias = TemporalPositionBias(channels, **extra)
+        self.ff = TemporalFeedForward(channels, **extra)
+
+    def forward(self, x: Tensor, frames: int, distances: Tensor) -> Tensor:
+        """x (B*F, C, H, W), distances from `log_distances` -> (B*F, C, H, W)"""
+        height = x.shape[2]
+        pixels = x.unflatten(0, (-1, frames)).permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B*H*W, F, C)
+        pixels = pixels + self.temporal_attn(pixels, self.temporal_rel_pos_bias(distances))
+        x = pixels.unflatten(0, (-1, height, x.shape[3])).permute(0, 3, 4, 1, 2).flatten(0, 1).contiguous()  # (B*F, C, H, W)
+        x = x + self.ff(x, frames)
+        return self.frameshiftblock(x, frames)

@@ -1,0 +1,97 @@
+"""Joint denoising of any subset of outputs: latent alignment (paper section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .config import DENOISER_OF
+from .denoisers.layers import Context
+from .denoisers.unet import UNet
+from .errors import CoDiError
+
+WIRINGS = ("cross", "self", "off")
+"""How outputs listen to each other: to all the others (the paper), to themselves (as published), not at all."""
+
+Contexts = Context | Mapping[str, Context]
+
+
+class JointDenoiser(nn.Module):
+    """Denoisers of some modalities, run together.
+
+    denoisers: "vision_denoiser", "audio_denoiser", "text_denoiser", or some of them. Pictures and clips share the vision denoiser
+    and may both be outputs. With `register=False` the denoisers stay out of the module tree: their owner moves and saves them.
+    """
+
+    def __init__(self, denoisers: Mapping[str, nn.Module], *, register: bool = True) -> None:
+        super().__init__()
+        if unknown := sorted(set(denoisers) - set(DENOISER_OF.values())):
+            raise CoDiError(f"unknown denoisers {unknown}; a joint denoiser is composed of {sorted(set(DENOISER_OF.values()))}")
+        self._denoisers = dict(denoisers)
+        if register:
+            for name, denoiser in denoisers.items():
+                self.add_module(name, denoiser)
+
+    def denoiser(self, modality: str) -> UNet:
+        """The denoiser of a modality. Raises CoDiError where it is not composed."""
+        if modality not in DENOISER_OF:
+            raise CoDiError(f"unknown modality {modality!r}; CoDi makes {', '.join(DENOISER_OF)}")
+        name = DENOISER_OF[modality]
+        if name not in self._denoisers:
+            raise CoDiError(f"output {modality!r} needs {name}, but only {sorted(self._denoisers)} are composed. Add it, or ask for less")
+        return cast(UNet, self._modules.get(name) or self._denoisers[name])
+
+    def fold_contexts(self, contexts: Contexts, modalities: Any) -> dict[str, Context]:
+        """Prompt of every modality with its prompt branches computed ahead; do this once per run, not per step."""
+        return {m: self.denoiser(m).fold_context(_of(contexts, m)) for m in modalities}
+
+    def environment_embeddings(self, latents: Mapping[str, Tensor], timesteps: Tensor) -> dict[str, Tensor]:
+        """Environment embedding of every output, each (B, 1, connector_dim), L2-normalised."""
+        return {m: self.denoiser(m).environment_embedding(x, timesteps) for m, x in latents.items()}
+
+    def forward(
+        self, latents: Mapping[str, Tensor], timesteps: Tensor, contexts: Contexts, *,
+        wiring: str = "cross", alignment: float | Tensor = 1.0, alignment_guidance: float = 1.0,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Predict the noise of all outputs.
+
+        latents: modality -> latent in diffusion space. timesteps: (B,), shared by all outputs.
+        contexts: prompt (B, n, context_dim) for all, or modality -> prompt; plain or folded.
+        wiring: "cross": the connectors of an output attend to the environment embeddings of all the others (the paper);
+        "self": to its own (as published, nothing crosses between outputs); "off": connectors are left out.
+        alignment: strength of the connectors, a number or (B,). alignment_guidance g: eps = off + g * (on - off), where `off` is
+        without connectors and `on` with them; 1 needs one pass. A single output has no connectors.
+        Raises CoDiError for a modality whose denoiser is not composed and for an unknown wiring.
+        """
+        if wiring not in WIRINGS:
+            raise CoDiError(f"unknown wiring {wiring!r}; it is one of {', '.join(WIRINGS)}")
+        if not latents:
+            raise CoDiError(f"no output asked for; ask for some of {', '.join(DENOISER_OF)}")
+        contexts = self.fold_contexts(contexts, latents)
+        environment: dict[str, Tensor] = {}
+        aligned = wiring != "off" and len(latents) > 1 and (isinstance(alignment, Tensor) or alignment != 0) and alignment_guidance != 0
+        if aligned:
+            own = self.environment_embeddings(latents, timesteps)
+            for m in latents:
+                others = [embedding for name, embedding in own.items() if name != m]
+                environment[m] = own[m] if wiring == "self" else torch.cat(others, dim=1)
+        noise: dict[str, Tensor] = {}
+        for m, x in latents.items():
+            denoiser = self.denoiser(m)
+            if not aligned or alignment_guidance != 1:
+                noise[m] = denoiser(x, timesteps, contexts[m])
+            if aligned:
+                on = denoiser(x, timesteps, contexts[m], environment=environment[m], alignment=alignment)
+                noise[m] = on if alignment_guidance == 1 else torch.lerp(noise[m], on, alignment_guidance)
+        return noise
+
+
+def _of(contexts: Contexts, modality: str) -> Context:
+    if not isinstance(contexts, Mapping):
+        return contexts
+    if modality not in contexts:
+        raise CoDiError(f"no prompt for output {modality!r}; there are prompts for {sorted(contexts)}")
+    return contexts[modality]
