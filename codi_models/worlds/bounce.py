@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
@@ -61,6 +62,9 @@ PARTIAL_TEMPLATES = (
 TEMPLATES = FULL_TEMPLATES + PARTIAL_TEMPLATES
 
 
+B = TypeVar("B", bound="Batch")
+
+
 @dataclass(frozen=True)
 class Batch:
     """Tensors that share their first dimension (n,) and their device."""
@@ -76,11 +80,11 @@ class Batch:
     def device(self) -> torch.device:
         return next(self.fields())[1].device
 
-    def __getitem__(self, rows: slice | Tensor):
+    def __getitem__(self: B, rows: slice | Tensor) -> B:
         """The rows that a slice, an index tensor or a mask (n,) selects."""
         return type(self)(**{name: value[rows] for name, value in self.fields()})
 
-    def to(self, device: torch.device | str):
+    def to(self: B, device: torch.device | str) -> B:
         return type(self)(**{name: value.to(device) for name, value in self.fields()})
 
 
