@@ -18,7 +18,7 @@ TESTS = Path(__file__).resolve().parent
 PACK = TESTS.parent
 
 # The root of the pack has a folder `nodes`, and so has the host: `import nodes` must find the host's.
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != PACK]
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != PACK and not (Path(p or ".") / "comfy_execution").is_dir()]
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
@@ -54,6 +54,26 @@ def host() -> Path:
     if not (HOST / "main.py").is_file():
         pytest.fail(f"COMFYUI_PATH={HOST} is not a ComfyUI folder: it has no main.py")
     return HOST
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ComfyUI base directory with one model in models/codi: `tiny`, codi-mini with random weights."""
+    from codi.codi_models.config import CoDiConfig
+    from codi.codi_models.model import CoDi
+    from codi.codi_models.worlds.bounce import ALL_CAPTIONS
+
+    folder = tmp_path_factory.mktemp("comfy")
+    CoDi.create(CoDiConfig.mini(), folder / "models" / "codi" / "tiny", captions=ALL_CAPTIONS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def session(host: Path, base: Path):
+    """The host, started in this process with the pack in it (host.session.Session)."""
+    from host.session import Session
+
+    return Session(host, base, PACK)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

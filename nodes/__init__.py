@@ -1,0 +1,65 @@
+"""CoDi's nodes: one file per step of a graph."""
+
+from __future__ import annotations
+
+import logging
+
+from comfy_api.latest import ComfyExtension, io
+
+from .bounce_scene import BounceScene
+from .compose import Alignment, Compose
+from .decode import DecodeAudio, DecodeImage, DecodeText, DecodeVideo
+from .encode import EncodeAudio, EncodeImage, EncodeText, EncodeVideo
+from .host import folders
+from .latent import EmptyJointLatent
+from .load import Denoiser, Load, LoadJoint, LoadVAE
+from .mix import ConditionMixer
+from .sample import JointSampler
+from .show_text import ShowText
+
+MINIMUM = (0, 8, 0)
+NODES: list[type[io.ComfyNode]] = [
+    LoadJoint,
+    Load,
+    Denoiser,
+    Compose,
+    Alignment,
+    LoadVAE,
+    EncodeText,
+    EncodeImage,
+    EncodeAudio,
+    EncodeVideo,
+    ConditionMixer,
+    EmptyJointLatent,
+    JointSampler,
+    DecodeImage,
+    DecodeVideo,
+    DecodeAudio,
+    DecodeText,
+    ShowText,
+    BounceScene,
+]
+
+
+class CoDiExtension(ComfyExtension):
+    """Registers the nodes and the model folder."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        folders.register()
+        _warn_old_host()
+        return list(NODES)
+
+
+async def comfy_entrypoint() -> ComfyExtension:
+    """The host's way in."""
+    return CoDiExtension()
+
+
+def _warn_old_host() -> None:
+    """The host reads requires-comfyui from pyproject.toml but does not act on it."""
+    try:
+        from comfyui_version import __version__
+    except ImportError:
+        return
+    if tuple(int(p) for p in __version__.split(".")[:3] if p.isdigit()) < MINIMUM:
+        logging.warning("CoDi needs ComfyUI %s or newer; this is %s. Update it if a node fails.", ".".join(map(str, MINIMUM)), __version__)

@@ -1,0 +1,155 @@
+"""Decode the parts of a joint LATENT, and show them on the node."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from fractions import Fraction
+from typing import Any
+
+import folder_paths
+import torch
+from comfy_api.latest import InputImpl, Types, io, ui
+
+from ..codi_models.decoding import decode_text
+from ..codi_models.errors import CoDiError
+from .host.handle import CoDiHandle
+from .host.parts import take
+from .host.vae import PictureVAE, SoundVAE
+from .schema import ADVANCED, CodiModel, schema
+
+
+def _inputs(*more: Any) -> list[Any]:
+    return [CodiModel.Input("codi"), io.Latent.Input("latent", tooltip="Sampled joint LATENT."), *more]
+
+
+class DecodeImage(io.ComfyNode):
+    """Image part of a LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiDecodeImage",
+            display_name="CoDi Decode Image",
+            description="Decodes the image of a joint LATENT and shows it.",
+            is_output_node=True,
+            inputs=_inputs(),
+            outputs=[io.Image.Output(display_name="image")],
+        )
+
+    @classmethod
+    def execute(cls, codi: CoDiHandle, latent: dict) -> io.NodeOutput:
+        image = PictureVAE(codi).decode(take(latent, "image", codi.config))
+        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+
+
+class DecodeVideo(io.ComfyNode):
+    """Video part of a LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiDecodeVideo",
+            display_name="CoDi Decode Video",
+            description="Decodes the clip of a joint LATENT and plays it, with sound where one is connected.",
+            is_output_node=True,
+            inputs=_inputs(
+                io.Audio.Input("audio", optional=True, tooltip="Sound to put into the clip, from CoDi Decode Audio."),
+                io.Float.Input(
+                    "frame_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=120.0,
+                    step=0.01,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Frames per second; 0: the model's own.",
+                ),
+            ),
+            outputs=[
+                io.Image.Output(display_name="frames", tooltip="Frames of all clips of the batch, one after another."),
+                io.Video.Output(display_name="video", tooltip="The first clip of the batch."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, codi: CoDiHandle, latent: dict, audio: dict | None = None, frame_rate: float = 0.0) -> io.NodeOutput:
+        clips = PictureVAE(codi).decode(take(latent, "video", codi.config))  # (B, F, H, W, 3)
+        rate = Fraction(frame_rate or codi.config.sampling.frame_rate).limit_denominator(1000)
+        videos = []
+        for row, frames in enumerate(clips):
+            videos.append(InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, audio=_row(audio, row), frame_rate=rate)))
+        shown = ui.PreviewVideo([_preview(video) for video in videos])
+        return io.NodeOutput(clips.flatten(0, 1), videos[0], ui=shown)
+
+
+class DecodeAudio(io.ComfyNode):
+    """Audio part of a LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiDecodeAudio",
+            display_name="CoDi Decode Audio",
+            description="Decodes the sound of a joint LATENT and plays it.",
+            is_output_node=True,
+            inputs=_inputs(),
+            outputs=[io.Audio.Output(display_name="audio")],
+        )
+
+    @classmethod
+    def execute(cls, codi: CoDiHandle, latent: dict) -> io.NodeOutput:
+        wave = SoundVAE(codi).decode(take(latent, "audio", codi.config)).movedim(-1, 1).float().cpu()  # (B, 1, N)
+        audio = {"waveform": wave, "sample_rate": codi.config.mel.sample_rate}
+        return io.NodeOutput(audio, ui=ui.PreviewAudio(audio, cls=cls))
+
+
+class DecodeText(io.ComfyNode):
+    """Text part of a LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiDecodeText",
+            display_name="CoDi Decode Text",
+            description="Decodes the caption of a joint LATENT and shows it.",
+            is_output_node=True,
+            inputs=_inputs(
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Draws words where the model does not always take the likeliest.",
+                ),
+            ),
+            outputs=[io.String.Output(display_name="text", tooltip="One line per caption of the batch.")],
+        )
+
+    @classmethod
+    def execute(cls, codi: CoDiHandle, latent: dict, seed: int = 0) -> io.NodeOutput:
+        part = take(latent, "text", codi.config).squeeze(-1)  # (B, D)
+        z = part.to(codi.model.place("text_autoencoder"), torch.float32) * codi.config.text_autoencoder.scale
+        text = "\n".join(decode_text(codi.model, z, [seed + i for i in range(len(z))]))
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+def _row(audio: dict | None, row: int) -> dict | None:
+    """One sound of a batch; the only sound of a batch of one goes with every clip."""
+    if audio is None:
+        return None
+    wave = audio["waveform"]
+    if len(wave) > 1 and row >= len(wave):
+        raise CoDiError(f"{len(wave)} sounds do not go with {row + 1} or more clips: give one sound, or one per clip")
+    return {**audio, "waveform": wave[min(row, len(wave) - 1)][None]}
+
+
+def _preview(video: Any) -> ui.SavedResult:
+    """Writes the clip to the host's temp folder, for the player on the node."""
+    name = f"codi_{uuid.uuid4().hex}.mp4"
+    folder = folder_paths.get_temp_directory()
+    os.makedirs(folder, exist_ok=True)
+    video.save_to(os.path.join(folder, name))
+    return ui.SavedResult(name, "", io.FolderType.temp)

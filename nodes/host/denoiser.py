@@ -1,0 +1,96 @@
+"""One denoiser as a MODEL that samples alone under the stock nodes."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.utils
+import torch
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor
+
+from ...codi_models.checkpoints import read_weights
+from ...codi_models.config import DENOISER_OF, MODALITIES
+from ...codi_models.denoisers.unet2d import UNet2D
+from ...codi_models.denoisers.unet_text import TextUNet
+from ...codi_models.errors import CoDiError
+from ...codi_models.model import DTYPES, load_component
+from .handle import CoDiHandle, open_handle
+from .latent_model import LatentModel, ScheduleConfig, wrap_sampling
+
+DENOISERS = ("vision_denoiser", "audio_denoiser", "text_denoiser")
+_built: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """The host's attention, on (B, tokens, heads * dim)."""
+    return optimized_attention(q, k, v, heads)
+
+
+class _HostCall:
+    """Lets the host call a denoiser (list of latents, transformer_options) beside CoDi's own joint step."""
+
+    def forward(
+        self, x: Any, timesteps: Tensor, context: Any = None, control: Any = None, transformer_options: Any = None, **kw: Any
+    ) -> Tensor:
+        run = super().forward  # type: ignore[misc]
+        if transformer_options is None:
+            return run(x, timesteps, context, **kw)
+        x = x[0] if isinstance(x, list) else x
+        if x.ndim == 3:  # text: (B, D, 1) in the host, (B, D) in the network
+            return run(x.squeeze(-1), timesteps, context).unsqueeze(-1)
+        return run(x, timesteps, context)
+
+
+class HostUNet2D(_HostCall, UNet2D):
+    """UNet of pictures and clips, or of sound."""
+
+
+class HostTextUNet(_HostCall, TextUNet):
+    """UNet of text latents."""
+
+
+def denoiser_model(codi: CoDiHandle, component: str, dtype: str = "auto", *, disable_dynamic: bool = False) -> Any:
+    """MODEL of one of DENOISERS. dtype: auto (as the host chooses) or one of fp32, fp16, bf16.
+
+    Raises CoDiError where the component is unknown or its file is missing, truncated or another network's."""
+    if component not in DENOISERS:
+        raise CoDiError(f"no denoiser named {component!r}: choose one of {', '.join(DENOISERS)}")
+    key = (id(codi), component, dtype, disable_dynamic)
+    if (patcher := _built.get(key)) is None:
+        patcher = _built[key] = _build(codi, component, dtype, disable_dynamic)
+    return patcher
+
+
+def reload_denoiser(name: str, component: str, dtype: str, disable_dynamic: bool = False) -> Any:
+    """The same MODEL again, from the model's name: hosts that stream weights clone patchers this way."""
+    return denoiser_model(open_handle(name), component, dtype, disable_dynamic=disable_dynamic)
+
+
+def _build(codi: CoDiHandle, component: str, dtype: str, disable_dynamic: bool) -> Any:
+    config, path = getattr(codi.config, component), codi.model.path(component)
+    load_component(component, codi.config, path, device="meta")  # every key and shape is checked before the host loads leniently
+    weights, _ = read_weights(path)
+    load, rest = mm.get_torch_device(), mm.unet_offload_device()
+    chosen = DTYPES.get(dtype) or mm.unet_dtype(
+        model_params=comfy.utils.calculate_parameters(weights),
+        supported_dtypes=list(ScheduleConfig.supported_inference_dtypes),
+        weight_dtype=comfy.utils.weight_dtype(weights),
+    )
+
+    def network(*, device: Any, operations: Any, **_: Any) -> torch.nn.Module:
+        cls: Any = HostTextUNet if component == "text_denoiser" else HostUNet2D
+        return cls(config, operations=operations, dtype=chosen, device=device, attention=attention)
+
+    model = LatentModel(codi, [m for m in MODALITIES if DENOISER_OF[m] == component], network, dtype=chosen, device=rest)
+    plain = comfy.model_patcher.ModelPatcher
+    # The host rebinds CoreModelPatcher at start: looked up here, not imported.
+    kind = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
+    patcher = kind(model, load_device=load, offload_device=rest)
+    streamed = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
+    model.load_model_weights(weights, "", **({"assign": True} if streamed else {}))
+    patcher.cached_patcher_init = (reload_denoiser, (codi.name, component, dtype))
+    return wrap_sampling(patcher)

@@ -1,0 +1,81 @@
+"""What `Load CoDi` hands on: a model folder whose networks load when a node first needs them, placed by the host."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.ops
+import torch
+
+from ...codi_models.model import CoDi, build_component, load_component
+from .folders import model_folder
+
+_ENCODERS = ("clip", "clap")
+_opened: weakref.WeakValueDictionary[tuple, CoDiHandle] = weakref.WeakValueDictionary()
+
+
+class HostedCoDi(CoDi):
+    """A model folder whose components are built from the host's operations and moved by its memory management."""
+
+    def __init__(self, folder: Path) -> None:
+        opened = CoDi.from_pretrained(folder, device="cpu", dtype=torch.float32)
+        # Prompts are put on `device`, so it is the encoders'.
+        super().__init__(
+            opened.folder, opened.config, device=mm.text_encoder_device(), dtype=opened.dtype, operations=comfy.ops.manual_cast
+        )
+        self.patchers: dict[str, Any] = {}
+
+    def component(self, name: str) -> torch.nn.Module:
+        """The network of that name, on its compute device. Raises CoDiError as CoDi.component does."""
+        if name not in self.patchers:
+            rest = mm.text_encoder_offload_device() if name in _ENCODERS else mm.vae_offload_device()
+            # The plain patcher: these networks are small beside the denoisers and are used in one piece.
+            self.patchers[name] = comfy.model_patcher.ModelPatcher(self._read(name), load_device=self.place(name), offload_device=rest)
+        patcher = self.patchers[name]
+        mm.load_models_gpu([patcher], memory_required=mm.module_size(patcher.model))
+        return patcher.model
+
+    def place(self, name: str) -> torch.device:
+        """Device that a component computes on, chosen by the host."""
+        return mm.text_encoder_device() if name in _ENCODERS else mm.vae_device()
+
+    def _read(self, name: str) -> torch.nn.Module:
+        """Hosts that stream weights leave layers empty until a state dict is assigned: check the file on plain layers first."""
+        checked = load_component(name, self.config, self.path(name), dtype=self.dtype, device="cpu")
+        network = build_component(name, self.config, operations=self.operations, dtype=self.dtype, device="cpu")
+        network.load_state_dict(checked.state_dict(), assign=True)
+        self.loaded[name] = network
+        return network.eval().requires_grad_(False)
+
+
+class CoDiHandle:
+    """One opened model folder; nodes that name the same unchanged folder share it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.model = HostedCoDi(model_folder(name))
+
+    @property
+    def config(self) -> Any:
+        """The folder's CoDiConfig."""
+        return self.model.config
+
+
+def fingerprint(name: str) -> tuple:
+    """Changes when a file of the model folder does. Raises CoDiError where there is no such folder."""
+    folder = model_folder(name)
+    files = sorted(p for p in folder.iterdir() if p.is_file())
+    return (str(folder), *((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in files))
+
+
+def open_handle(name: str) -> CoDiHandle:
+    """The handle of a model name, opened once while anything still uses it."""
+    key = fingerprint(name)
+    handle = _opened.get(key)
+    if handle is None:
+        handle = _opened[key] = CoDiHandle(name)
+    return handle

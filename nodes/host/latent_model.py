@@ -1,0 +1,128 @@
+"""What CoDi's MODELs share: noise schedule, latents of several shapes in one packed tensor, and checks before sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.conds
+import comfy.model_base
+import comfy.model_management as mm
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.nested_tensor import NestedTensor
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+from ...codi_models.errors import CoDiError
+from .handle import CoDiHandle
+from .latent_format import CoDiLatentFormat
+from .parts import modalities_of
+
+SCALED_BY = {"video": "picture_autoencoder", "image": "picture_autoencoder", "text": "text_autoencoder", "audio": "sound_autoencoder"}
+_BYTES_PER_CHANNEL = 33  # activations of one latent element, per model channel and byte of the dtype; as the host reckons for SD 1.5
+
+
+class ScheduleConfig(comfy.supported_models_base.BASE):
+    """Published noise schedule: betas linear in their square root from 0.00085 to 0.012 in 1000 steps, the network predicts the noise."""
+
+    unet_config: dict = {}
+    unet_extra_config: dict = {}
+    memory_usage_factor = 1.0
+    sampling_settings = {"beta_schedule": "linear", "linear_start": 0.00085, "linear_end": 0.012, "timesteps": 1000}
+
+
+class LatentModel(comfy.model_base.BaseModel):
+    """BaseModel of one denoiser, or of several in lock-step.
+
+    `outputs`: modalities it can make. `network` is called by the host with a list of latents and returns noise of the same form."""
+
+    def __init__(
+        self, codi: CoDiHandle, outputs: Sequence[str], network: Callable[..., nn.Module], *, dtype: torch.dtype, device: Any
+    ) -> None:
+        conf = ScheduleConfig({})
+        conf.latent_format = CoDiLatentFormat(codi, outputs, lambda: self.latent_shapes)
+        conf.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, mm.get_torch_device(), conf.supported_inference_dtypes))
+        super().__init__(conf, comfy.model_base.ModelType.EPS, device=device, unet_model=network)
+        self.codi, self.outputs = codi, tuple(outputs)
+        self.weight_dtype = dtype
+        self.latent_shapes: list[tuple[int, ...]] | None = None
+
+    def get_dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return self.weight_dtype
+
+    def check(self, shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
+        """Modalities of a latent's parts. Raises CoDiError for shapes of another model and for outputs that are not composed."""
+        asked = modalities_of(shapes, self.codi.config)
+        if lacking := [m for m in asked if m not in self.outputs]:
+            raise CoDiError(
+                f"this LATENT asks for {', '.join(asked)}, but the MODEL makes only {', '.join(self.outputs)}: "
+                f"compose the denoiser of {', '.join(lacking)} into it, or switch that output off"
+            )
+        return asked
+
+    def process_latent_in(self, latent: Any) -> Any:
+        """Latent space to diffusion space."""
+        return self._scaled(latent, lambda part, scale: part * scale)
+
+    def process_latent_out(self, latent: Any) -> Any:
+        """Diffusion space to latent space."""
+        return self._scaled(latent, lambda part, scale: part / scale)
+
+    def _scaled(self, latent: Any, change: Callable[[Tensor, float], Tensor]) -> Any:
+        """Nested in the second output of SamplerCustomAdvanced on newer hosts, packed (B, 1, N) everywhere else."""
+        nested = latent.is_nested
+        parts = latent.unbind() if nested else comfy.utils.unpack_latents(latent, self.latent_shapes or [latent.shape])
+        config = self.codi.config
+        scales = [getattr(config, SCALED_BY[m]).scale for m in modalities_of([p.shape for p in parts], config)]
+        done = [change(part, scale) for part, scale in zip(parts, scales, strict=True)]
+        if nested:
+            return NestedTensor(done)
+        return comfy.utils.pack_latents(done)[0] if len(done) > 1 else done[0]
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
+        """Hands the network the prompt and the shapes of the parts. Raises CoDiError for prompts of another model."""
+        prompt, width = kwargs.get("cross_attn"), self.codi.config.vision_denoiser.context_dim
+        if prompt is not None and prompt.shape[-1] != width:
+            raise CoDiError(
+                f"this CONDITIONING is {prompt.shape[-1]} wide, {self.codi.name} takes {width}: make it with CoDi's Encode nodes and the same model"
+            )
+        out = super().extra_conds(**kwargs)
+        out["latent_shapes"] = comfy.conds.CONDConstant(kwargs["latent_shapes"])
+        return out
+
+    def memory_required(self, input_shape: Sequence[int], cond_shapes: Any = None) -> float:
+        """Bytes for one call; `input_shape` is packed, (B, 1, N)."""
+        shapes = self.latent_shapes or [tuple(input_shape)]
+        elements = sum(math.prod(s[2:]) for s in shapes)
+        channels = self.codi.config.vision_denoiser.model_channels
+        return input_shape[0] * elements * channels * mm.dtype_size(self.get_dtype_inference()) * _BYTES_PER_CHANNEL
+
+
+def around_sampling(
+    executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Any = None, *rest: Any, **kw: Any
+) -> Tensor:
+    """OUTER_SAMPLE wrapper: tells the model the shapes of the packed parts, and refuses what would fail obscurely later."""
+    guider, shapes = executor.class_obj, kw.get("latent_shapes") or [latent_image.shape]
+    model = guider.model_patcher.model
+    model.check(shapes)
+    model.latent_shapes = shapes
+    if any("area" in c or "mask" in c for conds in guider.conds.values() for c in conds):
+        raise CoDiError("CONDITIONING with an area or a mask cannot be used with CoDi: its prompts are one vector for the whole output")
+    if noise.shape != latent_image.shape and not torch.any(noise):
+        noise = torch.zeros_like(latent_image)  # hosts before 0.32 make "no noise" for the first part only
+    to_the_end = float(sigmas[-1]) == 0  # asked before sampling: uni_pc overwrites the last sigma
+    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *rest, **kw)
+    if denoise_mask is not None and to_the_end:  # some samplers leave kept parts off by up to a tenth
+        mask = denoise_mask.to(out)
+        out = out * mask + latent_image.to(out) * (1 - mask)
+    return out
+
+
+def wrap_sampling(patcher: Any) -> Any:
+    """Adds `around_sampling` to a patcher, once."""
+    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "codi", around_sampling)
+    return patcher

@@ -1,0 +1,73 @@
+"""VAE objects for the host's own encode and decode nodes: pictures and clips, or sound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_management as mm
+import torch
+from torch import Tensor
+
+from ...codi_models.decoding import decode_pixels, decode_sound
+from ...codi_models.errors import CoDiError
+from .handle import CoDiHandle
+from .parts import factor
+
+
+class PictureVAE:
+    """What the host's VAE Decode, VAE Encode and their tiled variants ask of a picture VAE."""
+
+    def __init__(self, codi: CoDiHandle) -> None:
+        self.codi = codi
+
+    @torch.inference_mode()
+    def decode(self, z: Any) -> Tensor:
+        """(B, C, h, w) -> (B, H, W, 3); (B, C, F, h, w) -> (B, F, H, W, 3); values 0..1. Of a joint latent, its first part."""
+        z = z.unbind()[0] if z.is_nested else z
+        if z.ndim not in (4, 5) or z.shape[1] != self.codi.config.picture_autoencoder.latent_channels:
+            raise CoDiError(f"a latent of shape {tuple(z.shape)} is no picture or clip of {self.codi.name}")
+        z = z.to(self.codi.model.place("picture_autoencoder"), torch.float32) * self.codi.config.picture_autoencoder.scale
+        pixels = decode_pixels(self.codi.model, z)  # (B, 3, H, W) or (B, F, 3, H, W)
+        return pixels.movedim(-3, -1).to(mm.intermediate_device())
+
+    @torch.inference_mode()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, H, W, 3) 0..1 -> (B, C, h, w)."""
+        pixels = pixels[..., :3].movedim(-1, 1).to(self.codi.model.place("picture_autoencoder"), torch.float32)
+        return self.codi.model.picture_autoencoder.encode(pixels * 2 - 1).to(mm.intermediate_device())
+
+    def decode_tiled(self, z: Any, **_: Any) -> Tensor:
+        """As `decode`: these pictures are small enough to be decoded whole."""
+        return self.decode(z)
+
+    def spacial_compression_decode(self) -> int:
+        """Pixels per latent element."""
+        return factor(self.codi.config.picture_autoencoder)
+
+    spacial_compression_encode = spacial_compression_decode
+
+    def temporal_compression_decode(self) -> None:
+        """Frames are not compressed in time."""
+
+
+class SoundVAE:
+    """What the host's VAE Decode Audio and VAE Encode Audio ask: mel autoencoder and vocoder in one."""
+
+    def __init__(self, codi: CoDiHandle) -> None:
+        self.codi = codi
+        self.audio_sample_rate = codi.config.mel.sample_rate
+
+    @torch.inference_mode()
+    def decode(self, z: Any) -> Tensor:
+        """(B, C, t, m) -> (B, samples, 1). Of a joint latent, its last part."""
+        z = z.unbind()[-1] if z.is_nested else z
+        if z.ndim != 4 or z.shape[1] != self.codi.config.sound_autoencoder.latent_channels:
+            raise CoDiError(f"a latent of shape {tuple(z.shape)} is no sound of {self.codi.name}")
+        z = z.to(self.codi.model.place("sound_autoencoder"), torch.float32) * self.codi.config.sound_autoencoder.scale
+        return decode_sound(self.codi.model, z).unsqueeze(-1).to(mm.intermediate_device())
+
+    @torch.inference_mode()
+    def encode(self, samples: Tensor) -> Tensor:
+        """(B, samples, channels) at `audio_sample_rate` -> (B, C, t, m)."""
+        sound = samples.mean(-1).to(self.codi.model.place("sound_autoencoder"), torch.float32)
+        return self.codi.model.sound_autoencoder.encode(sound).to(mm.intermediate_device())

@@ -1,0 +1,40 @@
+"""The LATENT that a joint MODEL starts from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..codi_models.config import MODALITIES
+from .host import handle, parts
+from .schema import CodiModel, schema
+
+
+class EmptyJointLatent(io.ComfyNode):
+    """Zeros for the chosen outputs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiEmptyJointLatent",
+            display_name="CoDi Empty Joint Latent",
+            description="Chooses what is generated, and how large. The defaults suit codi-mini.",
+            inputs=[
+                CodiModel.Input("codi"),
+                *[io.Boolean.Input(m, default=True, tooltip=f"Generate {m}.") for m in MODALITIES],
+                io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
+                io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
+                io.Int.Input("frames", default=8, min=1, max=256, tooltip="Frames of the clip."),
+                io.Float.Input("seconds", default=1.28, min=0.16, max=60.0, step=0.16, tooltip="Length of the sound."),
+                io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many of each."),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="Joint LATENT: clip, image, text, sound, as far as chosen.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, codi: handle.CoDiHandle, width: int, height: int, frames: int, seconds: float, batch_size: int, **outputs: Any
+    ) -> io.NodeOutput:
+        chosen = [m for m in MODALITIES if outputs.get(m)]
+        return io.NodeOutput(parts.empty(codi.config, chosen, width=width, height=height, frames=frames, seconds=seconds, batch=batch_size))

@@ -1,0 +1,131 @@
+"""Load a CoDi model folder, whole or denoiser by denoiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..codi_models.config import DENOISER_OF, MODALITIES
+from ..codi_models.errors import CoDiError
+from .host import compose, folders, handle
+from .host.denoiser import DENOISERS, denoiser_model
+from .host.vae import PictureVAE, SoundVAE
+from .schema import ADVANCED, CodiModel, schema
+
+_DTYPES = ["auto", "fp32", "fp16", "bf16"]
+
+
+def _name() -> io.Combo.Input:
+    return io.Combo.Input(
+        "name",
+        display_name="model",
+        options=folders.model_names(),
+        tooltip="A folder in models/codi, or codi-mini, which comes with the pack.",
+    )
+
+
+def _dtype() -> io.Combo.Input:
+    return io.Combo.Input("dtype", options=_DTYPES, default="auto", extra_dict=ADVANCED, tooltip="Precision of the denoisers' weights.")
+
+
+class LoadJoint(io.ComfyNode):
+    """The beginner's loader: a joint MODEL of the chosen outputs, and the model for encoding and decoding."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiLoadJoint",
+            display_name="Load CoDi (joint)",
+            description="Loads the denoisers of the chosen outputs as one joint MODEL. What is switched off is not loaded.",
+            search_aliases=["codi", "any-to-any", "codi-mini"],
+            inputs=[
+                _name(),
+                *[io.Boolean.Input(m, default=True, tooltip=f"The MODEL can make {m}.") for m in MODALITIES],
+                _dtype(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="Joint MODEL, for the CoDi Joint Sampler and the stock samplers."),
+                CodiModel.Output(display_name="codi", tooltip="For CoDi's Encode, Empty Latent and Decode nodes."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str, **_: Any) -> tuple:
+        return handle.fingerprint(name)
+
+    @classmethod
+    def execute(cls, name: str, dtype: str = "auto", **outputs: bool) -> io.NodeOutput:
+        needed = {DENOISER_OF[m] for m in MODALITIES if outputs.get(m)}
+        if not needed:
+            raise CoDiError(f"no output chosen: switch on at least one of {', '.join(MODALITIES)}")
+        codi = handle.open_handle(name)
+        members = [denoiser_model(codi, d, dtype) for d in DENOISERS if d in needed]
+        return io.NodeOutput(compose.compose(members, compose.Alignment.default(codi.config.sampling)), codi)
+
+
+class Load(io.ComfyNode):
+    """Opens a model folder; its networks load when a node first needs them."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiLoad",
+            display_name="Load CoDi",
+            description="Opens a CoDi model. Networks load when a node first needs them.",
+            inputs=[_name()],
+            outputs=[CodiModel.Output(display_name="codi")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> tuple:
+        return handle.fingerprint(name)
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        return io.NodeOutput(handle.open_handle(name))
+
+
+class Denoiser(io.ComfyNode):
+    """One modality's diffusion model, usable alone."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiDenoiser",
+            display_name="CoDi Denoiser",
+            description="One denoiser as a MODEL of its own. It samples alone, or together with others after CoDi Compose.",
+            inputs=[
+                CodiModel.Input("codi"),
+                io.Combo.Input(
+                    "denoiser", options=list(DENOISERS), tooltip="vision makes images and clips, audio makes sound, text makes captions."
+                ),
+                _dtype(),
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, codi: handle.CoDiHandle, denoiser: str, dtype: str = "auto") -> io.NodeOutput:
+        return io.NodeOutput(denoiser_model(codi, denoiser, dtype))
+
+
+class LoadVAE(io.ComfyNode):
+    """CoDi's autoencoders for the host's own VAE nodes."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiVAE",
+            display_name="CoDi VAE",
+            description="CoDi's autoencoders for the stock nodes VAE Decode, VAE Encode, VAE Decode Audio and VAE Encode Audio.",
+            inputs=[CodiModel.Input("codi")],
+            outputs=[
+                io.Vae.Output(display_name="picture VAE", tooltip="Decodes the first part of a joint LATENT: clip, else image."),
+                io.Vae.Output(display_name="sound VAE", tooltip="Decodes the last part of a joint LATENT: sound."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, codi: handle.CoDiHandle) -> io.NodeOutput:
+        return io.NodeOutput(PictureVAE(codi), SoundVAE(codi))

@@ -1,0 +1,65 @@
+"""Sample any set of outputs jointly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io
+
+from .compose import alignment_inputs
+from .host import compose
+from .schema import schema
+
+
+class JointSampler(io.ComfyNode):
+    """The stock KSampler with the alignment's settings beside it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiJointSampler",
+            display_name="CoDi Joint Sampler",
+            description="Generates all parts of a joint LATENT together. The same as KSampler after CoDi Alignment with these settings.",
+            inputs=[
+                io.Model.Input("model", tooltip="A joint MODEL."),
+                io.Conditioning.Input("positive", tooltip="What to make, from CoDi's Encode nodes or the Condition Mixer."),
+                io.Conditioning.Input("negative", tooltip="What to move away from; CoDi Encode Text with an empty text for none."),
+                io.Latent.Input("latent", tooltip="From CoDi Empty Joint Latent."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
+                io.Int.Input("steps", default=25, min=1, max=1000),
+                io.Float.Input(
+                    "cfg", default=3.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance: how closely to follow the prompt."
+                ),
+                io.Combo.Input("sampler_name", options=list(comfy.samplers.KSampler.SAMPLERS), default="ddim"),
+                io.Combo.Input("scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), default="ddim_uniform"),
+                io.Float.Input(
+                    "denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="1 starts from noise; less keeps some of the given LATENT."
+                ),
+                *alignment_inputs(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        positive: Any,
+        negative: Any,
+        latent: dict,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        wiring: str,
+        alignment: float,
+        alignment_guidance: float,
+    ) -> io.NodeOutput:
+        from nodes import common_ksampler  # the host's module of that name
+
+        aligned = compose.Alignment(wiring, alignment, alignment_guidance).put(model)
+        out = common_ksampler(aligned, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)
+        return io.NodeOutput(out[0])

@@ -1,0 +1,26 @@
+"""Show a text on the node."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from .schema import schema
+
+
+class ShowText(io.ComfyNode):
+    """Shows and hands on a STRING."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiShowText",
+            display_name="CoDi Show Text",
+            description="Shows a text on the node and hands it on.",
+            is_output_node=True,
+            inputs=[io.String.Input("text", force_input=True)],
+            outputs=[io.String.Output(display_name="text")],
+        )
+
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
