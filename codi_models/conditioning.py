@@ -24,26 +24,26 @@ def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, me
     Raises CoDiError for weights that are not finite or sum to zero, shapes that differ, and prompts that cancel out."""
     if not embeddings:
         raise CoDiError("nothing to mix: give at least one prompt")
-    shares = _shares(weights, len(embeddings))
+    portions = shares(weights, len(embeddings))
     shapes = {tuple(e.shape) for e in embeddings}
     if len(shapes) > 1 or embeddings[0].ndim != 3:
         raise CoDiError(f"prompts to mix must all be (B, 1, D) of one model and one batch size, got {sorted(shapes)}")
     if method not in MIX_METHODS:
         raise CoDiError(f"unknown mixing method {method!r}: give one of {', '.join(MIX_METHODS)}")
     points = torch.stack(tuple(embeddings)).float()  # (n, B, 1, D)
-    share = points.new_tensor(shares)[:, None, None, None]  # (n, 1, 1, 1)
+    share = points.new_tensor(portions)[:, None, None, None]  # (n, 1, 1, 1)
     blend = (points * share).sum(dim=0)  # (B, 1, D)
     if method != "linear":
-        if blend.norm(dim=-1).min() < 1e-4 * max(map(abs, shares)):
-            raise CoDiError(f"these prompts with weights {list(weights or shares)} cancel out: no direction is left. Change a weight")
+        if blend.norm(dim=-1).min() < 1e-4 * max(map(abs, portions)):
+            raise CoDiError(f"these prompts with weights {list(weights or portions)} cancel out: no direction is left. Change a weight")
         blend = normalize(blend, dim=-1)
         if method == "spherical":
             blend = _spherical_mean(normalize(points, dim=-1), share, blend)
     return blend.to(embeddings[0].dtype)
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Weights divided by their sum."""
+def shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Weights divided by their sum. Raises CoDiError for another number of them, NaN or infinite ones, and a sum of zero."""
     weights = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(weights) != count:
         raise CoDiError(f"{len(weights)} weights for {count} prompts: give one weight per prompt")

@@ -7,8 +7,9 @@ import importlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,10 @@ from .checkpoints import load_weights, read_metadata, read_weights, save_weights
 from .config import MODALITIES, CoDiConfig
 from .errors import CoDiError
 from .files import sha256, whole_file
+
+if TYPE_CHECKING:
+    from .autoencoders.tokenizers import TextTokenizers
+    from .encoders.tokenizer import CLIPTokenizer
 
 SHARED_SPACE_FILE = "shared_space.safetensors"
 SHIPPED = Path(__file__).parent.parent / "weights"
@@ -172,6 +177,20 @@ class CoDi:
         if name in COMPONENTS:
             return self.component(name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    @cached_property
+    def clip_tokenizer(self) -> CLIPTokenizer:
+        """Tokenizer of text prompts."""
+        from .encoders.tokenizer import CLIPTokenizer
+
+        return CLIPTokenizer(self.folder, self.config.clip)
+
+    @cached_property
+    def text_tokenizers(self) -> TextTokenizers:
+        """Tokenizers of the text autoencoder."""
+        from .autoencoders.tokenizers import TextTokenizers
+
+        return TextTokenizers(self.folder, self.config.text_autoencoder)
 
     def path(self, name: str) -> Path:
         """File of a component."""

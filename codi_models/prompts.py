@@ -1,0 +1,89 @@
+"""Prompts of any kind to embeddings of the shared space, and what stands for no prompt (paper section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import media
+from .errors import CoDiError
+from .model import CoDi
+
+PROMPT_KINDS = ("text", "image", "audio", "video")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and its weight in the mixture.
+
+    value by kind: text a string; image (3, H, W) in 0..1; audio ((N,) in -1..1, sample rate); video (F, 3, H, W) in 0..1;
+    a string or Path as image, audio or video is a file to read."""
+
+    kind: str
+    value: str | Path | Tensor | tuple[Tensor, int]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in PROMPT_KINDS:
+            raise CoDiError(f"unknown kind of prompt {self.kind!r}: give one of {', '.join(PROMPT_KINDS)}")
+
+    @property
+    def encoder(self) -> str:
+        """Component that encodes prompts of this kind."""
+        return "clap" if self.kind == "audio" else "clip"
+
+    def read(self, frames: int) -> Prompt:
+        """The prompt with its file, if it is one, read; of a clip `frames` frames. Raises CoDiError as `media` does."""
+        if self.kind == "text" or not isinstance(self.value, (str, Path)):
+            return self
+        if self.kind == "image":
+            return Prompt(self.kind, media.read_image(self.value), self.weight)
+        if self.kind == "audio":
+            return Prompt(self.kind, media.read_audio(self.value), self.weight)
+        return Prompt(self.kind, media.read_video(self.value, frames), self.weight)
+
+
+@torch.inference_mode()
+def encode_prompt(model: CoDi, prompt: Prompt) -> Tensor:
+    """A read prompt -> (1, 1, D), unit length, in the shared space. Raises CoDiError for tensors of another shape."""
+    value = prompt.value
+    if prompt.kind == "text":
+        from .encoders.tokenizer import encode_prompts
+
+        embedding = encode_prompts(model.clip, model.clip_tokenizer, [str(value)])
+    elif prompt.kind == "audio":
+        from .encoders.preprocess import encode_sound
+
+        if not (isinstance(value, tuple) and isinstance(value[0], Tensor) and value[0].ndim == 1 and value[0].numel()):
+            raise CoDiError("an audio prompt is a pair: a waveform (N,) with at least one sample, and its sample rate")
+        embedding = encode_sound(model.clap, value[0][None].to(model.device), value[1])
+    else:
+        from .encoders.preprocess import clip_image, clip_video, spread
+
+        if not (isinstance(value, Tensor) and value.ndim == (3 if prompt.kind == "image" else 4)):
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise CoDiError(f"an image prompt is pixels (3, H, W), a video prompt (F, 3, H, W), in 0..1; got {given} as {prompt.kind}")
+        size = model.config.clip.image_size
+        if prompt.kind == "image":
+            embedding = model.clip.encode_image(clip_image(value[None], size).to(model.device, model.dtype))
+        else:
+            frames = spread(value[None], model.config.sampling.frames)
+            embedding = model.clip.encode_video(clip_video(frames, size).to(model.device, model.dtype))
+    return model.space.align(embedding.float(), prompt.kind)
+
+
+def unconditional(model: CoDi, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """What guidance leads away from, with the weights to mix it by.
+
+    As published, each kind of prompt has its own: the empty text, grey pixels, silence. Where the modality gap is closed
+    (`model.space` has means), and where there is no prompt, the empty text."""
+    if model.space.means or not prompts:
+        return [Prompt("text", "")]
+    clap = model.config.clap
+    grey, silence = torch.full((3, 8, 8), 0.5), torch.zeros(round(clap.clip_seconds * clap.sample_rate))
+    nothing = {"text": "", "image": grey, "video": grey[None], "audio": (silence, clap.sample_rate)}
+    return [Prompt(prompt.kind, nothing[prompt.kind], prompt.weight) for prompt in prompts]  # type: ignore[arg-type]
