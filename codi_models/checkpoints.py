@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from .errors import CoDiError
 from .files import whole_file
 
+METADATA_KEY = "codi"
 _RANDOM_FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_}
 
 
@@ -44,7 +46,8 @@ def save_weights(
 ) -> None:
     """Write a module's state dict (tied parameters once) or plain tensors as one safetensors file, whole or not at all.
 
-    dtype converts floating-point tensors only; None keeps each as it is. Metadata are strings in the file's header."""
+    dtype converts floating-point tensors only; None keeps each as it is. Metadata are strings in the file's header,
+    stored as one JSON object: safetensors writes several entries in random order, and equal weights should be equal files."""
     from safetensors.torch import save_file
 
     skip: Iterable[str] = ()
@@ -57,19 +60,19 @@ def save_weights(
             # A copy in any case: safetensors refuses views that share storage.
             data[key] = tensor.detach().to(device="cpu", dtype=kind, copy=True).contiguous()
     with whole_file(path) as temporary:
-        save_file(data, str(temporary), metadata={"format": "pt", **(metadata or {})})
+        save_file(data, str(temporary), metadata={METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True)})
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """All tensors of a safetensors file, on the CPU, and its metadata. Raises CoDiError naming the file."""
     with _opened(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})
+        return {key: file.get_tensor(key) for key in file.keys()}, _metadata(file)
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Metadata strings of a safetensors file, without reading its tensors. Raises CoDiError naming the file."""
     with _opened(path) as file:
-        return dict(file.metadata() or {})
+        return _metadata(file)
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
@@ -98,6 +101,11 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
         with torch.no_grad():
             for key in keys:
                 target[key].copy_(file.get_tensor(key))
+
+
+def _metadata(file: Any) -> dict[str, str]:
+    """What `save_weights` stored; empty for files of other makers."""
+    return dict(json.loads((file.metadata() or {}).get(METADATA_KEY, "{}")))
 
 
 def _opened(path: str | Path) -> Any:

@@ -1,0 +1,102 @@
+"""A model folder: made, opened, loaded piece by piece, and refused where it is not whole."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from codi.codi_models.checkpoints import save_weights
+from codi.codi_models.config import CoDiConfig
+from codi.codi_models.errors import CoDiError
+from codi.codi_models.files import sha256
+from codi.codi_models.model import COMPONENTS, SHARED_SPACE_FILE, CoDi, SharedSpace, load_component, save_component
+from codi.codi_models.worlds.bounce import ALL_CAPTIONS
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    CoDi.create(CoDiConfig.mini(), path, captions=ALL_CAPTIONS, seed=3)
+    return path
+
+
+def test_a_created_folder_is_whole_and_seeded(folder, tmp_path):
+    assert {p.stem for p in folder.glob("*.safetensors")} == set(COMPONENTS)
+    assert CoDiConfig.load(folder / "config.json") == CoDiConfig.mini()
+    CoDi.create(CoDiConfig.mini(), tmp_path, seed=3)
+    assert sha256(tmp_path / "clap.safetensors") == sha256(folder / "clap.safetensors")
+
+
+def test_only_what_is_read_is_loaded(folder):
+    model = CoDi.from_pretrained(folder, device="cpu")
+    assert not model.loaded
+    network = model.text_denoiser
+    assert set(model.loaded) == {"text_denoiser"} and model.text_denoiser is network
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert model.hashes() == {"text_denoiser.safetensors": sha256(folder / "text_denoiser.safetensors")}
+    with pytest.raises(AttributeError):
+        _ = model.smell_denoiser
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_every_component_comes_back_as_it_was_saved(folder, tmp_path, name):
+    config = CoDiConfig.mini()
+    network = load_component(name, config, folder / f"{name}.safetensors")
+    save_component(name, network, config, tmp_path)
+    again = load_component(name, config, tmp_path / f"{name}.safetensors", dtype=torch.float64)
+    state = again.state_dict()
+    for key, tensor in network.state_dict().items():
+        assert torch.equal(state[key].to(tensor.dtype), tensor), key
+    assert all(torch.isfinite(t).all() for t in state.values() if t.is_floating_point())
+
+
+def test_the_weights_of_another_component_are_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.copy(folder / "audio_denoiser.safetensors", tmp_path / "vision_denoiser.safetensors")
+    with pytest.raises(CoDiError, match="holds the weights of audio_denoiser, not of vision_denoiser"):
+        _ = CoDi.from_pretrained(tmp_path, device="cpu").vision_denoiser
+
+
+def test_missing_truncated_and_foreign_files_are_named(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    model = CoDi.from_pretrained(tmp_path, device="cpu")
+    (tmp_path / "clap.safetensors").unlink()
+    with pytest.raises(CoDiError, match="clap.safetensors is missing"):
+        _ = model.clap
+    data = (tmp_path / "vocoder.safetensors").read_bytes()
+    (tmp_path / "vocoder.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CoDiError, match="vocoder.safetensors is not a whole safetensors file"):
+        _ = model.vocoder
+    save_weights({"x": torch.zeros(1)}, tmp_path / "clip.safetensors")
+    with pytest.raises(CoDiError, match="clip.safetensors does not hold the weights .* unknown: x"):
+        _ = model.clip
+    assert not model.loaded
+
+
+def test_folders_devices_and_dtypes_that_are_not_there(folder, tmp_path):
+    for wrong in (tmp_path / "nowhere", "codi-huge"):
+        with pytest.raises(CoDiError, match="no CoDi model at"):
+            CoDi.from_pretrained(wrong)
+    with pytest.raises(CoDiError, match="auto, fp32, fp16, bf16"):
+        CoDi.from_pretrained(folder, dtype="fp8")
+    with pytest.raises(CoDiError, match="unknown device"):
+        CoDi.from_pretrained(folder, device="toaster")
+    with pytest.raises(CoDiError, match="device cuda:99"):
+        CoDi.from_pretrained(folder, device="cuda:99")
+    data = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**data, "clip": {**data["clip"], "colour": 1}}))
+    with pytest.raises(CoDiError, match="unknown fields"):
+        CoDi.from_pretrained(tmp_path)
+
+
+def test_shared_space_removes_the_mean_and_is_the_identity_without_file(tmp_path):
+    embedding = torch.nn.functional.normalize(torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    assert SharedSpace.load(tmp_path / SHARED_SPACE_FILE).align(embedding, "text") is embedding
+    means = {m: torch.full((8,), 0.1 * i) for i, m in enumerate(("text", "image", "audio", "video"))}
+    SharedSpace(means).save(tmp_path / SHARED_SPACE_FILE)
+    aligned = SharedSpace.load(tmp_path / SHARED_SPACE_FILE).align(embedding, "video")
+    expected = embedding - 0.3
+    assert torch.allclose(aligned, expected / expected.norm(dim=-1, keepdim=True), atol=1e-6)
+    save_weights({"mean.text": torch.zeros(8)}, tmp_path / SHARED_SPACE_FILE)
+    with pytest.raises(CoDiError, match="mean.audio"):
+        SharedSpace.load(tmp_path / SHARED_SPACE_FILE)
