@@ -220,17 +220,17 @@ class CoDiConfig:
             name="codi-mini",
             clip=CLIPConfig(
                 projection_dim=128, vocab_size=640, text_dim=128, text_layers=2, text_heads=4, text_mlp=256, text_positions=32,
-                vision_dim=64, vision_layers=2, vision_heads=4, vision_mlp=256, image_size=64, patch_size=8,
+                vision_dim=64, vision_layers=2, vision_heads=4, vision_mlp=256, image_size=64, patch_size=16,
             ),
             clap=CLAPConfig(
                 projection_dim=128, hidden_dim=128, embed_dim=24, depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 4), spec_size=128,
                 num_classes=18, sample_rate=16000, n_fft=1024, hop_length=160, f_min=50.0, f_max=8000.0, clip_seconds=1.28,
             ),
             picture_autoencoder=AutoencoderConfig(
-                in_channels=3, latent_channels=4, model_channels=16, channel_mult=(1, 2, 4, 6), num_blocks=1, norm_groups=8, scale=1.0
+                in_channels=3, latent_channels=4, model_channels=16, channel_mult=(1, 2, 3, 4), num_blocks=1, norm_groups=8, scale=1.0
             ),
             sound_autoencoder=AutoencoderConfig(
-                in_channels=1, latent_channels=8, model_channels=16, channel_mult=(1, 2, 4, 6), num_blocks=1, norm_groups=8, scale=1.0
+                in_channels=1, latent_channels=8, model_channels=16, channel_mult=(1, 1, 2, 4), num_blocks=1, norm_groups=8, scale=1.0
             ),
             mel=MelConfig(frames=128, normalize=False),
             vocoder=VocoderConfig(initial_channels=128),

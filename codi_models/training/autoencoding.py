@@ -1,0 +1,172 @@
+"""Stage 1: the autoencoders that each latent diffusion model works in (paper section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..worlds import bounce, render
+from .captions import CaptionTables
+from .loop import Objective
+from .workspace import Workspace
+
+
+def _kl(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Mean Kullback-Leibler divergence per latent element from the standard normal."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def _sampled(mean: Tensor, logvar: Tensor, generator: torch.Generator, extra: float) -> Tensor:
+    """Posterior sample with `extra` noise in units of the batch's spread: decoders must bear what diffusion leaves over."""
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+    spread = (0.5 * logvar).exp().square() + (extra * mean.detach().std()).square()
+    return mean + spread.sqrt() * noise
+
+
+class _WithScale(Objective):
+    """An autoencoder stage; the file it writes names the factor that brings its latents to unit variance."""
+
+    component: str
+
+    def __init__(self, space: Workspace):
+        super().__init__()
+        self.workspace = space
+        self.net = space.network(self.component)
+
+    def latents(self, count: int, generator: torch.Generator) -> Tensor:
+        raise TypeError(f"{type(self).__name__} must define latents(count, generator)")
+
+    def write(self) -> None:
+        device = next(self.net.parameters()).device
+        with torch.no_grad():
+            scale = 1 / float(self.latents(512, torch.Generator(device).manual_seed(0)).std())
+        self.workspace.save(self.component, self.net, scale=scale)
+
+
+class PictureReconstruction(_WithScale):
+    """KL autoencoder of pictures and frames."""
+
+    component = "picture_autoencoder"
+    batch = 16
+    kl_weight = 2e-4
+
+    def pictures(self, count: int, generator: torch.Generator) -> Tensor:
+        scenes = bounce.sample_scenes(count, generator=generator)
+        return render.render_image(scenes, bounce.sample_nuisance(count, generator=generator)) * 2 - 1  # (B, 3, 64, 64)
+
+    def latents(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.net.encode(self.pictures(count, generator))
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = self.pictures(self.batch, generator)
+        mean, logvar = self.net.moments(pixels)
+        output = self.net.decode(_sampled(mean, logvar, generator, 0.05))
+        error = (output - pixels).abs()
+        # The object covers a few percent of the picture; its error must not drown in the background's.
+        weight = 1 + 4 * (pixels.amax(1, keepdim=True) > 0.0).float()
+        kl = _kl(mean, logvar)
+        loss = (weight * error).mean() + (weight * error.square()).mean() + self.kl_weight * kl
+        return loss, {"l1": error.mean(), "kl": kl}
+
+
+class SoundReconstruction(_WithScale):
+    """KL autoencoder of log-mel spectrograms."""
+
+    component = "sound_autoencoder"
+    batch = 8
+    kl_weight = 2e-4
+
+    def waves(self, count: int, generator: torch.Generator) -> Tensor:
+        scenes = bounce.sample_scenes(count, generator=generator)
+        return render.render_audio(scenes, bounce.sample_nuisance(count, generator=generator))  # (B, N)
+
+    def latents(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.net.encode(self.waves(count, generator))
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            mel = self.net.mel(self.waves(self.batch, generator)).contiguous()  # (B, 1, T, M)
+        mean, logvar = self.net.moments(mel)
+        error = (self.net.decode(_sampled(mean, logvar, generator, 0.05)) - mel).abs()
+        kl = _kl(mean, logvar)
+        return error.mean() + self.kl_weight * kl, {"l1": error.mean(), "kl": kl}
+
+
+def spectral_loss(output: Tensor, target: Tensor, sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128)) -> Tensor:
+    """Multi-resolution STFT loss (Yamamoto et al. 2020): spectral convergence plus log-magnitude distance. (B, N) each."""
+    total = output.new_zeros(())
+    for size in sizes:
+        window = torch.hann_window(size, device=output.device)
+        spectra = [torch.stft(x, size, size // 4, window=window, return_complex=True).abs() for x in (output, target)]
+        difference = torch.linalg.vector_norm(spectra[1] - spectra[0]) / torch.linalg.vector_norm(spectra[1])
+        total = total + difference + F.l1_loss((spectra[0] + 1e-4).log(), (spectra[1] + 1e-4).log())
+    return total / len(sizes)
+
+
+class Vocoding(Objective):
+    """Vocoder from log-mel to waveform on short segments of true spectrograms and, once there is an autoencoder, of its reconstructions."""
+
+    batch = 16
+    segment = 32  # mel frames
+    learning_rate = 1e-3
+
+    def __init__(self, space: Workspace):
+        super().__init__()
+        self.workspace = space
+        self.net = space.network("vocoder")
+        self.reconstructs = space.has("sound_autoencoder")
+        space.hidden(self, "autoencoder", space.network("sound_autoencoder").eval().requires_grad_(False))
+
+    def pairs(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Log-mel segments (B, segment, M) and their waveforms (B, segment * hop)."""
+        scenes = bounce.sample_scenes(self.batch, generator=generator)
+        wave = render.render_audio(scenes, bounce.sample_nuisance(self.batch, generator=generator))  # (B, N)
+        mel = self.autoencoder.mel(wave)  # (B, 1, T, M)
+        if self.reconstructs:
+            few = self.batch // 4
+            mean, logvar = self.autoencoder.moments(mel[:few].contiguous())
+            mel = torch.cat([self.autoencoder.decode(_sampled(mean, logvar, generator, 0.1)), mel[few:]])
+        hop, device = self.net.hop_length, wave.device
+        start = torch.randint(0, mel.shape[2] - self.segment, (self.batch, 1), generator=generator, device=device)
+        frames = start + torch.arange(self.segment, device=device)
+        samples = start * hop + torch.arange(self.segment * hop, device=device)
+        return mel[:, 0].gather(1, frames[..., None].expand(-1, -1, mel.shape[3])), wave.gather(1, samples)
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            mel, wave = self.pairs(generator)
+        output = self.net(mel)  # (B, segment * hop)
+        loss = spectral_loss(output, wave)
+        return loss, {"stft": loss}
+
+    def write(self) -> None:
+        self.workspace.save("vocoder", self.net)
+
+
+class CaptionReconstruction(_WithScale):
+    """Optimus on captions: cross-entropy of the teacher-forced decoder, and KL (Li et al. 2020, equation 3)."""
+
+    component = "text_autoencoder"
+    batch = 128
+    kl_weight = 1e-2
+
+    def __init__(self, space: Workspace):
+        super().__init__(space)
+        self.tables = CaptionTables(space)
+
+    def rows(self, count: int, generator: torch.Generator) -> Tensor:
+        scenes = bounce.sample_scenes(count, generator=generator)
+        return bounce.sample_caption_ids(scenes, generator=generator)  # (B,)
+
+    def latents(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.net.encode(self.tables.encoder[self.rows(count, generator)])
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = self.rows(self.batch, generator)
+        mean, logvar = self.net.moments(self.tables.encoder[rows])
+        ids = self.tables.decoder[rows]  # (B, T)
+        logits = self.net.logits(_sampled(mean, logvar, generator, 0.3), ids[:, :-1])  # (B, T-1, V)
+        error = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=self.tables.pad)
+        kl = _kl(mean, logvar)
+        return error + self.kl_weight * kl, {"cross_entropy": error, "kl": kl}

@@ -1,0 +1,77 @@
+"""Stage 2: bridging alignment (paper section 3.3). Text is the bridge: text-image, text-audio and text-video pairs only."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..encoders.preprocess import clip_normalize
+from ..model import SHARED_SPACE_FILE, SharedSpace
+from ..worlds import bounce, render
+from .captions import CaptionTables
+from .loop import Objective
+from .workspace import Workspace
+
+
+def contrastive(a: Tensor, b: Tensor, scale: Tensor | float, same: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE between paired rows of a and b, both (B, D) and L2-normalised.
+
+    same: (B,) ids; rows with equal ids share the target, for a caption that stands twice in a batch is no negative of itself.
+    """
+    logits = scale * a @ b.T  # (B, B)
+    ids = torch.arange(len(a), device=a.device) if same is None else same
+    target = (ids[:, None] == ids[None]).to(logits.dtype)
+    target = target / target.sum(1, keepdim=True)  # symmetric, so it serves both directions
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+class BridgingAlignment(Objective):
+    """Contrastive training of CLIP (text, image, video) and CLAP (audio) into one space."""
+
+    batches = {"image": 64, "audio": 32, "video": 40}
+
+    def __init__(self, space: Workspace):
+        super().__init__()
+        self.workspace = space
+        self.clip, self.clap = space.network("clip"), space.network("clap")
+        self.tables = CaptionTables(space)
+
+    def pair(self, kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (B, D) of one kind and of matching captions, and the caption ids (B,)."""
+        scenes = bounce.sample_scenes(count, generator=generator)
+        nuisance = bounce.sample_nuisance(count, generator=generator)
+        if kind == "audio":
+            wave = render.render_audio(scenes, nuisance)
+            decibels = torch.empty(count, 1, device=wave.device).uniform_(-10, 4, generator=generator)
+            other = self.clap.encode_audio(wave * 10 ** (decibels / 20))
+        elif kind == "video":
+            other = self.clip.encode_video(clip_normalize(render.render_video(scenes, nuisance)))
+        else:
+            other = self.clip.encode_image(clip_normalize(render.render_image(scenes, nuisance)))
+        rows = bounce.sample_caption_ids(scenes, generator=generator)
+        text = self.clip.encode_text(self.tables.prompt[rows])
+        return other[:, 0], text[:, 0], rows
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        scale = self.clip.logit_scale.exp().clamp(max=100.0)
+        logs = {}
+        for kind, count in self.batches.items():
+            other, text, rows = self.pair(kind, count, generator)
+            logs[kind] = contrastive(other, text, scale, rows)
+        return sum(logs.values(), torch.zeros((), device=generator.device)), logs
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """The two encoders, and each modality's mean embedding: subtracting it closes the modality gap."""
+        device = next(self.clip.parameters()).device
+        generator = torch.Generator(device).manual_seed(0)
+        means: dict[str, list[Tensor]] = {"text": [], "image": [], "audio": [], "video": []}
+        for _ in range(16):
+            for kind in ("image", "audio", "video"):
+                other, text, _ = self.pair(kind, 128, generator)
+                means[kind].append(other.mean(0))
+                means["text"].append(text.mean(0))
+        self.workspace.save("clip", self.clip)
+        self.workspace.save("clap", self.clap)
+        SharedSpace({k: torch.stack(v).mean(0) for k, v in means.items()}).save(self.workspace.folder / SHARED_SPACE_FILE)

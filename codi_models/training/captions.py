@@ -1,0 +1,29 @@
+"""Every caption of Bounce World, tokenised once, so that a training step draws rows of tables."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..autoencoders.tokenizers import TextTokenizers
+from ..encoders.tokenizer import CLIPTokenizer
+from ..model import SharedSpace
+from ..worlds import bounce
+from .workspace import Workspace
+
+
+class CaptionTables:
+    """Token ids of `bounce.ALL_CAPTIONS` and, as the last row of `prompt`, of the empty text; C captions."""
+
+    def __init__(self, space: Workspace):
+        config, device = space.config, space.device
+        captions = list(bounce.ALL_CAPTIONS)
+        self.prompt = CLIPTokenizer(space.folder, config.clip)([*captions, ""]).to(device)  # (C + 1, positions)
+        tokenizers = TextTokenizers(space.folder, config.text_autoencoder)
+        self.encoder = tokenizers.encode(captions).to(device)  # (C, Te)
+        self.decoder, self.pad = tokenizers.encode_target(captions).to(device), tokenizers.pad  # (C, Td), BOS ... EOS PAD
+
+    @torch.no_grad()
+    def embeddings(self, clip: nn.Module, space: SharedSpace) -> Tensor:
+        """Prompt embeddings of all captions and, last, of the empty text. (C + 1, D)"""
+        return space.align(clip.encode_text(self.prompt), "text")[:, 0]

@@ -1,0 +1,149 @@
+"""Stage 3: one latent diffusion model per modality, conditioned on the shared prompt space (paper section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..diffusion import alphas_cumprod
+from ..worlds import bounce
+from .loop import Objective
+from .pools import TextPool, make_pool
+from .workspace import Workspace
+
+
+class Noising:
+    """The forward process q(x_t | x_0), and conditions as the denoisers meet them."""
+
+    def __init__(self, device: torch.device):
+        self.alphas = alphas_cumprod().to(device)  # (1000,)
+
+    def __call__(self, clean: Tensor, timesteps: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Noisy latents and the noise in them, both like `clean` (B, ...); timesteps (B,)."""
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        alpha = self.alphas[timesteps].view(-1, *[1] * (clean.ndim - 1))
+        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, noise
+
+
+def timesteps(count: int, generator: torch.Generator) -> Tensor:
+    """Stratified over 0..999, (count,): every batch sees all noise levels."""
+    offset = torch.rand(count, generator=generator, device=generator.device)
+    order = torch.randperm(count, generator=generator, device=generator.device)
+    return ((order + offset) / count * 1000).long().clamp(max=999)
+
+
+def jittered(embeddings: Tensor, generator: torch.Generator, spread: float = 0.15) -> Tensor:
+    """Embeddings (B, D) with noise of random size, unit length again: other modalities' embeddings lie near, not on, the text's."""
+    size = spread * torch.rand(len(embeddings), 1, generator=generator, device=embeddings.device)
+    noise = torch.randn(embeddings.shape, generator=generator, device=embeddings.device) / embeddings.shape[1] ** 0.5
+    return F.normalize(embeddings + 4 * size * noise, dim=-1)
+
+
+def conditions(choices: list[tuple[float, Tensor]], empty: Tensor, generator: torch.Generator) -> Tensor:
+    """For each row one of the embeddings (B, D) by probability; what is left of the probability is the empty prompt (D,). (B, 1, D)"""
+    count = len(choices[0][1])
+    draw = torch.rand(count, 1, generator=generator, device=generator.device)
+    result = empty.expand(count, -1)
+    upper = 0.0
+    for share, embedding in choices:
+        result = torch.where((draw >= upper) & (draw < upper + share), embedding, result)
+        upper += share
+    return result[:, None]
+
+
+class Denoising(Objective):
+    """Epsilon prediction of one modality's latents; subclasses say what is drawn."""
+
+    component: str
+
+    def __init__(self, space: Workspace):
+        super().__init__()
+        self.workspace = space
+        self.net = space.network(self.component)
+        self.text = TextPool(space)
+        self.noising = Noising(space.device)
+        self.scenes = bounce.every_scene("exclude", device=space.device)
+        for name, parameter in self.net.named_parameters():
+            if "connecter" in name:  # latent alignment trains these, and only these
+                parameter.requires_grad_(False)
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Clean latents (B, ...) in diffusion space and their context (B, 1, D)."""
+        raise TypeError(f"{type(self).__name__} must define draw(step, generator)")
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            clean, context = self.draw(step, generator)
+            t = timesteps(len(clean), generator)
+            noisy, noise = self.noising(clean, t, generator)
+        return F.mse_loss(self.net(noisy, t, context), noise), {}
+
+    def scene_ids(self, count: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(len(self.scenes), (count,), generator=generator, device=generator.device)
+
+    def prompted(self, ids: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+        """Context from a caption of the scene, from the sample's own embedding, or from nothing."""
+        rows = self.text.draw(self.scenes[ids], generator)
+        captions = jittered(self.text.embeddings[rows], generator)
+        return conditions([(0.6, captions), (0.3, jittered(own, generator))], self.text.empty, generator)
+
+    def write(self) -> None:
+        self.workspace.save(self.component, self.net)
+
+
+class VisionDenoising(Denoising):
+    """Images and clips in turns: one UNet for both, whose temporal modules only clips pass through."""
+
+    component = "vision_denoiser"
+    batches = {"image": 32, "video": 8}
+    copies = {"image": 150, "video": 60}
+
+    def __init__(self, space: Workspace):
+        super().__init__(space)
+        self.pools = {kind: make_pool(kind, space, self.copies[kind], seed=11) for kind in self.batches}
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        kind = "video" if step % 2 else "image"
+        ids = self.scene_ids(self.batches[kind], generator)
+        latents, own = self.pools[kind].draw(ids, generator)
+        return latents, self.prompted(ids, own, generator)
+
+
+class AudioDenoising(Denoising):
+    """Log-mel latents of sounds."""
+
+    component = "audio_denoiser"
+    batch = 32
+    copies = 120
+
+    def __init__(self, space: Workspace):
+        super().__init__(space)
+        self.pool = make_pool("audio", space, self.copies, seed=12)
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        ids = self.scene_ids(self.batch, generator)
+        latents, own = self.pool.draw(ids, generator)
+        return latents, self.prompted(ids, own, generator)
+
+
+class TextDenoising(Denoising):
+    """Optimus latents of full captions, prompted by text, image, audio or video of the scene (each a text-x pair)."""
+
+    component = "text_denoiser"
+    batch = 256
+    copies = 40
+
+    def __init__(self, space: Workspace):
+        super().__init__(space)
+        self.pools = [make_pool(kind, space, self.copies, seed=13) for kind in ("image", "audio", "video")]
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        assert self.text.latents is not None
+        ids = self.scene_ids(self.batch, generator)
+        scenes = self.scenes[ids]
+        rows = self.text.draw(scenes, generator, full=True)
+        prompts = self.text.embeddings[self.text.draw(scenes, generator)]
+        choices = [(0.3, prompts), *((0.2, pool.draw(ids, generator)[1]) for pool in self.pools)]
+        context = conditions([(p, jittered(e, generator)) for p, e in choices], self.text.empty, generator)
+        return self.text.latents[rows], context

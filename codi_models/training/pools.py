@@ -1,0 +1,76 @@
+"""Latents and own-modality embeddings of many samples, computed once by the frozen encoders, so that a step only draws rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..encoders.preprocess import clip_normalize
+from ..worlds import bounce, render
+from .workspace import Workspace
+
+
+class Pool:
+    """`copies` samples of each training scene, in diffusion space.
+
+    latents: (S * copies, ...); embeddings: (S * copies, D), aligned in the shared space; rows of one scene are adjacent."""
+
+    def __init__(self, latents: Tensor, embeddings: Tensor, copies: int):
+        self.latents, self.embeddings, self.copies = latents, embeddings, copies
+
+    def draw(self, scenes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One random sample of each scene id (B,): latents (B, ...) and embeddings (B, D)."""
+        rows = scenes * self.copies + torch.randint(self.copies, scenes.shape, generator=generator, device=scenes.device)
+        return self.latents[rows], self.embeddings[rows]
+
+
+@torch.no_grad()
+def make_pool(kind: str, space: Workspace, copies: int, *, seed: int, chunk: int = 64) -> Pool:
+    """Render and encode `copies` samples of every training scene. kind: image, video or audio."""
+    config, shared = space.config, space.space
+    generator = torch.Generator(space.device).manual_seed(seed)
+    scenes = bounce.every_scene("exclude", device=space.device)
+    rows = torch.arange(len(scenes), device=space.device).repeat_interleave(copies)
+    sound = kind == "audio"
+    autoencoder = space.trained("sound_autoencoder" if sound else "picture_autoencoder")
+    encoder = space.trained("clap" if sound else "clip")
+    scale = (config.sound_autoencoder if sound else config.picture_autoencoder).scale
+    latents, embeddings = [], []
+    for piece in rows.split(chunk if kind != "video" else chunk // 4):
+        batch, nuisance = scenes[piece], bounce.sample_nuisance(len(piece), generator=generator)
+        if sound:
+            wave = render.render_audio(batch, nuisance)
+            latent, embedding = autoencoder.encode(wave), encoder.encode_audio(wave)
+        elif kind == "video":
+            frames = render.render_video(batch, nuisance)  # (B, F, 3, H, W)
+            latent = autoencoder.encode(frames.transpose(1, 2) * 2 - 1)  # (B, 4, F, h, w)
+            embedding = encoder.encode_video(clip_normalize(frames))
+        else:
+            pixels = render.render_image(batch, nuisance)
+            latent, embedding = autoencoder.encode(pixels * 2 - 1), encoder.encode_image(clip_normalize(pixels))
+        latents.append(latent * scale)
+        embeddings.append(shared.align(embedding, kind)[:, 0])
+    return Pool(torch.cat(latents), torch.cat(embeddings), copies)
+
+
+class TextPool:
+    """Latents of all captions in diffusion space, and their prompt embeddings (the last row is the empty text)."""
+
+    @torch.no_grad()
+    def __init__(self, space: Workspace):
+        from .captions import CaptionTables
+
+        tables = CaptionTables(space)
+        self.embeddings = tables.embeddings(space.trained("clip"), space.space)  # (C + 1, D)
+        self.latents: Tensor | None = None
+        if space.has("text_autoencoder"):
+            self.latents = space.trained("text_autoencoder").encode(tables.encoder) * space.config.text_autoencoder.scale  # (C, L)
+
+    def draw(self, scenes: bounce.Scenes, generator: torch.Generator, full: bool | None = None) -> Tensor:
+        """Caption ids (B,) for scenes."""
+        return bounce.sample_caption_ids(scenes, generator=generator, full=full)
+
+    @property
+    def empty(self) -> Tensor:
+        """Embedding of the unconditional prompt, (D,)."""
+        return self.embeddings[-1]

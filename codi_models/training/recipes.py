@@ -1,0 +1,38 @@
+"""The stages of codi-mini in order, and how long each trains."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .loop import Objective
+    from .workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A stage: the objective's module and class, and its number of steps."""
+
+    module: str
+    cls: str
+    steps: int
+
+    def objective(self, space: Workspace) -> Objective:
+        """Build the objective; its networks are fresh or as far as they have been trained."""
+        return getattr(importlib.import_module(self.module, __package__), self.cls)(space)
+
+
+RECIPES = {
+    "bridging": Recipe(".bridging", "BridgingAlignment", 1500),
+    "picture_autoencoder": Recipe(".autoencoding", "PictureReconstruction", 2500),
+    "sound_autoencoder": Recipe(".autoencoding", "SoundReconstruction", 1500),
+    "vocoder": Recipe(".autoencoding", "Vocoding", 2500),
+    "text_autoencoder": Recipe(".autoencoding", "CaptionReconstruction", 1500),
+    "vision_denoiser": Recipe(".denoising", "VisionDenoising", 6000),
+    "audio_denoiser": Recipe(".denoising", "AudioDenoising", 4000),
+    "text_denoiser": Recipe(".denoising", "TextDenoising", 6000),
+    "alignment": Recipe(".alignment", "LatentAlignment", 4000),
+}
+"""Autoencoders and bridging alignment can run side by side; denoisers need both; alignment needs all denoisers."""
