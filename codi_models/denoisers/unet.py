@@ -147,6 +147,8 @@ class UNet(nn.Module):
                 silent.append(module.proj_out)
             elif isinstance(module, TemporalModule):
                 silent += [module.temporal_attn.to_out, module.frameshiftblock.out_layers[-1]]
+                for table in (module.temporal_attn.pos_embeds, module.temporal_attn.frame_rate_embeds):
+                    nn.init.normal_(table, std=0.02)
         for layer in silent:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
