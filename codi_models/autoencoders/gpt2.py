@@ -100,8 +100,7 @@ class Transformer(nn.Module):
     def embed(self, ids: Tensor, z: Tensor, first: int) -> Tensor:
         """ids (B, T) of which the first stands at token index `first` -> (B, T, C)."""
         positions = torch.arange(first + MEMORY, first + MEMORY + ids.shape[1], device=ids.device)
-        latent = self.linear_emb(z)
-        return self.wte(ids).to(latent.dtype) + self.wpe(positions).to(latent.dtype) + latent[:, None]
+        return self.wte(ids).to(z.dtype) + self.wpe(positions).to(z.dtype) + self.linear_emb(z)[:, None]
 
 
 class Cache:

@@ -31,7 +31,8 @@ class SoundAutoencoder(KLAutoencoder):
         self.mel = LogMel(mel)
 
     def moments(self, sound: Tensor, *, frames: int | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the posterior. A waveform (B, N) becomes `frames` mel frames first (default mel.config.frames).
+        """Mean and log variance of the posterior. A waveform (B, N) becomes `frames` mel frames first (default mel.config.frames),
+        computed in float32 and handed on in the dtype of the waveform.
 
         Frames beyond a multiple of f are dropped by the strided convolutions, as published. Raises CoDiError for other shapes."""
         logmel = self.mel(sound, frames=frames).to(sound.dtype) if sound.ndim == 2 else sound
