@@ -81,6 +81,7 @@ class Transformer(nn.Module):
     def initialise(self, dim: int) -> None:
         """Normal weights, smaller where a layer writes to the residual stream, as CLIP was trained."""
         out_scale = (2 * len(self.layers)) ** -0.5
+        layer: Any
         for layer in self.layers:
             attention, mlp = layer.self_attn, layer.mlp
             for projection in (attention.q_proj, attention.k_proj, attention.v_proj):

@@ -8,16 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def variance_floor(dtype: torch.dtype) -> float:
-    """Smallest variance that the temporal norms divide by. The published checkpoint was trained with a floor that depends on the dtype."""
-    return 1e-5 if dtype == torch.float32 else 1e-3
-
-
-def gain_norm(x: Tensor, gain: Tensor, dim: int) -> Tensor:
-    """(x - mean) / sqrt(max(var, floor)) * gain over one axis; biased variance, no bias term, result in the dtype of `x`."""
-    x = x - x.mean(dim=dim, keepdim=True)
-    return x * x.square().mean(dim=dim, keepdim=True).clamp(min=variance_floor(x.dtype)).rsqrt() * gain.to(x)
+from ..denoisers.temporal import FrameNorm, variance_floor
 
 
 def _as_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -34,17 +25,6 @@ def pointwise(inputs: int, outputs: int, *, operations: Any = nn, dtype: torch.d
     return layer
 
 
-class FrameNorm(nn.Module):
-    """Normalises every token and channel over the frames of the clip, so that what stands still vanishes."""
-
-    def __init__(self, dim: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
-        super().__init__()
-        self.g = nn.Parameter(torch.ones(dim, dtype=dtype, device=device))
-
-    def forward(self, x: Tensor) -> Tensor:  # (N, F, C)
-        return gain_norm(x, self.g, 1)
-
-
 class ChannelNorm(nn.Module):
     """Layer norm with a gain and no bias; the gain has the shape of a convolution's (1, C, 1)."""
 
@@ -53,7 +33,8 @@ class ChannelNorm(nn.Module):
         self.g = nn.Parameter(torch.ones(1, dim, 1, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, F, C)
-        return gain_norm(x, self.g.flatten(), -1)
+        x = x - x.mean(dim=-1, keepdim=True)
+        return x * x.square().mean(dim=-1, keepdim=True).clamp(min=variance_floor(x, self.g)).rsqrt() * self.g.flatten().to(x)
 
 
 class RelativePositionBias(nn.Module):
@@ -139,7 +120,7 @@ class TemporalModule(nn.Module):
     def initialise(self) -> None:
         """Zero the last layer of both branches."""
         nn.init.zeros_(self.temporal_attn.to_out.weight)
-        nn.init.zeros_(self.ff.proj_out[1].weight)
+        nn.init.zeros_(self.ff.proj_out[1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (N, F, C) of N places over F frames, to the same shape."""

@@ -184,14 +184,14 @@ class HTSAT(nn.Module):
         self.head = operations.Linear(config.num_classes, config.num_classes, **factory)
 
     def initialise(self) -> None:
-        """Truncated normal weights of 0.02, zero biases."""
+        """Normal weights of standard deviation 0.02, zero biases."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=0.02)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, WindowAttention):
-                nn.init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+                nn.init.normal_(module.relative_position_bias_table, std=0.02)
 
     def fold(self, mel: Tensor) -> Tensor:
         """Normalised mel (B, T, n_mels) stretched in time and cut into `folds` segments, stacked: (B, 1, S, S)."""

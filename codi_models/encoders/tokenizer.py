@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..config import CLIPConfig
@@ -111,38 +112,32 @@ class CLIPTokenizer:
         return [*rows, self._row(ids)] if ids or not rows else rows
 
     def __call__(self, texts: list[str]) -> Tensor:
-        """Ids (B, text_positions), int64; longer texts keep their beginning (`encode_prompts` drops nothing)."""
+        """Ids (B, text_positions), int64; longer texts keep their beginning (`encode_prompts` reads all)."""
         return torch.tensor([self._row(self.encode(text)[: self.length - 2]) for text in texts], dtype=torch.long).view(-1, self.length)
 
     def _row(self, ids: list[int]) -> list[int]:
         return [self.start, *ids, *[self.end] * (self.length - 1 - len(ids))]
 
 
-def encode_prompts(clip: CLIPEncoder, tokenizer: CLIPTokenizer, texts: list[str], *, batch_size: int = 64) -> Tensor:
-    """Prompts of any length as unit vectors (B, 1, D).
+def encode_prompts(
+    clip: CLIPEncoder, tokenizer: CLIPTokenizer, texts: list[str], *, batch_size: int = 64, device: torch.device | None = None
+) -> Tensor:
+    """Texts of any length as unit vectors (B, 1, D), float32.
 
-    A text longer than the network's window is read in several; their embeddings are averaged, weighted by token count,
-    and renormalised. One window is exactly CLIP's embedding. An empty text is a valid prompt.
+    A text longer than the network's window is read in several; their embeddings are averaged, weighted by token count, and
+    renormalised. One window is exactly the network's embedding. An empty text is a valid prompt; an empty list raises CoDiError.
     """
-    rows: list[list[int]] = []
-    owners: list[int] = []
-    for i, text in enumerate(texts):
-        windows = tokenizer.windows(text)
-        rows += windows
-        owners += [i] * len(windows)
-    device = clip.logit_scale.device
-    ids = torch.tensor(rows, dtype=torch.long).view(-1, tokenizer.length)
-    weight = (ids != tokenizer.end).sum(dim=1)  # tokens and the start token
-    parts = [clip.encode_text(chunk.to(device)) for chunk in ids.split(batch_size)]
-    if not parts:
+    if not texts:
         raise CoDiError("no text prompts were given; pass at least one text (an empty one is allowed)")
-    embeddings = torch.cat(parts)  # (windows, 1, D)
-    if len(rows) == len(texts):
-        return embeddings
-    owner = torch.tensor(owners, device=device)
-    total = embeddings.new_zeros(len(texts), *embeddings.shape[1:])
-    total = total.index_add(0, owner, embeddings * weight.to(embeddings)[:, None, None])
-    return torch.nn.functional.normalize(total, dim=-1)
+    windows = [tokenizer.windows(text) for text in texts]
+    ids = torch.tensor([row for rows in windows for row in rows], dtype=torch.long)  # (windows, text_positions)
+    device = device or clip.logit_scale.device
+    parts = torch.cat([clip.encode_text(chunk.to(device)) for chunk in ids.split(batch_size)]).float()  # (windows, 1, D)
+    if len(parts) == len(texts):
+        return parts
+    weight = (ids != tokenizer.end).sum(dim=1).to(parts)[:, None, None]  # filled positions
+    owner = torch.tensor([i for i, rows in enumerate(windows) for _ in rows], device=parts.device)
+    return F.normalize(parts.new_zeros(len(texts), *parts.shape[1:]).index_add(0, owner, parts * weight), dim=-1)
 
 
 def build_clip_vocabulary(captions: Iterable[str], folder: str | Path, vocab_size: int = 640) -> Path:
@@ -159,7 +154,8 @@ def build_clip_vocabulary(captions: Iterable[str], folder: str | Path, vocab_siz
     for caption in captions:
         for word in re.findall(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|[^\w\s]+|_+", clean(caption)):
             letters = [symbols[b] for b in word.encode("utf-8")]
-            words[(*letters[:-1], letters[-1] + WORD_END)] += 1
+            letters[-1] += WORD_END
+            words[tuple(letters)] += 1
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
         pairs: Counter[tuple[str, str]] = Counter()

@@ -1,0 +1,216 @@
+"""Pictures, clips and sound of any size: what the prompt encoders take, and their embeddings.
+
+Pixels are floats in 0..1, channels first. `clip_*` end in pixels normalised for CLIP, `encode_*` in the shared space.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import CoDiError
+
+if TYPE_CHECKING:
+    from .clap import CLAPEncoder
+    from .clip import CLIPEncoder
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""Mean and standard deviation of CLIP's training pixels."""
+
+SAMPLE_RATES = (1000, 768000)
+"""Lowest and highest sample rate that is taken for sound, in Hz."""
+
+
+def clip_normalize(pixels: Tensor) -> Tensor:
+    """Pixels (..., 3, H, W) in 0..1 to CLIP's statistics; the fast path for pictures that have the encoder's size."""
+    mean, std = (pixels.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return (pixels - mean) / std
+
+
+def rgb(pixels: Tensor, what: str = "picture") -> Tensor:
+    """Pixels (..., C, H, W) as (..., 3, H, W) in 0..1: grey repeated, alpha dropped, out of range clamped.
+
+    Raises CoDiError for other channel counts, no pixels, integers and values that are not finite.
+    """
+    shape = tuple(pixels.shape)
+    if len(shape) < 3 or shape[-3] not in (1, 3, 4) or not pixels.numel():
+        raise CoDiError(f"the {what} has shape {shape}; it takes (..., channels, height, width) with 1, 3 or 4 channels and no empty axis")
+    if not pixels.is_floating_point():
+        raise CoDiError(f"the {what} holds {pixels.dtype}; it takes floating-point pixels in 0..1 (divide 8-bit pixels by 255)")
+    if not bool(torch.isfinite(pixels).all()):
+        raise CoDiError(f"the {what} holds NaN or infinite pixels; it takes values in 0..1. Check the node or file that it comes from")
+    pixels = pixels.expand(*shape[:-3], 3, *shape[-2:]) if shape[-3] == 1 else pixels[..., :3, :, :]
+    return pixels.clamp(0, 1)
+
+
+def resize_picture(pixels: Tensor, size: int) -> Tensor:
+    """Centre square of pictures (N, 3, H, W) at size x size, through 8 bits and Pillow's bicubic filter as published.
+
+    The short side becomes `size` and the middle of the long side is kept; only that part is ever computed, so that extreme
+    aspect ratios cost nothing. Returns float32 in 0..1 on the CPU, multiples of 1/255.
+    """
+    from PIL import Image
+
+    height, width = pixels.shape[-2:]
+    short = min(height, width)
+    box = (*_centre(width, short, size), *_centre(height, short, size))
+    bytes_ = (pixels.float() * 255).to(torch.uint8).movedim(1, -1).contiguous().cpu().numpy()  # (N, H, W, 3), truncated
+    pictures = [Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC, (box[0], box[2], box[1], box[3])) for p in bytes_]
+    return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).movedim(-1, 1).float() / 255
+
+
+def _centre(length: int, short: int, size: int) -> tuple[float, float]:
+    """First and last source coordinate of the `size` middle pixels of a side resized in proportion to short -> size."""
+    out = size * length // short
+    first = (out - size) // 2
+    return first * length / out, min((first + size) * length / out, float(length))
+
+
+def resize_clip(frames: Tensor, size: int, *, antialias: bool = True) -> Tensor:
+    """Centre square of frames (N, 3, H, W) at size x size by torch's bicubic filter, rounded to 8 bits, float32 in 0..1.
+
+    The published conditioning did not antialias (`antialias=False`), which large frames do not survive well.
+    """
+    height, width = frames.shape[-2:]
+    short = min(height, width)
+    top, left = (height - short + 1) // 2, (width - short + 1) // 2
+    frames = (frames[..., top : top + short, left : left + short].float() * 255).round()
+    if short != size:
+        frames = F.interpolate(frames, (size, size), mode="bicubic", align_corners=False, antialias=antialias)
+    return frames.round().clamp(0, 255) / 255
+
+
+def clip_image(pixels: Tensor, size: int, *, working_size: int | None = None) -> Tensor:
+    """Pictures (..., C, H, W) in 0..1 as CLIP pixels (..., 3, size, size); the centre square is kept.
+
+    `working_size`: resize to this first, as the published conditioning does with the size of the picture model.
+    Raises CoDiError as `rgb` does.
+    """
+    pixels = rgb(pixels)
+    for step in (working_size, size):
+        if step is not None and tuple(pixels.shape[-2:]) != (step, step):
+            pixels = resize_picture(pixels.reshape(-1, *pixels.shape[-3:]), step).view(*pixels.shape[:-2], step, step)
+    return clip_normalize(pixels.float())
+
+
+def clip_video(frames: Tensor, size: int, *, working_size: int | None = None, antialias: bool = True) -> Tensor:
+    """Clips (B, F, C, H, W) in 0..1, F >= 1, as CLIP pixels (B, F, 3, size, size); see `clip_image`."""
+    if frames.ndim != 5:
+        raise CoDiError(f"the clip has shape {tuple(frames.shape)}; it takes (batch, frames, channels, height, width)")
+    flat = rgb(frames, "clip").flatten(0, 1)
+    if working_size is not None and tuple(flat.shape[-2:]) != (working_size, working_size):
+        flat = resize_clip(flat, working_size, antialias=antialias)
+    return clip_image(flat, size).unflatten(0, frames.shape[:2])
+
+
+def spread(frames: Tensor, count: int) -> Tensor:
+    """At most `count` frames of clips (B, F, ...), spread evenly: the middles of `count` equal parts."""
+    total = frames.shape[1]
+    if total <= count:
+        return frames
+    return frames[:, [(2 * i + 1) * total // (2 * count) for i in range(count)]]
+
+
+def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
+    """Waveform (..., N) from `rate` to `target` Hz by windowed sinc interpolation, as torchaudio does by default.
+
+    Raises CoDiError for a rate outside SAMPLE_RATES. A ratio of large numbers is replaced by the nearest with a denominator
+    up to 1000 (a pitch error below one in a million), since the filter grows with it.
+    """
+    if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
+        raise CoDiError(f"the sound's sample rate is {rate} Hz; it takes {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]} Hz")
+    if rate == target:
+        return waveform
+    from torchaudio.functional import resample as windowed_sinc
+
+    ratio = Fraction(target, int(rate)).limit_denominator(1000)
+    return windowed_sinc(waveform, ratio.denominator, ratio.numerator)
+
+
+def repeat_pad(waveform: Tensor, samples: int) -> Tensor:
+    """Waveform (B, N) at exactly `samples`: whole copies, then zeros (as CLAP was trained); longer is cut."""
+    copies = samples // waveform.shape[-1]
+    if copies > 1:
+        waveform = waveform.repeat(1, copies)
+    return F.pad(waveform, (0, max(samples - waveform.shape[-1], 0)))[:, :samples]
+
+
+def encode_pictures(
+    clip: CLIPEncoder, pixels: Tensor, *, working_size: int | None = None, batch_size: int = 32, device: torch.device | None = None
+) -> Tensor:
+    """Pictures (B, C, H, W) in 0..1 of any size to unit vectors (B, 1, D), float32. Raises CoDiError as `preprocess.rgb` does."""
+    if pixels.ndim != 4:
+        raise CoDiError(f"the pictures have shape {tuple(pixels.shape)}; it takes (batch, channels, height, width)")
+    device, size = device or clip.logit_scale.device, clip.config.image_size
+    chunks = pixels.split(batch_size)
+    return torch.cat([clip.encode_image(clip_image(chunk, size, working_size=working_size).to(device)) for chunk in chunks]).float()
+
+
+def encode_clips(
+    clip: CLIPEncoder,
+    frames: Tensor,
+    *,
+    max_frames: int = 30,
+    working_size: int | None = None,
+    antialias: bool = True,
+    batch_size: int = 4,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Clips (B, F, C, H, W) in 0..1, any F >= 1, to unit vectors (B, 1, D), float32; `max_frames` evenly spread frames of longer ones.
+
+    A clip of one frame is a picture. Raises CoDiError as `preprocess.rgb` does.
+    """
+    if frames.ndim != 5:
+        raise CoDiError(f"the clips have shape {tuple(frames.shape)}; it takes (batch, frames, channels, height, width)")
+    device, size = device or clip.logit_scale.device, clip.config.image_size
+    chunks = spread(frames, max_frames).split(batch_size)
+    pixels = (clip_video(chunk, size, working_size=working_size, antialias=antialias) for chunk in chunks)
+    return torch.cat([clip.encode_video(chunk.to(device)) for chunk in pixels]).float()
+
+
+def encode_sound(
+    clap: CLAPEncoder,
+    waveform: Tensor,
+    rate: int,
+    *,
+    crop: torch.Generator | None = None,
+    batch_size: int = 8,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Sound (B, N) or (B, channels, N), -1..1, at `rate` Hz, any N >= 1, to unit vectors (B, 1, D), float32. Channels are averaged.
+
+    Sound longer than the encoder's clip is read in consecutive windows, in bounded batches; their embeddings are averaged, weighted
+    by duration, and renormalised. Given a generator `crop`, one random window is read instead, as published. Silence is a valid
+    prompt. Raises CoDiError for no samples, integers, NaN or infinite samples, and unusable rates.
+    """
+    if waveform.ndim not in (2, 3) or not waveform.numel():
+        raise CoDiError(f"the sound has shape {tuple(waveform.shape)}; it takes (batch, samples) or (batch, channels, samples), not empty")
+    if not waveform.is_floating_point():
+        raise CoDiError(f"the sound holds {waveform.dtype}; it takes floating-point samples in -1..1")
+    if waveform.ndim == 2:
+        waveform = waveform[:, None]
+    device = device or clap.model.audio_projection[0].weight.device  # type: ignore[assignment]
+    samples, length = waveform.shape[-1], max(round(clap.config.clip_seconds * rate), 1)
+    if crop is not None and samples > length:
+        start = int(torch.randint(samples - length + 1, (1,), generator=crop))
+        waveform, samples = waveform[..., start : start + length], length
+    total = torch.zeros((), device=device)
+    step = max(batch_size // waveform.shape[0], 1) * length
+    for start in range(0, samples, step):
+        block = waveform[..., start : start + step].mean(dim=1, dtype=torch.float32)  # (B, n)
+        if not bool(torch.isfinite(block).all()):
+            raise CoDiError("the sound holds NaN or infinite samples; it takes values in -1..1. Check the node or file that it comes from")
+        whole = block.shape[-1] // length * length
+        for part in (block[:, :whole].reshape(-1, length), block[:, whole:]):
+            if part.numel():
+                windows = repeat_pad(resample(part.to(device), rate, clap.config.sample_rate), clap.clip_samples)
+                filled = part.shape[-1] / length
+                embedding = clap.encode_audio(windows).unflatten(0, (waveform.shape[0], -1))  # (B, windows, 1, D)
+                total = total + filled * embedding.float().sum(dim=1)
+    return F.normalize(total, dim=-1)
