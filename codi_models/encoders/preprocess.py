@@ -1,6 +1,6 @@
-"""Pictures, clips and sound of any size: what the prompt encoders take, and their embeddings.
+"""From pictures, clips and sound of any size to what the prompt encoders take.
 
-Pixels are floats in 0..1, channels first. `clip_*` end in pixels normalised for CLIP, `encode_*` in the shared space.
+Pixels are floats in 0..1, channels first. `clip_*` end in pixels normalised for CLIP; `encode_sound` ends in the shared space.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from ..errors import CoDiError
 
 if TYPE_CHECKING:
     from .clap import CLAPEncoder
-    from .clip import CLIPEncoder
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -141,39 +140,6 @@ def repeat_pad(waveform: Tensor, samples: int) -> Tensor:
     return F.pad(waveform, (0, max(samples - waveform.shape[-1], 0)))[:, :samples]
 
 
-def encode_pictures(
-    clip: CLIPEncoder, pixels: Tensor, *, working_size: int | None = None, batch_size: int = 32, device: torch.device | None = None
-) -> Tensor:
-    """Pictures (B, C, H, W) in 0..1 of any size to unit vectors (B, 1, D), float32. Raises CoDiError as `preprocess.rgb` does."""
-    if pixels.ndim != 4:
-        raise CoDiError(f"the pictures have shape {tuple(pixels.shape)}; it takes (batch, channels, height, width)")
-    device, size = device or clip.logit_scale.device, clip.config.image_size
-    chunks = pixels.split(batch_size)
-    return torch.cat([clip.encode_image(clip_image(chunk, size, working_size=working_size).to(device)) for chunk in chunks]).float()
-
-
-def encode_clips(
-    clip: CLIPEncoder,
-    frames: Tensor,
-    *,
-    max_frames: int = 30,
-    working_size: int | None = None,
-    antialias: bool = True,
-    batch_size: int = 4,
-    device: torch.device | None = None,
-) -> Tensor:
-    """Clips (B, F, C, H, W) in 0..1, any F >= 1, to unit vectors (B, 1, D), float32; `max_frames` evenly spread frames of longer ones.
-
-    A clip of one frame is a picture. Raises CoDiError as `preprocess.rgb` does.
-    """
-    if frames.ndim != 5:
-        raise CoDiError(f"the clips have shape {tuple(frames.shape)}; it takes (batch, frames, channels, height, width)")
-    device, size = device or clip.logit_scale.device, clip.config.image_size
-    chunks = spread(frames, max_frames).split(batch_size)
-    pixels = (clip_video(chunk, size, working_size=working_size, antialias=antialias) for chunk in chunks)
-    return torch.cat([clip.encode_video(chunk.to(device)) for chunk in pixels]).float()
-
-
 def encode_sound(
     clap: CLAPEncoder,
     waveform: Tensor,
@@ -181,7 +147,6 @@ def encode_sound(
     *,
     crop: torch.Generator | None = None,
     batch_size: int = 8,
-    device: torch.device | None = None,
 ) -> Tensor:
     """Sound (B, N) or (B, channels, N), -1..1, at `rate` Hz, any N >= 1, to unit vectors (B, 1, D), float32. Channels are averaged.
 
@@ -195,7 +160,7 @@ def encode_sound(
         raise CoDiError(f"the sound holds {waveform.dtype}; it takes floating-point samples in -1..1")
     if waveform.ndim == 2:
         waveform = waveform[:, None]
-    device = device or clap.model.audio_projection[0].weight.device  # type: ignore[assignment]
+    device = clap.model.audio_branch.bn0.weight.device
     samples, length = waveform.shape[-1], max(round(clap.config.clip_seconds * rate), 1)
     if crop is not None and samples > length:
         start = int(torch.randint(samples - length + 1, (1,), generator=crop))

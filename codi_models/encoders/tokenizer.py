@@ -119,9 +119,7 @@ class CLIPTokenizer:
         return [self.start, *ids, *[self.end] * (self.length - 1 - len(ids))]
 
 
-def encode_prompts(
-    clip: CLIPEncoder, tokenizer: CLIPTokenizer, texts: list[str], *, batch_size: int = 64, device: torch.device | None = None
-) -> Tensor:
+def encode_prompts(clip: CLIPEncoder, tokenizer: CLIPTokenizer, texts: list[str], *, batch_size: int = 64) -> Tensor:
     """Texts of any length as unit vectors (B, 1, D), float32.
 
     A text longer than the network's window is read in several; their embeddings are averaged, weighted by token count, and
@@ -131,7 +129,7 @@ def encode_prompts(
         raise CoDiError("no text prompts were given; pass at least one text (an empty one is allowed)")
     windows = [tokenizer.windows(text) for text in texts]
     ids = torch.tensor([row for rows in windows for row in rows], dtype=torch.long)  # (windows, text_positions)
-    device = device or clip.logit_scale.device
+    device = clip.logit_scale.device
     parts = torch.cat([clip.encode_text(chunk.to(device)) for chunk in ids.split(batch_size)]).float()  # (windows, 1, D)
     if len(parts) == len(texts):
         return parts
