@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from .conditioning import MIX_METHODS
 from .config import DENOISER_OF, MODALITIES, CoDiConfig
+from .diffusion import SAMPLERS
 from .errors import CoDiError
 from .joint import WIRINGS
 
@@ -83,6 +84,8 @@ class Settings:
             (1 <= self.steps <= 1000, f"steps {self.steps} must be between 1 and 1000"),
             (self.batch_size >= 1, f"batch size {self.batch_size} must be 1 or more"),
             (1 <= self.frames <= most, f"frames {self.frames} must be between 1 and {most}, the length of this model's table of positions"),
+            (self.sampler in SAMPLERS, f"unknown sampler {self.sampler!r}: give one of {', '.join(SAMPLERS)}"),
+            (self.sampler != "ddim" or self.steps <= 500, f"steps {self.steps}: the ddim sampler takes 1 to 500"),
             (self.wiring in WIRINGS, f"unknown wiring {self.wiring!r}: give one of {', '.join(WIRINGS)}"),
             (self.mix in MIX_METHODS, f"unknown mixing method {self.mix!r}: give one of {', '.join(MIX_METHODS)}"),
         ]

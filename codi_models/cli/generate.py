@@ -1,0 +1,163 @@
+"""`python -m codi_models generate`: files for the outputs of a run, and run.json with all that is needed to repeat it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..conditioning import MIX_METHODS
+from ..config import MODALITIES
+from ..errors import CoDiError
+from ..files import write_text
+from ..model import CoDi
+from ..pipeline import CoDiPipeline
+from ..prompts import PROMPT_KINDS, Prompt
+from ..settings import Settings
+from .outputs import write_sample
+
+PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "diffusers", "transformers", "tokenizers", "av", "pillow")
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command. Returns 0, or 130 after an interrupt; raises CoDiError for input that cannot be used."""
+    parser = _parser()
+    args = parser.parse_args(_joined(argv, parser))
+    prompts = _weighted(args.prompts or [], args.weights)
+    outputs = [name.strip() for name in args.outputs.split(",") if name.strip()]
+    folder = Path(args.out)
+    if folder.exists() and not folder.is_dir():
+        raise CoDiError(f"--out {folder} is a file: give a folder")
+    begin = time.perf_counter()
+    model = CoDi.from_pretrained(args.model, device=args.device, dtype=args.dtype)
+    names = ("seed", "count", "steps", "cfg", "sampler", "wiring", "alignment", "alignment_guidance", "mix", "frames", "size", "batch_size")
+    settings = Settings.settled(model.config, outputs, **{name: getattr(args, name) for name in names})
+    return _run(model, prompts, settings, folder, raw=args.raw, begin=begin)
+
+
+def _run(model: CoDi, prompts: list[Prompt], settings: Settings, folder: Path, *, raw: bool, begin: float) -> int:
+    from tqdm import tqdm
+
+    pipe = CoDiPipeline(model)
+    written: list[dict[str, Any]] = []
+    writing, complete = 0.0, False
+    bar = tqdm(desc="denoising", unit="step", file=sys.stderr)
+
+    def tick(done: int, steps: int) -> None:
+        bar.total = steps
+        bar.update(done - bar.n)
+
+    try:
+        with bar:
+            for i, sample in enumerate(pipe.stream(prompts, settings, callback=tick)):
+                start = time.perf_counter()
+                record: dict[str, Any] = {"index": i, "seed": sample.seed, "files": []}
+                written.append(record)
+                write_sample(sample, folder, i, raw=raw, written=record["files"])
+                writing += time.perf_counter() - start
+        complete = True
+    except KeyboardInterrupt:
+        files = [file for record in written for file in record["files"]]
+        print(f"interrupted; whole files in {folder}: {', '.join(files) or 'none'}", file=sys.stderr)
+    if complete or written:
+        seconds = {**pipe.seconds, "write": writing, "total": time.perf_counter() - begin}
+        report = {
+            "model": model.config.name,
+            "model_folder": str(model.folder),
+            "prompts": [{"kind": p.kind, "value": str(p.value), "weight": p.weight} for p in prompts],
+            **asdict(settings),
+            "raw": raw,
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "weights": model.hashes(),
+            "versions": _versions(),
+            "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+            "complete": complete,
+            "samples": [record for record in written if record["files"]],
+        }
+        write_text(folder / "run.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+    return 0 if complete else INTERRUPTED
+
+
+class _AppendPrompt(argparse.Action):
+    """Collects prompts of all kinds in the order given."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        kind = str(option).removeprefix("--")
+        namespace.prompts = [*(namespace.prompts or []), Prompt(kind, values)]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m codi_models generate",
+        description="Any mix of prompts to any set of outputs, denoised together. Without a prompt, sampling is unconditional.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", default="codi-mini", help="name of a shipped model or a model folder (default codi-mini)")
+    accepted = {"text": "T", "image": "F", "audio": "F", "video": "F"}
+    for kind in PROMPT_KINDS:
+        what = "a sentence" if kind == "text" else f"a file with {kind}"
+        add(f"--{kind}", action=_AppendPrompt, dest="prompts", metavar=accepted[kind], help=f"prompt: {what}; may be repeated")
+    add("--weights", metavar="W1,W2,...", help="one number per prompt, in the order given; negative moves away (default all 1)")
+    add("--outputs", required=True, metavar=",".join(MODALITIES), help="any of these, separated by commas")
+    add("--out", required=True, metavar="DIR", help="folder for the files; it is made where it is missing")
+    add("--raw", action="store_true", help="also write 00i_raw.npz with float32 arrays")
+    add("--seed", type=int, default=0, metavar="N", help="sample i is drawn from seed N + i (default 0)")
+    add("--count", type=int, default=1, metavar="K", help="number of samples (default 1)")
+    add("--steps", type=int, metavar="S", help="denoising steps")
+    add("--cfg", type=float, metavar="C", help="classifier-free guidance; 1 is none")
+    add("--sampler", metavar="NAME", help="ddim (as published) or another scheduler")
+    add("--wiring", metavar="cross|self|off", help="what outputs listen to: each other, themselves (as published), nothing")
+    add("--alignment", type=float, metavar="STRENGTH", help="strength with which outputs listen to each other; 0 is none")
+    add("--alignment-guidance", type=float, metavar="G", help="exaggerates what listening changes; 1 is none")
+    add("--mix", default="linear", metavar="|".join(MIX_METHODS), help="how prompts are mixed (default linear, as published)")
+    add("--frames", type=int, metavar="F", help="frames of a clip")
+    add("--size", type=int, metavar="PIXELS", help="edge of picture and clip")
+    add("--batch-size", type=int, metavar="B", help="samples denoised at once (default: what suits the sizes)")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute (default auto)")
+    add("--dtype", default="auto", metavar="auto|fp32|fp16|bf16", help="precision (default auto)")
+    return parser
+
+
+def _joined(argv: Sequence[str], parser: argparse.ArgumentParser) -> list[str]:
+    """`--weights -1,2` as `--weights=-1,2`: argparse takes a value that begins with a dash for an option."""
+    options = {option for action in parser._actions for option in action.option_strings}
+    valued = {option for action in parser._actions if action.nargs is None for option in action.option_strings}
+    joined: list[str] = []
+    for argument in argv:
+        if joined and joined[-1] in valued and argument.startswith("-") and argument.split("=")[0] not in options:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _weighted(prompts: list[Prompt], weights: str | None) -> list[Prompt]:
+    if weights is None:
+        return prompts
+    try:
+        numbers = [float(w) for w in weights.split(",")]
+    except ValueError:
+        raise CoDiError(f"--weights {weights!r} are not numbers: give one per prompt, separated by commas, such as 1,0.5,-0.5") from None
+    if len(numbers) != len(prompts):
+        raise CoDiError(f"--weights gives {len(numbers)} numbers for {len(prompts)} prompts: give one per prompt, in the order given")
+    return [Prompt(p.kind, p.value, w) for p, w in zip(prompts, numbers, strict=True)]
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -1,0 +1,164 @@
+"""Any-to-any generation without a host: any mix of prompts to any set of outputs, denoised together."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .conditioning import mix, shares
+from .decoding import DECODERS, decode_pixels, decode_sound, decode_text
+from .diffusion import Contexts, guided, initial_noise, sample
+from .errors import CoDiError
+from .joint import JointDenoiser
+from .model import CoDi
+from .prompts import Prompt, encode_prompt, unconditional
+from .settings import Settings, denoisers_of, latent_shapes
+
+Callback = Callable[[int, int], None]
+"""Called after every denoising step with the steps done and the steps of the whole run."""
+
+
+@dataclass
+class Sample:
+    """One sample; what was not asked for is None. All tensors float32 on the CPU."""
+
+    seed: int
+    image: Tensor | None = None  # (3, H, W) in 0..1
+    video: Tensor | None = None  # (F, 3, H, W) in 0..1
+    audio: Tensor | None = None  # (N,) in -1..1
+    text: str | None = None
+    frame_rate: float = 0.0
+    sample_rate: int = 0
+
+
+class CoDiPipeline:
+    """Prompts in, samples out. Only the encoders of the prompts and the networks of the outputs are loaded."""
+
+    def __init__(self, model: CoDi) -> None:
+        self.model = model
+        self.seconds: dict[str, float] = {}
+        """Wall-clock seconds that the last run spent in each stage."""
+
+    @staticmethod
+    def from_pretrained(
+        model: str | Path = "codi-mini", *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto", operations: Any = nn
+    ) -> CoDiPipeline:
+        """Open a model folder or a shipped model; arguments and errors as `CoDi.from_pretrained`."""
+        return CoDiPipeline(CoDi.from_pretrained(model, device=device, dtype=dtype, operations=operations))
+
+    def __call__(
+        self,
+        prompts: str | Sequence[Prompt] = (),
+        outputs: Sequence[str] = ("image",),
+        *,
+        callback: Callback | None = None,
+        **settings: Any,
+    ) -> list[Sample]:
+        """All samples of a run. `prompts`: a sentence, or any number of prompts of any kind; none means unconditional.
+        `settings` as in `Settings.settled`. Raises CoDiError before anything is loaded where the request cannot be met."""
+        return list(self.stream(prompts, Settings.settled(self.model.config, outputs, **settings), callback=callback))
+
+    def stream(self, prompts: str | Sequence[Prompt], settings: Settings, *, callback: Callback | None = None) -> Iterator[Sample]:
+        """Samples in order, batch by batch. Sample i is drawn from seed `settings.seed + i` whatever batch it is in."""
+        self.seconds = {}
+        prompts = [Prompt("text", prompts)] if isinstance(prompts, str) else list(prompts)
+        if prompts:
+            shares([prompt.weight for prompt in prompts], len(prompts))  # a mistyped weight is told before anything is loaded
+        with self._stage("read"):
+            prompts = [prompt.read(self.model.config.sampling.frames) for prompt in prompts]
+        with self._stage("load"):
+            self.load(prompts, settings.outputs)
+        with self._stage("encode"):
+            wanted, nothing = self.condition(prompts, settings.mix)
+        seeds = range(settings.seed, settings.seed + settings.count)
+        done = 0
+        for start in range(0, settings.count, settings.batch_size):
+            batch = seeds[start : start + settings.batch_size]
+
+            def tick(step: int, steps: int, before: int = done) -> None:
+                if callback is not None:
+                    callback(before + step, steps * -(-settings.count // settings.batch_size))
+
+            with self._stage("denoise"):
+                latents, ran = self._denoise(wanted, nothing, settings, batch, tick)
+            done += ran
+            yield from self._decode(latents, batch)
+
+    def load(self, prompts: Sequence[Prompt], outputs: Sequence[str]) -> None:
+        """Load what a run needs and nothing else."""
+        names = {prompt.encoder for prompt in [*prompts, *unconditional(self.model, prompts)]} | set(denoisers_of(outputs))
+        names.update(component for output in outputs for component in DECODERS[output])
+        for name in sorted(names):
+            self.model.component(name)
+        if "text" in outputs:
+            _ = self.model.text_tokenizers
+
+    def condition(self, prompts: Sequence[Prompt], method: str = "linear") -> tuple[Tensor, Tensor | None]:
+        """Mixed prompt (1, 1, D) and what guidance leads away from; None for the latter where there is no prompt."""
+        nothing = self._mixed(unconditional(self.model, prompts), method)
+        return (self._mixed(prompts, method), nothing) if prompts else (nothing, None)
+
+    def _mixed(self, prompts: Sequence[Prompt], method: str) -> Tensor:
+        return mix([encode_prompt(self.model, prompt) for prompt in prompts], [prompt.weight for prompt in prompts], method)
+
+    @torch.inference_mode()
+    def _denoise(
+        self, wanted: Tensor, nothing: Tensor | None, settings: Settings, seeds: Sequence[int], callback: Callback
+    ) -> tuple[dict[str, Tensor], int]:
+        """Latents of one batch in diffusion space, and the number of steps that were run."""
+        model, batch = self.model, len(seeds)
+        joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.outputs)}, register=False)
+        aligned = {"wiring": settings.wiring, "alignment": settings.alignment, "alignment_guidance": settings.alignment_guidance}
+
+        def predict(latents: dict[str, Tensor], timesteps: Tensor, contexts: Contexts) -> dict[str, Tensor]:
+            noise = joint({m: x.to(model.dtype) for m, x in latents.items()}, timesteps, contexts, **aligned)
+            return {m: eps.float() for m, eps in noise.items()}  # the sampler's arithmetic stays in float32
+
+        def rows(context: Tensor) -> Tensor:
+            return context.to(model.device, model.dtype).expand(batch, -1, -1)  # (B, 1, D)
+
+        ran = 0
+
+        def step(done: int, steps: int, _: Any) -> None:
+            nonlocal ran
+            ran = steps
+            callback(done, steps)
+
+        without, cfg = (wanted, 1.0) if nothing is None else (nothing, settings.cfg)
+        denoise = guided(predict, rows(wanted), rows(without), cfg, fold=lambda contexts: joint.fold_contexts(contexts, settings.outputs))
+        start = initial_noise(latent_shapes(model.config, settings), seeds, device=model.device)
+        latents = sample(denoise, start, sampler=settings.sampler, steps=settings.steps, seeds=seeds, callback=step)
+        return latents, ran
+
+    def _decode(self, latents: Mapping[str, Tensor], seeds: Sequence[int]) -> list[Sample]:
+        config = self.model.config
+        samples = [Sample(seed, frame_rate=config.sampling.frame_rate, sample_rate=config.mel.sample_rate) for seed in seeds]
+        for output, z in latents.items():
+            if not bool(torch.isfinite(z).all()):
+                raise CoDiError(f"the {output} latents became infinite or NaN: lower cfg or the alignment, or use fp32")
+            z = z.to(self.model.dtype)
+            with self._stage(f"decode {output}"):
+                if output == "text":
+                    decoded: Any = decode_text(self.model, z, seeds)
+                else:
+                    decoded = (decode_sound if output == "audio" else decode_pixels)(self.model, z).cpu()
+            for one, value in zip(samples, decoded, strict=True):
+                setattr(one, output, value)
+        return samples
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        """Adds the block's duration to `seconds`, with the GPU work that it queued."""
+        begin = time.perf_counter()
+        yield
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+

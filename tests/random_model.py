@@ -1,0 +1,14 @@
+"""A model folder of codi-mini's sizes with synthetic weights in which every path takes part (fresh networks predict zero)."""
+
+from codi.codi_models.config import CoDiConfig
+from codi.codi_models.model import CoDi, save_component
+from codi.codi_models.parity_recipe import fill
+from codi.codi_models.worlds.bounce import ALL_CAPTIONS
+
+
+def random_model(folder):
+    """Write the folder; returns it."""
+    model = CoDi.create(CoDiConfig.mini(), folder, captions=ALL_CAPTIONS)
+    for name in ("vision_denoiser", "audio_denoiser", "text_denoiser", "clip"):
+        save_component(name, fill(model.component(name), "random model"), model.config, folder)
+    return folder

@@ -1,0 +1,212 @@
+"""Any mix of prompts to any set of outputs, headless."""
+
+import itertools
+
+import pytest
+import torch
+from codi.codi_models import media
+from codi.codi_models.config import MODALITIES, CoDiConfig
+from codi.codi_models.errors import CoDiError
+from codi.codi_models.model import SharedSpace
+from codi.codi_models.pipeline import CoDiPipeline
+from codi.codi_models.prompts import PROMPT_KINDS, Prompt, encode_prompt, unconditional
+from codi.codi_models.settings import Settings, latent_shapes
+from random_model import random_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return CoDiPipeline.from_pretrained(folder, device="cpu")
+
+
+def prompt(kind):
+    return Prompt(kind, {
+        "text": "a red circle bounces twice",
+        "image": torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1)),
+        "audio": (torch.rand(20480, generator=torch.Generator().manual_seed(2)) - 0.5, 16000),
+        "video": torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(3)),
+    }[kind])  # fmt: skip
+
+
+def subsets(names):
+    return [chosen for size in range(1, len(names) + 1) for chosen in itertools.combinations(names, size)]
+
+
+def same(a, b, **tolerance):
+    for name in MODALITIES:
+        x, y = getattr(a, name), getattr(b, name)
+        if isinstance(x, torch.Tensor):
+            torch.testing.assert_close(x, y, **tolerance)
+        else:
+            assert x == y, name
+
+
+@pytest.mark.parametrize("outputs", subsets(MODALITIES), ids="+".join)
+def test_every_set_of_outputs(pipe, outputs):
+    (sample,) = pipe("a red circle", outputs, steps=1)
+    shapes = {"image": (3, 64, 64), "video": (8, 3, 64, 64), "audio": (20480,)}
+    for name in MODALITIES:
+        value = getattr(sample, name)
+        if name not in outputs:
+            assert value is None
+        elif name == "text":
+            assert isinstance(value, str)
+        else:
+            low = -1 if name == "audio" else 0
+            assert value.shape == shapes[name] and value.dtype == torch.float32 and value.min() >= low and value.max() <= 1
+    assert (sample.sample_rate, sample.frame_rate) == (16000, 6.25)
+
+
+@pytest.mark.parametrize("kinds", subsets(PROMPT_KINDS), ids="+".join)
+def test_every_mix_of_prompts_takes_part(pipe, kinds):
+    wanted, nothing = pipe.condition([prompt(kind) for kind in kinds])
+    parts = torch.stack([encode_prompt(pipe.model, prompt(kind)) for kind in kinds])
+    torch.testing.assert_close(wanted, parts.mean(dim=0))
+    assert nothing.shape == wanted.shape == (1, 1, 128)
+    torch.testing.assert_close(parts.norm(dim=-1), torch.ones(len(kinds), 1, 1))
+
+
+def test_only_what_a_run_needs_is_loaded(folder):
+    pipe = CoDiPipeline.from_pretrained(folder, device="cpu")
+    pipe("a red circle", ["image"], steps=1)
+    assert set(pipe.model.loaded) == {"clip", "vision_denoiser", "picture_autoencoder"}
+    pipe([prompt("audio")], ["text"], steps=1)
+    assert set(pipe.model.loaded) == {
+        "clip", "vision_denoiser", "picture_autoencoder", "clap", "text_denoiser", "text_autoencoder",
+    }  # fmt: skip
+    assert {"load", "encode", "denoise", "decode text"} <= set(pipe.seconds)
+
+
+def test_one_seed_reproduces_everything_and_another_does_not(pipe):
+    first, again, other = (pipe("a blue star", MODALITIES, steps=2, seed=seed)[0] for seed in (5, 5, 6))
+    same(first, again, rtol=0, atol=0)
+    assert not torch.equal(first.image, other.image) and not torch.equal(first.audio, other.audio)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
+def test_samples_do_not_depend_on_their_batch(pipe, sampler):
+    outputs = ("image", "audio", "text")
+    together = pipe("a blue star", outputs, steps=3, seed=10, count=3, batch_size=3, sampler=sampler)
+    apart = pipe("a blue star", outputs, steps=3, seed=10, count=3, batch_size=2, sampler=sampler)
+    alone = pipe("a blue star", outputs, steps=3, seed=12, sampler=sampler)
+    assert [s.seed for s in together] == [10, 11, 12]
+    for a, b in zip(together, apart, strict=True):
+        same(a, b, rtol=0, atol=2e-3)
+    same(together[2], alone[0], rtol=0, atol=2e-3)
+    assert (together[0].image - together[1].image).abs().max() > 0.01
+
+
+def test_an_output_more_changes_nothing_unless_outputs_listen_to_each_other(pipe):
+    alone = pipe("a blue star", ["image"], steps=2, seed=3)[0]
+    off = pipe("a blue star", ["image", "audio"], steps=2, seed=3, wiring="off")[0]
+    silent = pipe("a blue star", ["image", "audio"], steps=2, seed=3, wiring="cross", alignment=0)[0]
+    cross = pipe("a blue star", ["image", "audio"], steps=2, seed=3, wiring="cross")[0]
+    torch.testing.assert_close(alone.image, off.image, rtol=0, atol=1e-4)
+    torch.testing.assert_close(silent.image, off.image, rtol=0, atol=1e-4)
+    assert (cross.image - off.image).abs().max() > 0.01
+
+
+def test_guidance(pipe):
+    nothing = pipe([], ["image"], steps=2, seed=1)[0]
+    torch.testing.assert_close(pipe([], ["image"], steps=2, seed=1, cfg=9)[0].image, nothing.image, rtol=0, atol=0)
+    zero = pipe("a red circle", ["image"], steps=2, seed=1, cfg=0)[0]
+    torch.testing.assert_close(zero.image, nothing.image, rtol=0, atol=1e-4)
+    weak, strong = (pipe("a red circle", ["image"], steps=2, seed=1, cfg=cfg)[0].image for cfg in (1, 4))
+    assert (weak - nothing.image).abs().max() > 1e-3 and (strong - weak).abs().max() > 1e-3
+
+
+def test_guidance_is_from_the_empty_text_where_the_modality_gap_is_closed(pipe, monkeypatch):
+    prompts = [Prompt("image", torch.rand(3, 8, 8), 0.3), Prompt("audio", (torch.rand(100), 16000), 0.7)]
+    apart = unconditional(pipe.model, prompts)
+    assert [(p.kind, p.weight) for p in apart] == [("image", 0.3), ("audio", 0.7)]
+    assert apart[0].value.unique().tolist() == [0.5] and apart[1].value[0].abs().max() == 0
+    monkeypatch.setattr(pipe.model, "space", SharedSpace({"text": torch.zeros(128)}))
+    assert unconditional(pipe.model, prompts) == [Prompt("text", "")]
+
+
+def test_weights(pipe):
+    a, b = Prompt("text", "a red circle", 2.0), Prompt("text", "a blue star", 0.0)
+    torch.testing.assert_close(pipe.condition([a, b])[0], pipe.condition([a])[0])
+    pulled = pipe.condition([a, Prompt("text", "a blue star", -1.0)])[0]
+    expected = 2 * encode_prompt(pipe.model, a) - encode_prompt(pipe.model, b)
+    torch.testing.assert_close(pulled, expected)
+    for weights in ((0.0, 0.0), (1.0, -1.0), (float("nan"), 1.0)):
+        with pytest.raises(CoDiError, match="weights"):
+            pipe([Prompt("text", "a", weights[0]), Prompt("text", "b", weights[1])], ["image"])
+
+
+@pytest.mark.parametrize("unusual", [
+    Prompt("text", ""), Prompt("text", "bouncing " * 10_000), Prompt("text", "ひとつの赤い丸 🔴"), Prompt("image", torch.zeros(3, 7, 400)),
+    Prompt("audio", (torch.zeros(16000), 16000)), Prompt("audio", (torch.ones(1), 44100)), Prompt("audio", (torch.rand(300_000), 48000)),
+    Prompt("video", torch.rand(1, 3, 20, 30)), Prompt("video", torch.rand(50, 3, 8, 8)),
+], ids=["empty", "10000 words", "unicode", "wide", "silence", "one sample", "long sound", "one frame", "many frames"])  # fmt: skip
+def test_unusual_prompts_work(pipe, unusual):
+    embedding = encode_prompt(pipe.model, unusual)
+    assert embedding.shape == (1, 1, 128) and torch.allclose(embedding.norm(), torch.ones(()), atol=1e-4)
+
+
+def test_prompts_from_files(pipe, tmp_path):
+    clip = torch.rand(8, 3, 64, 64)
+    media.write_png(tmp_path / "a.png", clip[0])
+    picture = encode_prompt(pipe.model, Prompt("image", str(tmp_path / "a.png")).read(8))
+    torch.testing.assert_close(picture, encode_prompt(pipe.model, Prompt("image", clip[0])), atol=0.02, rtol=0)
+    media.write_wav(tmp_path / "a.wav", torch.rand(20480) - 0.5, 16000)
+    assert encode_prompt(pipe.model, Prompt("audio", tmp_path / "a.wav").read(8)).isfinite().all()
+
+
+@pytest.mark.parametrize("wrong", [
+    Prompt("image", torch.zeros(8, 3, 64, 64)), Prompt("video", torch.zeros(3, 64, 64)), Prompt("audio", torch.zeros(100)),
+    Prompt("audio", (torch.zeros(0), 16000)), Prompt("image", torch.full((3, 8, 8), float("nan"))),
+])  # fmt: skip
+def test_tensors_of_the_wrong_kind(pipe, wrong):
+    with pytest.raises(CoDiError):
+        encode_prompt(pipe.model, wrong)
+
+
+@pytest.mark.parametrize("outputs, settings, message", [
+    ([], {}, "no output"),
+    (["smell"], {}, "unknown output 'smell'"),
+    (["image"], {"size": 100}, "size 100 must be a multiple of 16.*96"),
+    (["image"], {"size": 0}, "size 0"),
+    (["video"], {"frames": 31}, "frames 31 must be between 1 and 30"),
+    (["image"], {"steps": 0}, "steps 0"),
+    (["image"], {"cfg": float("nan")}, "cfg nan"),
+    (["image"], {"alignment": float("inf")}, "alignment inf"),
+    (["image"], {"count": 0}, "count 0"),
+    (["image"], {"seed": -1}, "seed -1"),
+    (["image"], {"wiring": "crossed"}, "cross, self, off"),
+    (["image"], {"sampler": "magic"}, "magic.*ddim"),
+    (["image"], {"mix": "cubic"}, "linear"),
+    (["image"], {"batch_size": 0}, "batch size 0"),
+])  # fmt: skip
+def test_requests_that_cannot_be_met_are_refused_before_anything_is_loaded(folder, outputs, settings, message):
+    pipe = CoDiPipeline.from_pretrained(folder, device="cpu")
+    with pytest.raises(CoDiError, match=message):
+        pipe("a red circle", outputs, **settings)
+    assert not pipe.model.loaded
+
+
+def test_sizes_and_defaults():
+    official = Settings.settled(CoDiConfig.official(), ("audio", "text", "image", "video"))
+    assert official.outputs == MODALITIES and (official.steps, official.cfg, official.sampler) == (50, 7.5, "ddim")
+    assert latent_shapes(CoDiConfig.official(), official) == {
+        "video": (4, 8, 32, 32), "image": (4, 64, 64), "text": (768,), "audio": (8, 256, 16),
+    }  # fmt: skip
+    mini = Settings.settled(CoDiConfig.mini(), "video", frames=5, size=96)
+    assert latent_shapes(CoDiConfig.mini(), mini) == {"video": (4, 5, 12, 12)}
+
+
+def test_other_sizes_come_out_as_asked(pipe):
+    (sample,) = pipe("a red circle", ["image", "video"], steps=1, size=48, frames=3)
+    assert sample.image.shape == (3, 48, 48) and sample.video.shape == (3, 3, 48, 48)
+
+
+def test_progress_reaches_its_end_step_by_step(pipe):
+    seen = []
+    pipe("a red circle", ["text"], steps=4, count=3, batch_size=2, callback=lambda done, steps: seen.append((done, steps)))
+    assert [done for done, _ in seen] == list(range(1, len(seen) + 1)) and seen[-1][0] == seen[-1][1]
