@@ -238,9 +238,9 @@ class CoDiConfig:
                 latent_dim=64, encoder_vocab=256, encoder_dim=128, encoder_layers=2, encoder_heads=4, encoder_mlp=256, encoder_positions=64,
                 decoder_vocab=512, decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_positions=64, temperature=0.0, scale=1.0,
             ),
-            vision_denoiser=UNetConfig(in_channels=4, model_channels=64, num_heads=4, temporal=True, **levels),  # type: ignore[arg-type]
-            audio_denoiser=UNetConfig(in_channels=8, model_channels=64, num_heads=4, **levels),  # type: ignore[arg-type]
-            text_denoiser=TextUNetConfig(in_channels=64, model_channels=48, num_heads=4, **levels),  # type: ignore[arg-type]
+            vision_denoiser=UNetConfig(in_channels=4, model_channels=48, num_heads=4, temporal=True, **levels),  # type: ignore[arg-type]
+            audio_denoiser=UNetConfig(in_channels=8, model_channels=48, num_heads=4, **levels),  # type: ignore[arg-type]
+            text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, **levels),  # type: ignore[arg-type]
             sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25, steps=25, cfg=3.0, alignment_guidance=3.0),
         )  # fmt: skip
 
