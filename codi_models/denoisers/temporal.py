@@ -173,9 +173,10 @@ class TemporalModule(nn.Module):
 
     def forward(self, x: Tensor, frames: int, distances: Tensor) -> Tensor:
         """x (B*F, C, H, W), distances from `log_distances` -> (B*F, C, H, W)"""
-        height = x.shape[2]
+        size = x.shape[2:]
         pixels = x.unflatten(0, (-1, frames)).permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B*H*W, F, C)
         pixels = pixels + self.temporal_attn(pixels, self.temporal_rel_pos_bias(distances))
-        x = pixels.unflatten(0, (-1, height, x.shape[3])).permute(0, 3, 4, 1, 2).flatten(0, 1).contiguous()  # (B*F, C, H, W)
+        x = pixels.unflatten(0, (-1, *size)).permute(0, 3, 1, 2, 4).flatten(0, 1)  # (B*F, H, W, C)
+        x = x.permute(0, 3, 1, 2)
         x = x + self.ff(x, frames)
         return self.frameshiftblock(x, frames)

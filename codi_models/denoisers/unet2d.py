@@ -59,7 +59,7 @@ class UNet2D(UNet):
             raise CoDiError(f"latent of {x.shape[-2]} x {x.shape[-1]}: height and width must be multiples of {multiple}")
         if x.dim() == 4:
             return x, 1
-        return x.transpose(1, 2).flatten(0, 1), x.shape[2]  # (B*F, C, H, W)
+        return x.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2), x.shape[2]  # (B*F, C, H, W), channels last
 
     def _join(self, h: Tensor, x: Tensor, frames: int) -> Tensor:
         return h if x.dim() == 4 else h.unflatten(0, (-1, frames)).transpose(1, 2)  # (B, C, F, H, W)
