@@ -17,6 +17,8 @@ from .bounce import BEATS, FREQUENCIES, SAMPLE_RATE, SHAPES
 MOST_ONSETS = 6
 WINDOW = 480  # samples; energy after an instant is compared with the energy before it over this length (30 ms)
 RISE = 6.0  # dB; a note starts where that comparison has a maximum of at least this
+FLOOR = 0.01  # of the loudest window's energy is added to both sides, so that the smear before a vocoded note counts for little
+EARLIEST = 160  # samples (10 ms) that must precede an onset
 QUIETEST = -18.0  # dB; against the loudest note, below which nothing counts as a note
 NOTE_GAP = 1600  # samples (100 ms) within which there is one onset at most
 SILENCE = 1e-4  # peak; a sound with a lower one is silent
@@ -66,12 +68,15 @@ def find_onsets(wave: Tensor) -> Tensor:
     energy = torch.cat([energy, energy[:, -1:].expand(-1, WINDOW)], dim=1)  # energy[:, t + WINDOW + 1] sums samples 0 .. t
     sums = energy[:, WINDOW:] - energy[:, :-WINDOW]  # sums[:, t] = energy of samples t - WINDOW .. t - 1
     before, after = sums[:, :samples].clamp(min=0), sums[:, WINDOW : WINDOW + samples].clamp(min=0)
+    # A file may start in the middle of its noise floor: what comes before it is taken to be as loud as its beginning.
+    place = torch.arange(samples, device=wave.device)
+    heard = place.clamp(min=EARLIEST, max=WINDOW)
+    before = torch.where(place < EARLIEST, before[:, EARLIEST : EARLIEST + 1], before) * (WINDOW / heard)
     loudest = after.amax(dim=1, keepdim=True)
-    floor = 1e-4 * loudest + 1e-20
+    floor = FLOOR * loudest + 1e-20
     rise = (10 * ((after + floor) / (before + floor)).log10()).float()  # (n, N) dB
     rise = torch.where(after > loudest * 10 ** (QUIETEST / 10), rise, 0)
     onsets = []
-    place = torch.arange(samples, device=wave.device)
     for _ in range(MOST_ONSETS):
         highest, at = rise.max(dim=1)
         onsets.append(torch.where(highest > RISE, at, samples))
@@ -102,8 +107,8 @@ def note_spectrum(wave: Tensor, onsets: Tensor) -> tuple[Tensor, Tensor]:
     return notes, power[:, -1] * used[:, :-1].sum(dim=1)
 
 
-def read_pitch(notes: Tensor) -> tuple[Tensor, Tensor]:
-    """Power spectrum (n, bins) up to 8 kHz -> colour index (n,), -1 without a pitch of the world, and the frequency in Hz (n,)."""
+def read_pitch(notes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Power spectrum (n, bins) up to 8 kHz -> colour index (n,), -1 without a pitch of the world; frequency in Hz; whether there is a pitch."""
     hertz = torch.linspace(0, SAMPLE_RATE / 2, notes.shape[1], device=notes.device)
     smooth = functional.avg_pool1d(notes.unsqueeze(1), 5, stride=1, padding=2).squeeze(1)
     in_range = (hertz > PITCH_RANGE[0]) & (hertz < PITCH_RANGE[1])
@@ -115,7 +120,8 @@ def read_pitch(notes: Tensor) -> tuple[Tensor, Tensor]:
     detune, colour = ratio.clamp(min=1e-3).log().abs().min(dim=1)
     at_pitch = (hertz - frequency.unsqueeze(1)).abs() < 0.06 * frequency.unsqueeze(1)
     tonal = (notes * at_pitch).sum(dim=1) / notes.sum(dim=1).clamp(min=1e-20)
-    return torch.where((detune < LARGEST_DETUNE) & (tonal > LEAST_TONAL), colour, -1), frequency
+    pitched = tonal > LEAST_TONAL
+    return torch.where(pitched & (detune < LARGEST_DETUNE), colour, -1), frequency, pitched
 
 
 def read_timbre(notes: Tensor, floor: Tensor, frequency: Tensor) -> Tensor:
@@ -140,7 +146,7 @@ def read_timbre(notes: Tensor, floor: Tensor, frequency: Tensor) -> Tensor:
     even = (tones * ((harmonic % 2 == 0) & (harmonic > 1))).sum(dim=1).clamp(min=0)
     odd = (tones * ((harmonic % 2 == 1) & (harmonic > 1))).sum(dim=1).clamp(min=0)
     even, odd, noise = ((part / first).sqrt() for part in (even, odd, noise))
-    circle, square, triangle, star = (torch.full_like(harmonic[:, 0], SHAPES.index(s), dtype=torch.long) for s in SHAPES)
+    circle, square, triangle, star = (torch.tensor(i, device=notes.device) for i in range(len(SHAPES)))
     rich = torch.where(even > EVEN, triangle, torch.where(odd > ODD, square, circle))
     return torch.where(noise > NOISE, star, rich)
 
@@ -151,12 +157,11 @@ def measure_notes(wave: Tensor, sample_rate: int) -> dict[str, Tensor]:
     onsets = find_onsets(wave)
     count = (onsets >= 0).sum(dim=1)
     notes, floor = note_spectrum(wave, onsets)
-    colour, frequency = read_pitch(notes)
+    colour, frequency, pitched = read_pitch(notes)
     audible = wave.abs().amax(dim=1) > SILENCE
-    unreadable = torch.full_like(colour, -1)
     return {
-        "shape": torch.where(audible & (colour >= 0), read_timbre(notes, floor, frequency), unreadable),
-        "colour": torch.where(audible, colour, unreadable),
-        "beats": torch.where((count >= BEATS[0]) & (count <= BEATS[-1]), count - 1, unreadable),
+        "shape": torch.where(audible & pitched, read_timbre(notes, floor, frequency), -1),
+        "colour": torch.where(audible, colour, -1),
+        "beats": torch.where((count >= BEATS[0]) & (count <= BEATS[-1]), count - 1, -1),
         "times": torch.where(onsets >= 0, onsets / SAMPLE_RATE, torch.nan),
     }
