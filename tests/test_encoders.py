@@ -30,7 +30,8 @@ CAPTIONS = [
     for colour in ("red", "green", "blue") for shape in ("circle", "square", "star") for beats in ("once", "twice", "three times")
 ]  # fmt: skip
 TRICKY = [
-    *CAPTIONS[:3], "", "It's 12 o'clock -- DON'T stop!!", "naïve café – 日本語 🎈 a_b__c", "x &amp; y &lt;b&gt;", "  spaced \n out\t", "…x",
+    *CAPTIONS[:3], "", "It's 12 o'clock -- DON'T stop!!", "naïve café – 日本語 🎈 a_b__c", "x &amp; y &lt;b&gt;",
+    "  spaced \n out\t", "…x", "it\u2019s \u201cquoted\u201d",
 ]  # fmt: skip
 
 
@@ -152,7 +153,7 @@ def test_ids_are_padded_with_the_end_token(tokenizer):
     assert (ids < MINI.clip.vocab_size).all()
 
 
-@pytest.mark.parametrize("text", ["", "red circle", "a red circle bounces twice " * 2000, "z" * 5000, "é" * 700])
+@pytest.mark.parametrize("text", ["", "red circle", "a red circle bounces twice " * 2000, "z" * 5000, "é" * 700, "\ud800 \0 x"])
 def test_windows_hold_every_token_in_order(tokenizer, text):
     rows = tokenizer.windows(text)
     assert all(len(row) == tokenizer.length and row[0] == tokenizer.start and row[-1] == tokenizer.end for row in rows)

@@ -27,6 +27,7 @@ VOCABULARY_FILE = "clip_bpe.txt.gz"
 """Name of the vocabulary in a model folder: a version line, then one merge "left right" a line, most frequent first."""
 
 WORD_END = "</w>"
+_STRAIGHT_QUOTES = str.maketrans({**dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"), **dict.fromkeys("\u201c\u201d\u201e\u201f", '"')})
 _LONGEST_WORD = 256  # characters; longer runs are cut so that merging stays linear
 
 
@@ -38,9 +39,9 @@ def byte_symbols() -> dict[int, str]:
 
 
 def clean(text: str) -> str:
-    """HTML entities resolved, Unicode composed, white space collapsed, lower case; absurdly long words cut."""
-    text = html.unescape(html.unescape(str(text)))
-    text = unicodedata.normalize("NFC", text).lower()
+    """HTML entities resolved, quotes straight, Unicode composed, white space collapsed, lower case; absurdly long words cut."""
+    text = html.unescape(html.unescape(str(text))).encode("utf-8", "replace").decode("utf-8")  # lone surrogates become "?"
+    text = unicodedata.normalize("NFC", text.translate(_STRAIGHT_QUOTES)).lower()
     return " ".join(re.sub(rf"(\S{{{_LONGEST_WORD}}})(?=\S)", r"\1 ", text).split())
 
 
