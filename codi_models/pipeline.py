@@ -86,10 +86,19 @@ class CoDiPipeline:
                 if callback is not None:
                     callback(before + step, steps * -(-settings.count // settings.batch_size))
 
-            with self._stage("denoise"):
-                latents, ran = self._denoise(wanted, nothing, settings, batch, tick)
+            samples, ran = self.generate(wanted, nothing, settings, batch, callback=tick)
             done += ran
-            yield from self._decode(latents, batch)
+            yield from samples
+
+    def generate(
+        self, wanted: Tensor, nothing: Tensor | None, settings: Settings, seeds: Sequence[int], *, callback: Callback = lambda *_: None
+    ) -> tuple[list[Sample], int]:
+        """One batch from embedded prompts, and the number of denoising steps that were run.
+
+        wanted: (1, 1, D) for all samples, or (B, 1, D) with one prompt a sample; nothing: what guidance leads away from, or None."""
+        with self._stage("denoise"):
+            latents, ran = self._denoise(wanted, nothing, settings, seeds, callback)
+        return self._decode(latents, seeds), ran
 
     def load(self, prompts: Sequence[Prompt], outputs: Sequence[str]) -> None:
         """Load what a run needs and nothing else."""

@@ -1,0 +1,1 @@
+"""Quality of generated output, measured by Bounce World's judge."""
