@@ -27,9 +27,15 @@ class Row:
     share: Share
 
     def as_dict(self) -> dict[str, Any]:
-        low, high = self.share.interval
-        return {"task": self.task, "output": self.output, "attribute": self.attribute, "hits": self.share.successes, "total": self.share.total,
-                "value": self.share.value, "interval": [low, high]}  # fmt: skip
+        return {
+            "task": self.task,
+            "output": self.output,
+            "attribute": self.attribute,
+            "successes": self.share.successes,
+            "total": self.share.total,
+            "value": self.share.value,
+            "interval": list(self.share.interval),
+        }
 
 
 class Examiner:
@@ -105,6 +111,6 @@ def coherence(examiner: Examiner, outputs: tuple[str, str] = ("video", "audio"))
                     continue
                 rows = torch.ones(len(samples), dtype=torch.bool) if name == "empty prompt" else said[:, k] < 0
                 chosen = [{attribute: reading[attribute].cpu()[rows]} for reading in readings]
-                for key, share in agreement(*chosen).items():
+                for key, share in agreement(chosen[0], chosen[1]).items():
                     label = "joint" if wiring == "cross" else "independent"
                     yield Row(f"{' + '.join(outputs)}, {name}, {label}", "+".join(outputs), key, share)

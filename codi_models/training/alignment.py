@@ -5,6 +5,8 @@ the number of trainings grows linearly with the number of modalities."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +37,8 @@ class LatentAlignment(Objective):
     def __init__(self, space: Workspace, fresh: bool = True):
         super().__init__()
         self.workspace = space
-        self.nets = nn.ModuleDict({name: space.network(name) for name in sorted(set(DENOISER_OF.values()))})
+        self.nets: Any = nn.ModuleDict({name: space.network(name) for name in sorted(set(DENOISER_OF.values()))})
+        net: Any
         for net in self.nets.values():
             net.requires_grad_(False)
             if fresh:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -32,7 +34,7 @@ class _WithScale(Objective):
     def __init__(self, space: Workspace):
         super().__init__()
         self.workspace = space
-        self.net = space.network(self.component)
+        self.net: Any = space.network(self.component)
 
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         raise TypeError(f"{type(self).__name__} must define latents(count, generator)")
@@ -111,10 +113,12 @@ class Vocoding(Objective):
     segment = 32  # mel frames
     learning_rate = 1e-3
 
+    autoencoder: Any
+
     def __init__(self, space: Workspace):
         super().__init__()
         self.workspace = space
-        self.net = space.network("vocoder")
+        self.net: Any = space.network("vocoder")
         self.reconstructs = space.has("sound_autoencoder")
         space.hidden(self, "autoencoder", space.network("sound_autoencoder").eval().requires_grad_(False))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +36,8 @@ class BridgingAlignment(Objective):
     def __init__(self, space: Workspace):
         super().__init__()
         self.workspace = space
-        self.clip, self.clap = space.network("clip"), space.network("clap")
+        self.clip: Any = space.network("clip")
+        self.clap: Any = space.network("clap")
         self.tables = CaptionTables(space)
 
     def pair(self, kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..autoencoders.tokenizers import TextTokenizers
 from ..encoders.tokenizer import CLIPTokenizer
@@ -24,6 +26,6 @@ class CaptionTables:
         self.decoder, self.pad = tokenizers.encode_target(captions).to(device), tokenizers.pad  # (C, Td), BOS ... EOS PAD
 
     @torch.no_grad()
-    def embeddings(self, clip: nn.Module, space: SharedSpace) -> Tensor:
+    def embeddings(self, clip: Any, space: SharedSpace) -> Tensor:
         """Prompt embeddings of all captions and, last, of the empty text. (C + 1, D)"""
         return space.align(clip.encode_text(self.prompt), "text")[:, 0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,7 +62,7 @@ class Denoising(Objective):
     def __init__(self, space: Workspace):
         super().__init__()
         self.workspace = space
-        self.net = space.network(self.component)
+        self.net: Any = space.network(self.component)
         self.text = TextPool(space)
         self.noising = Noising(space.device)
         self.scenes = bounce.every_scene("exclude", device=space.device)

@@ -99,7 +99,8 @@ def train(objective: Objective, schedule: Schedule, *, accelerator: Accelerator,
         state = torch.load(state_file, map_location=device, weights_only=True)
         if len(state["shadow"]) != len(parameters):
             raise CoDiError(
-                f"{state_file} belongs to another configuration ({len(state['shadow'])} tensors, here {len(parameters)}): remove it to start afresh"
+                f"{state_file} belongs to another configuration ({len(state['shadow'])} tensors, here {len(parameters)}): "
+                "remove it to start afresh"
             )
         objective.load_state_dict(state["objective"])
         optimiser.load_state_dict(state["optimiser"])

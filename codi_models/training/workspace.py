@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ class Workspace:
                 build_vocabularies(bounce.ALL_CAPTIONS, folder, text.encoder_vocab, text.decoder_vocab)
                 build_clip_vocabulary(bounce.ALL_CAPTIONS, folder, vocab_size=config.clip.vocab_size)
 
-    def _lock(self):  # type: ignore[no-untyped-def]
+    def _lock(self) -> Any:
         from filelock import FileLock
 
         return FileLock(str(self.folder / ".lock"))
@@ -55,7 +56,7 @@ class Workspace:
         """Whether a stage has written this component."""
         return (self.folder / f"{component}.safetensors").exists()
 
-    def network(self, component: str) -> nn.Module:
+    def network(self, component: str) -> Any:
         """The component as trained so far, or freshly initialised; trainable, float32."""
         if self.has(component):
             network = load_component(component, self.config, self.folder / f"{component}.safetensors", dtype=torch.float32)
@@ -63,7 +64,7 @@ class Workspace:
             network = build_component(component, self.config, dtype=torch.float32)
         return network.to(self.device).train().requires_grad_(True)
 
-    def trained(self, component: str) -> nn.Module:
+    def trained(self, component: str) -> Any:
         """The component as an earlier stage left it: evaluation mode, no gradients. Raises CoDiError if that stage is missing."""
         if component not in COMPONENTS or not self.has(component):
             raise CoDiError(f"{self.folder} has no {component} yet: run the earlier training stages first")
