@@ -21,6 +21,11 @@ from .files import whole_file
 MAX_SECONDS = 600.0
 """Longest sound or clip taken as a prompt. A prompt becomes one embedding: beyond minutes it says nothing in particular."""
 
+_FORMATS = (
+    "wav,w64,aiff,flac,mp3,ogg,aac,mov,mp4,m4a,matroska,webm,avi,mpegts,mpeg,flv,asf,gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
+)
+"""Containers that are opened. Others are not media (the library draws text files as pictures) or lead to other files (playlists)."""
+
 _KINDS = {
     "image": "a picture (png, jpg, gif, webp)",
     "audio": "a sound file (wav, mp3, flac, ogg) or a clip with sound",
@@ -162,7 +167,7 @@ def _opened(path: str | Path, kind: str) -> Iterator[Any]:
 
     _must_exist(path, kind)
     try:
-        with av.open(str(path)) as file:
+        with av.open(str(path), options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"}) as file:
             if not getattr(file.streams, kind):
                 held = ", ".join(sorted({stream.type for stream in file.streams})) or "no"
                 raise CoDiError(f"{path} has {held} streams but no {kind}: give {_KINDS[kind]}")

@@ -103,7 +103,7 @@ def test_frames_are_spread_over_a_long_clip(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["image", "audio", "video"])
-@pytest.mark.parametrize("content", ["missing", "folder", "empty", "text", "cut", "other"])
+@pytest.mark.parametrize("content", ["missing", "folder", "empty", "text", "cut", "other", "playlist"])
 def test_unusable_files_are_named_with_what_is_accepted(tmp_path, kind, content):
     read = {"image": media.read_image, "audio": media.read_audio, "video": lambda p: media.read_video(p, 8)}[kind]
     path = tmp_path / f"thing.{content}"
@@ -112,7 +112,12 @@ def test_unusable_files_are_named_with_what_is_accepted(tmp_path, kind, content)
     elif content == "empty":
         path.write_bytes(b"")
     elif content == "text":
+        path = path.with_suffix(".txt")  # the name by which the library takes it for text art
         path.write_text("a red circle bounces twice, " * 50)
+    elif content == "playlist":
+        media.write_mp4(tmp_path / "whole.mp4", coloured_clip(), 6.25, tone(), 16000)
+        path = tmp_path / "list.m3u8"
+        path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nwhole.mp4\n#EXT-X-ENDLIST\n")
     elif content == "cut":
         media.write_mp4(tmp_path / "whole.mp4", coloured_clip(), 6.25)
         path.write_bytes((tmp_path / "whole.mp4").read_bytes()[:100])

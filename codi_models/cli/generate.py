@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import json
 import platform
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -49,19 +51,21 @@ def _run(model: CoDi, prompts: list[Prompt], settings: Settings, folder: Path, *
     pipe = CoDiPipeline(model)
     written: list[dict[str, Any]] = []
     writing, complete = 0.0, False
-    bar = tqdm(desc="denoising", unit="step", file=sys.stderr)
+    bars: list[tqdm] = []
 
     def tick(done: int, steps: int) -> None:
-        bar.total = steps
-        bar.update(done - bar.n)
+        if not bars:  # no bar before there is progress: a message about bad input stands alone
+            bars.append(closing.enter_context(tqdm(total=steps, desc="denoising", unit="step", file=sys.stderr)))
+        bars[0].update(done - bars[0].n)
 
     try:
-        with bar:
+        with contextlib.ExitStack() as closing:
             for i, sample in enumerate(pipe.stream(prompts, settings, callback=tick)):
                 start = time.perf_counter()
                 record: dict[str, Any] = {"index": i, "seed": sample.seed, "files": []}
                 written.append(record)
-                write_sample(sample, folder, i, raw=raw, written=record["files"])
+                with _interrupts_waiting():  # so that what is told is exactly what was written
+                    write_sample(sample, folder, i, raw=raw, written=record["files"])
                 writing += time.perf_counter() - start
         complete = True
     except KeyboardInterrupt:
@@ -85,6 +89,19 @@ def _run(model: CoDi, prompts: list[Prompt], settings: Settings, folder: Path, *
         }
         write_text(folder / "run.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return 0 if complete else INTERRUPTED
+
+
+@contextlib.contextmanager
+def _interrupts_waiting() -> Iterator[None]:
+    """Ctrl-C inside the block, which takes moments, is raised at its end."""
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt
 
 
 class _AppendPrompt(argparse.Action):
