@@ -1,0 +1,166 @@
+"""The training loop resumes exactly, and each stage trains what it says and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from codi.codi_models.config import CoDiConfig
+from codi.codi_models.errors import CoDiError
+from codi.codi_models.training.bridging import contrastive
+from codi.codi_models.training.denoising import conditions, jittered, timesteps
+from codi.codi_models.training.loop import Objective, Schedule, train
+from codi.codi_models.training.workspace import Workspace
+from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+
+
+class Line(Objective):
+    """Fit y = 3 x + 1; the batch comes from the step's generator alone."""
+
+    learning_rate = 0.05
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        x = torch.randn(64, 1, generator=generator)
+        return F.mse_loss(self.layer(x), 3 * x + 1), {}
+
+
+@pytest.fixture(scope="module")
+def accelerator() -> object:
+    from accelerate import Accelerator
+
+    return Accelerator(cpu=True)
+
+
+def test_loop_learns(tmp_path: Path, accelerator: object) -> None:
+    line = Line()
+    assert train(line, Schedule(steps=400, warmup=1), accelerator=accelerator, run=tmp_path)  # type: ignore[arg-type]
+    assert line.layer.weight.item() == pytest.approx(3, abs=0.1)
+    assert line.layer.bias.item() == pytest.approx(1, abs=0.1)
+
+
+def test_a_paused_run_ends_as_an_unbroken_one(tmp_path: Path, accelerator: object) -> None:
+    unbroken, paused = Line(), Line()
+    train(unbroken, Schedule(steps=12), accelerator=accelerator, run=tmp_path / "a")  # type: ignore[arg-type]
+    for _ in range(40):
+        if train(paused, Schedule(steps=12, pause_after=1e-9), accelerator=accelerator, run=tmp_path / "b"):  # type: ignore[arg-type]
+            break
+    assert torch.equal(unbroken.layer.weight, paused.layer.weight)
+
+
+def test_state_of_another_network_is_refused(tmp_path: Path, accelerator: object) -> None:
+    train(Line(), Schedule(steps=3, pause_after=1e-9), accelerator=accelerator, run=tmp_path)  # type: ignore[arg-type]
+    other = Line()
+    other.more = nn.Linear(2, 2)
+    with pytest.raises(CoDiError, match="another configuration"):
+        train(other, Schedule(steps=3), accelerator=accelerator, run=tmp_path)  # type: ignore[arg-type]
+
+
+def test_equal_captions_are_no_negatives() -> None:
+    a = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    ids = torch.tensor([0, 1, 2, 2])
+    same = a.clone()
+    same[3] = same[2]
+    apart = contrastive(same, same, 50.0)
+    shared = contrastive(same, same, 50.0, ids)
+    assert shared < apart + 1e-6
+    assert contrastive(same, same.flip(0), 50.0, ids) > shared  # wrong pairs cost more
+
+
+def test_timesteps_cover_all_noise_levels() -> None:
+    t = timesteps(100, torch.Generator().manual_seed(0)).sort().values
+    assert torch.equal(t // 10, torch.arange(100))
+
+
+def test_conditions_keep_their_shares() -> None:
+    generator = torch.Generator().manual_seed(0)
+    empty, one, two = torch.zeros(4), torch.ones(20000, 4), torch.full((20000, 4), 2.0)
+    context = conditions([(0.6, one), (0.3, two)], empty, generator)
+    assert context.shape == (20000, 1, 4)
+    shares = [float((context[:, 0, 0] == value).float().mean()) for value in (0, 1, 2)]
+    assert shares == pytest.approx([0.1, 0.6, 0.3], abs=0.02)
+
+
+def test_jitter_stays_near_and_on_the_sphere() -> None:
+    x = F.normalize(torch.randn(256, 128, generator=torch.Generator().manual_seed(1)), dim=-1)
+    y = jittered(x, torch.Generator().manual_seed(2))
+    assert torch.allclose(y.norm(dim=-1), torch.ones(256), atol=1e-5)
+    cosine = (x * y).sum(-1)
+    assert 0.7 < float(cosine.min()) < float(cosine.max()) <= 1.0 + 1e-6
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace in which every component exists, untrained."""
+    from codi.codi_models.model import COMPONENTS
+    from codi.codi_models.parity_recipe import fill
+    from codi.codi_models.training.autoencoding import CaptionReconstruction
+    from codi.codi_models.training.bridging import BridgingAlignment
+
+    torch.manual_seed(0)
+    space = Workspace(tmp_path_factory.mktemp("model"), CoDiConfig.mini(), CPU)
+    BridgingAlignment(space).write()
+    CaptionReconstruction(space).write()
+    for name in COMPONENTS:
+        if not space.has(name):  # a fresh denoiser predicts zero and sends no gradient back
+            space.save(name, fill(space.network(name), "training test"))
+    return space
+
+
+def test_earlier_stages_are_required(tmp_path: Path) -> None:
+    with pytest.raises(CoDiError, match="run the earlier training stages first"):
+        Workspace(tmp_path, CoDiConfig.mini(), CPU).trained("clip")
+
+
+def test_scale_of_latents_is_written(space: Workspace) -> None:
+    assert space.config.text_autoencoder.scale != 1.0
+
+
+def test_pool_rows_belong_to_their_scene(space: Workspace) -> None:
+    from codi.codi_models.training.pools import make_pool
+
+    pool = make_pool("image", space, 2, seed=0)
+    ids = torch.tensor([0, 5, 53, 5])
+    _, embeddings = pool.draw(ids, torch.Generator().manual_seed(0))
+    for scene, embedding in zip(ids.tolist(), embeddings, strict=True):
+        assert any(torch.equal(embedding, row) for row in pool.embeddings[2 * scene : 2 * scene + 2])
+
+
+def test_denoiser_stage_leaves_connectors_alone(space: Workspace) -> None:
+    from codi.codi_models.training.denoising import AudioDenoising
+
+    stage = AudioDenoising.__new__(AudioDenoising)
+    AudioDenoising.copies, kept = 1, AudioDenoising.copies
+    try:
+        stage.__init__(space)  # type: ignore[misc]
+    finally:
+        AudioDenoising.copies = kept
+    loss, _ = stage(0, torch.Generator().manual_seed(0))
+    loss.backward()
+    touched = {name for name, p in stage.net.named_parameters() if p.grad is not None}
+    assert touched and not any("connecter" in name for name in touched)
+
+
+def test_alignment_stage_trains_environment_encoders_and_connectors_only(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    from codi.codi_models.training import alignment
+
+    assert set(map(frozenset, alignment.PAIRS)) == {frozenset(p) for p in (("image", "text"), ("text", "audio"), ("audio", "video"))}
+    monkeypatch.setattr(alignment.LatentAlignment, "copies", {"image": 1, "audio": 1, "video": 1})
+    monkeypatch.setattr(alignment.LatentAlignment, "batches", {"image": 2, "text": 2, "audio": 2, "video": 2})
+    stage = alignment.LatentAlignment(space)
+    for step in (300, 301, 302):
+        loss, _ = stage(step, torch.Generator().manual_seed(step))
+        loss.backward()
+    trained = {name for name, p in stage.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
+    assert trained and all("connecter" in name for name in trained)
+    for net in ("vision_denoiser", "audio_denoiser", "text_denoiser"):
+        assert any(name.startswith(f"nets.{net}.connecters_out") for name in trained)
+        assert any(name.startswith(f"nets.{net}.") and "connecters_in" in name for name in trained)
