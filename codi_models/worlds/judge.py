@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .bounce import BEAT_WORDS, COLOURS, SHAPES
+from .bounce import BEAT_WORDS, COLOURS, SAMPLE_RATE, SHAPES
 from .judge_motion import read_bounce
 from .judge_picture import LEAST_FIT, check_pixels, measure_objects, nearest_colour
-from .judge_sound import measure_notes
+from .judge_sound import check_wave, measure_notes
 
 SOUND_BATCH = 64  # sounds measured at once: bounds the memory
 
@@ -41,7 +41,7 @@ def judge_video(frames: Tensor) -> dict[str, Tensor]:
     present = seen.present.view(n, length)
     shown = present.sum(dim=1) >= max(length / 2, 1)
     weight = present.unsqueeze(2).float() / present.sum(dim=1).clamp(min=1).view(n, 1, 1)  # (n, F, 1)
-    misfit, shape = (seen.misfit.view(n, length, -1) * weight).sum(dim=1).min(dim=1)
+    misfit, shape = (seen.misfit.view(n, length, len(SHAPES)) * weight).sum(dim=1).min(dim=1)
     colour = nearest_colour((seen.rgb.view(n, length, 3) * weight).sum(dim=1))
     beats, times = read_bounce(seen.y.view(n, length), present)
     return {
@@ -57,7 +57,9 @@ def judge_audio(wave: Tensor, sample_rate: int) -> dict[str, Tensor]:
 
     Raises CoDiError on other shapes.
     """
-    parts = [measure_notes(part, sample_rate) for part in wave.split(SOUND_BATCH)]
+    if len(wave) == 0:  # not every transform takes an empty batch
+        return {name: value[:0] for name, value in judge_audio(wave.new_zeros(1, SAMPLE_RATE), SAMPLE_RATE).items()}
+    parts = [measure_notes(part) for part in check_wave(wave, sample_rate).split(SOUND_BATCH)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -108,7 +108,7 @@ def note_spectrum(wave: Tensor, onsets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_pitch(notes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Power spectrum (n, bins) up to 8 kHz -> colour index (n,), -1 without a pitch of the world; frequency in Hz; whether there is a pitch."""
+    """Power spectrum (n, bins) up to 8 kHz -> colour index, -1 without a pitch of the world; frequency in Hz; whether there is a pitch."""
     hertz = torch.linspace(0, SAMPLE_RATE / 2, notes.shape[1], device=notes.device)
     smooth = functional.avg_pool1d(notes.unsqueeze(1), 5, stride=1, padding=2).squeeze(1)
     in_range = (hertz > PITCH_RANGE[0]) & (hertz < PITCH_RANGE[1])
@@ -151,9 +151,8 @@ def read_timbre(notes: Tensor, floor: Tensor, frequency: Tensor) -> Tensor:
     return torch.where(noise > NOISE, star, rich)
 
 
-def measure_notes(wave: Tensor, sample_rate: int) -> dict[str, Tensor]:
-    """wave (n, N) or (n, channels, N), -1 .. 1 -> shape, colour, beats (n,), -1 where unreadable; times (n, 6) in seconds."""
-    wave = check_wave(wave, sample_rate)
+def measure_notes(wave: Tensor) -> dict[str, Tensor]:
+    """wave (n, N) as `check_wave` returns it -> shape, colour, beats (n,), -1 where unreadable; times (n, 6) in seconds."""
     onsets = find_onsets(wave)
     count = (onsets >= 0).sum(dim=1)
     notes, floor = note_spectrum(wave, onsets)
