@@ -72,6 +72,18 @@ class PictureReconstruction(_WithScale):
         return loss, {"l1": error.mean(), "kl": kl}
 
 
+class PictureDecoding(PictureReconstruction):
+    """The decoder alone, sharpened on latents with noise in them; latents, and what was learnt on them, stay as they are."""
+
+    def __init__(self, space: Workspace):
+        super().__init__(space)
+        for module in (self.net.encoder, self.net.quant_conv):
+            module.requires_grad_(False)
+
+    def write(self) -> None:
+        self.workspace.save(self.component, self.net)
+
+
 class SoundReconstruction(_WithScale):
     """KL autoencoder of log-mel spectrograms."""
 

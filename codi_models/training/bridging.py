@@ -56,10 +56,14 @@ class BridgingAlignment(Objective):
         text = self.clip.encode_text(self.tables.prompt[rows])
         return other[:, 0], text[:, 0], rows
 
+    def kinds(self, step: int) -> dict[str, int]:
+        """Which kinds meet text in this step, and in batches of how many."""
+        return self.batches
+
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         scale = self.clip.logit_scale.exp().clamp(max=100.0)
         logs = {}
-        for kind, count in self.batches.items():
+        for kind, count in self.kinds(step).items():
             other, text, rows = self.pair(kind, count, generator)
             logs[kind] = contrastive(other, text, scale, rows)
         return sum(logs.values(), torch.zeros((), device=generator.device)), logs
@@ -78,3 +82,20 @@ class BridgingAlignment(Objective):
         self.workspace.save("clip", self.clip)
         self.workspace.save("clap", self.clap)
         SharedSpace({k: torch.stack(v).mean(0) for k, v in means.items()}).save(self.workspace.folder / SHARED_SPACE_FILE)
+
+
+class VisionBridging(BridgingAlignment):
+    """The vision tower alone, pulled further towards text, which stays as it is: so do all embeddings learnt from text.
+
+    Pictures are cheap and shapes are the hardest to tell, so clips, which also train the temporal modules, come every fourth step."""
+
+    batches = {"image": 96, "video": 32}
+
+    def __init__(self, space: Workspace):
+        super().__init__(space)
+        self.clap.requires_grad_(False).eval()
+        for name, parameter in self.clip.named_parameters():
+            parameter.requires_grad_(name.startswith(("vision_model.", "visual_projection.")))
+
+    def kinds(self, step: int) -> dict[str, int]:
+        return self.batches if step % 4 == 0 else {"image": self.batches["image"]}

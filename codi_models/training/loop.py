@@ -81,7 +81,7 @@ def _save(path: Path, state: dict[str, object]) -> None:
     os.replace(partial, path)
 
 
-def train(objective: Objective, schedule: Schedule, *, accelerator: Accelerator, run: Path, seed: int = 0, log_every: int = 50) -> bool:
+def train(objective: Objective, schedule: Schedule, *, accelerator: Accelerator, run: Path, seed: int = 0, log_every: int = 25) -> bool:
     """Train until the schedule ends, resuming from `run/state.pt` where there is one.
 
     Leaves the averaged weights in `objective`. Returns False if it paused before the end. Logs scalars to `run` in TensorBoard's format.

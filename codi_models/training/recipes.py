@@ -26,7 +26,9 @@ class Recipe:
 
 RECIPES = {
     "bridging": Recipe(".bridging", "BridgingAlignment", 1500),
+    "vision_bridging": Recipe(".bridging", "VisionBridging", 2000),
     "picture_autoencoder": Recipe(".autoencoding", "PictureReconstruction", 2500),
+    "picture_decoder": Recipe(".autoencoding", "PictureDecoding", 1500),
     "sound_autoencoder": Recipe(".autoencoding", "SoundReconstruction", 1500),
     "vocoder": Recipe(".autoencoding", "Vocoding", 2500),
     "text_autoencoder": Recipe(".autoencoding", "CaptionReconstruction", 1500),
