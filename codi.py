@@ -119,7 +119,7 @@ def _queue(url: str, server: subprocess.Popen[bytes]) -> str:
             time.sleep(0.5)
     else:
         return "ComfyUI did not answer within two minutes"
-    prompt = json.loads((PACK / "example_workflows" / "api" / "text_to_everything.json").read_text(encoding="utf-8"))
+    prompt = json.loads((PACK / "tests" / "workflows" / "text_to_everything.json").read_text(encoding="utf-8"))
     request = urllib.request.Request(f"{url}/prompt", json.dumps({"prompt": prompt}).encode(), {"Content-Type": "application/json"})
     try:
         prompt_id = _get(request)["prompt_id"]

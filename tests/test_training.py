@@ -156,7 +156,7 @@ def test_alignment_stage_trains_environment_encoders_and_connectors_only(space: 
     monkeypatch.setattr(alignment.LatentAlignment, "copies", {"image": 1, "audio": 1, "video": 1})
     monkeypatch.setattr(alignment.LatentAlignment, "batches", {"image": 2, "text": 2, "audio": 2, "video": 2})
     stage = alignment.LatentAlignment(space)
-    for step in (300, 301, 302):
+    for step in range(300, 304):
         loss, _ = stage(step, torch.Generator().manual_seed(step))
         loss.backward()
     trained = {name for name, p in stage.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}

@@ -20,28 +20,30 @@ from .loop import Objective
 from .pools import TextPool, make_pool
 from .workspace import Workspace
 
-PAIRS = (("image", "text"), ("text", "audio"), ("audio", "video"))
+PAIRS = (("image", "text"), ("audio", "video"), ("text", "audio"), ("audio", "video"))
+"""Taken in turns; clips with their sound come twice, for only they must agree in time."""
 
 
 class LatentAlignment(Objective):
     """Denoising loss of both outputs of a pair, each attending to the other's environment embedding, plus the contrastive loss.
 
-    The environment encoders first learn alone (`head_start` share of the run is not needed for connectors): they are pulled towards
-    the prompt embedding of the clean sample, which makes them say in the shared space what a noisy latent shows."""
+    In the first `head_start` steps the environment encoders learn alone: they are pulled towards the prompt embedding of the clean
+    sample, which makes them say in the shared space what a noisy latent shows. Connectors start as copies of the frozen prompt
+    attention, which understands that language."""
 
     batches = {"image": 24, "text": 24, "audio": 24, "video": 12}
     copies = {"image": 60, "audio": 60, "video": 40}
     head_start = 300  # steps
     learning_rate = 1e-3
 
-    def __init__(self, space: Workspace, fresh: bool = True):
+    def __init__(self, space: Workspace):
         super().__init__()
         self.workspace = space
         self.nets: Any = nn.ModuleDict({name: space.network(name) for name in sorted(set(DENOISER_OF.values()))})
         net: Any
         for net in self.nets.values():
             net.requires_grad_(False)
-            if fresh:
+            if _untrained(net):
                 copy_prompt_attention_into_connectors(net)
             for parameter in alignment_parameters(net):
                 parameter.requires_grad_(True)
@@ -87,3 +89,8 @@ class LatentAlignment(Objective):
     def write(self) -> None:
         for name, net in self.nets.items():
             self.workspace.save(name, net)
+
+
+def _untrained(net: nn.Module) -> bool:
+    """Whether the connectors still are as a fresh network has them: silent, for their last layers are zero."""
+    return all(not p.any() for name, p in net.named_parameters() if "connecters_in" in name and name.endswith("proj_out.weight"))
