@@ -116,7 +116,7 @@ class DecodeText(io.ComfyNode):
             is_output_node=True,
             inputs=_inputs(
                 io.Int.Input(
-                    "seed",
+                    "words_seed",
                     default=0,
                     min=0,
                     max=2**32 - 1,
@@ -129,10 +129,10 @@ class DecodeText(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, latent: dict, seed: int = 0) -> io.NodeOutput:
+    def execute(cls, codi: CoDiHandle, latent: dict, words_seed: int = 0) -> io.NodeOutput:
         part = take(latent, "text", codi.config).squeeze(-1)  # (B, D)
         z = part.to(codi.model.place("text_autoencoder"), torch.float32) * codi.config.text_autoencoder.scale
-        text = "\n".join(decode_text(codi.model, z, [seed + i for i in range(len(z))]))
+        text = "\n".join(decode_text(codi.model, z, [words_seed + i for i in range(len(z))]))
         return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 

@@ -26,7 +26,7 @@ class EmptyJointLatent(io.ComfyNode):
                 io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
                 io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
                 io.Int.Input("frames", default=8, min=1, max=256, tooltip="Frames of the clip."),
-                io.Float.Input("seconds", default=1.28, min=0.16, max=60.0, step=0.16, tooltip="Length of the sound."),
+                io.Float.Input("seconds", default=1.28, min=0.16, max=60.0, step=0.01, round=0.01, tooltip="Length of the sound."),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many of each."),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="Joint LATENT: clip, image, text, sound, as far as chosen.")],

@@ -12,7 +12,10 @@ import os
 import sys
 from pathlib import Path
 
-import pytest
+# Tests use networks of a few layers: more threads do not speed them up, and on a busy machine they wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
 
 TESTS = Path(__file__).resolve().parent
 PACK = TESTS.parent
@@ -56,16 +59,21 @@ def host() -> Path:
     return HOST
 
 
+def make_base(folder: Path) -> Path:
+    """Makes `folder` a ComfyUI base directory with the model `tiny`, random weights, which also stands for a codi-mini not shipped."""
+    from host.tiny import create_tiny
+
+    models = folder / "models" / "codi"
+    create_tiny(models / "tiny")
+    if not (PACK / "weights" / "codi-mini" / "config.json").is_file():
+        (models / "codi-mini").symlink_to(models / "tiny", target_is_directory=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A ComfyUI base directory with one model in models/codi: `tiny`, codi-mini with random weights."""
-    from codi.codi_models.config import CoDiConfig
-    from codi.codi_models.model import CoDi
-    from codi.codi_models.worlds.bounce import ALL_CAPTIONS
-
-    folder = tmp_path_factory.mktemp("comfy")
-    CoDi.create(CoDiConfig.mini(), folder / "models" / "codi" / "tiny", captions=ALL_CAPTIONS)
-    return folder
+    """Base directory of the in-process host."""
+    return make_base(tmp_path_factory.mktemp("comfy"))
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +82,16 @@ def session(host: Path, base: Path):
     from host.session import Session
 
     return Session(host, base, PACK)
+
+
+@pytest.fixture(scope="session")
+def server(host: Path, tmp_path_factory: pytest.TempPathFactory):
+    """The host in a process of its own (host.server.Server)."""
+    from host.server import Server
+
+    running = Server(host, make_base(tmp_path_factory.mktemp("server")), PACK)
+    yield running
+    running.stop()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -47,12 +47,11 @@ class LatentModel(comfy.model_base.BaseModel):
         conf.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, mm.get_torch_device(), conf.supported_inference_dtypes))
         super().__init__(conf, comfy.model_base.ModelType.EPS, device=device, unet_model=network)
         self.codi, self.outputs = codi, tuple(outputs)
-        self.weight_dtype = dtype
         self.latent_shapes: list[tuple[int, ...]] | None = None
 
     def get_dtype(self) -> torch.dtype:
         """Dtype of the weights."""
-        return self.weight_dtype
+        return self.model_config.unet_config["dtype"]
 
     def check(self, shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """Modalities of a latent's parts. Raises CoDiError for shapes of another model and for outputs that are not composed."""

@@ -1,0 +1,1 @@
+"""What the tests named test_host_* need: a ComfyUI in this process, one in its own, a browser."""

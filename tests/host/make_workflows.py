@@ -1,0 +1,114 @@
+"""Writes example_workflows/ from the prompts in tests/workflows: opened, laid out, run and photographed in the real front end.
+
+    python tests/host/make_workflows.py [name ...]
+
+Needs a ComfyUI (found as in the tests) and Chromium. Run it again when nodes or prompts change."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import conftest  # noqa: E402
+from host.browser import open_page  # noqa: E402
+from host.server import Server  # noqa: E402
+
+TARGET = conftest.PACK / "example_workflows"
+SOURCE = conftest.TESTS / "workflows"
+_COLUMN = {  # from left to right, in the order of the work
+    "CoDiLoadJoint": 0,
+    "CoDiBounceScene": 0,
+    "CoDiEncodeText": 1,
+    "CoDiEncodeImage": 1,
+    "CoDiEncodeAudio": 1,
+    "CoDiEmptyJointLatent": 1,
+    "CoDiConditionMixer": 2,
+    "CoDiJointSampler": 3,
+}
+_WIDTH, _GAP = 340, 60
+_LAYOUT = """([columns, width, gap]) => {
+  const bottom = {};
+  const nodes = [...app.graph._nodes].sort((a, b) => a.id - b.id);
+  const used = [...new Set(nodes.map(n => columns[n.type] ?? 4))].sort();
+  for (const node of nodes) {
+    const column = used.indexOf(columns[node.type] ?? 4);
+    const control = node.widgets?.find(w => w.name == 'control_after_generate');
+    if (control) control.value = 'fixed';
+    const size = node.computeSize();
+    const shows = ['CoDiDecodeImage', 'CoDiDecodeVideo'].includes(node.type) ? 300 : node.type == 'CoDiBounceScene' ? 460 : 0;
+    node.setSize([width, Math.max(size[1], shows)]);
+    node.pos = [column * (width + gap), bottom[column] ?? 0];
+    bottom[column] = node.pos[1] + node.size[1] + gap;
+  }
+  app.graph.setDirtyCanvas(true, true);
+}"""
+_FIT = """() => {
+  const style = document.createElement('style');
+  style.textContent = '.p-toast, .minimap-main-container, [class*="minimap"] { display: none !important }';
+  document.head.append(style);
+  const boxes = app.graph._nodes.map(n => [n.pos[0], n.pos[1] - 40, n.pos[0] + n.size[0], n.pos[1] + n.size[1]]);
+  const edge = (i, pick) => pick(...boxes.map(b => b[i]));
+  const [left, top, right, low] = [edge(0, Math.min), edge(1, Math.min), edge(2, Math.max), edge(3, Math.max)];
+  const view = app.canvas.canvas.getBoundingClientRect(), side = 90, above = 120;
+  const scale = Math.min((view.width - 2 * side) / (right - left), (view.height - above - 40) / (low - top));
+  app.canvas.ds.scale = scale;
+  app.canvas.ds.offset = [side / scale - left, above / scale - top];
+  app.graph.setDirtyCanvas(true, true);
+  return {x: side - 20, y: above - 20, width: (right - left) * scale + 40, height: (low - top) * scale + 40};
+}"""
+
+
+def make(page: Any, name: str) -> None:
+    """One workflow: UI format and thumbnail."""
+    prompt = json.loads((SOURCE / f"{name}.json").read_text(encoding="utf-8"))
+    page.open_api(prompt, name)
+    page.page.evaluate(_LAYOUT, [_COLUMN, _WIDTH, _GAP])
+    graph = json.loads(page.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
+    graph["extra"] = {}
+    page.open(graph)
+    end = page.run(600)
+    if end != "execution_success" or page.crashes or page.complaints():
+        raise SystemExit(f"{name}: {end} {page.crashes} {page.complaints()}")
+    (TARGET / f"{name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
+    clip = page.page.evaluate(_FIT)
+    page.page.wait_for_timeout(8000)  # until the notice of the finished job is gone
+    _thumbnail(page.page.screenshot(clip=clip), TARGET / f"{name}.jpg")
+
+
+def _thumbnail(png: bytes, path: Path) -> None:
+    from PIL import Image
+
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.thumbnail((1200, 800))
+    picture.save(path, quality=85, optimize=True)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("names", nargs="*", default=sorted(p.stem for p in SOURCE.glob("*.json")))
+    names = parser.parse_args().names
+    if conftest.HOST is None:
+        raise SystemExit("no ComfyUI found: set COMFYUI_PATH to its folder")
+    TARGET.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        base = conftest.make_base(Path(folder))
+        server = Server(conftest.HOST, base, conftest.PACK)
+        try:
+            with open_page(server.url) as page:
+                for name in names:
+                    make(page, name)
+                    print(name)
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""A CoDi of codi-mini's shapes with next to no layers: what the host does with it costs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from codi.codi_models.config import DENOISER_OF, CoDiConfig
+from codi.codi_models.model import CoDi, save_component
+from codi.codi_models.worlds.bounce import ALL_CAPTIONS
+
+
+def tiny_config() -> CoDiConfig:
+    """Latent sizes, prompt width and vocabularies of codi-mini; every network as small as its class allows."""
+    mini = CoDiConfig.mini()
+    unet = dict(model_channels=16, num_heads=2, num_blocks=(1, 1), norm_groups=8)
+    picture = dict(model_channels=8, norm_groups=4)
+    text = dict(encoder_layers=1, encoder_mlp=64, decoder_layers=1)
+    return replace(
+        mini,
+        name="tiny",
+        clip=replace(mini.clip, text_layers=1, vision_layers=1, text_mlp=64, vision_mlp=64),
+        clap=replace(mini.clap, depths=(1, 1, 1, 1), embed_dim=16),
+        picture_autoencoder=replace(mini.picture_autoencoder, **picture),
+        sound_autoencoder=replace(mini.sound_autoencoder, **picture),
+        vocoder=replace(mini.vocoder, initial_channels=32),
+        text_autoencoder=replace(mini.text_autoencoder, **text),
+        vision_denoiser=replace(mini.vision_denoiser, **unet),
+        audio_denoiser=replace(mini.audio_denoiser, **unet),
+        text_denoiser=replace(mini.text_denoiser, **unet),
+    )
+
+
+def create_tiny(folder: Path) -> None:
+    """Write the model folder. Fresh denoisers predict zero and ignore each other: theirs are drawn at random throughout."""
+    model = CoDi.create(tiny_config(), folder, captions=ALL_CAPTIONS)
+    generator = torch.Generator().manual_seed(1)
+    for name in sorted(set(DENOISER_OF.values())):
+        network = model.component(name)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        save_component(name, network, model.config, folder)

@@ -1,0 +1,30 @@
+// Shows what CoDi's nodes made on the nodes themselves: text in a box, sound in the stock player. Clips and pictures show by themselves.
+import { app } from "../../scripts/app.js";
+
+const SHOWS_TEXT = ["CoDiDecodeText", "CoDiShowText"];
+const PLAYS_AUDIO = ["CoDiDecodeAudio", "CoDiBounceScene"];
+
+function addTextBox(nodeType) {
+  const { onNodeCreated, onExecuted } = nodeType.prototype;
+  nodeType.prototype.onNodeCreated = function () {
+    onNodeCreated?.apply(this, arguments);
+    const box = document.createElement("div");
+    box.className = "codi-text";
+    box.style.cssText =
+      "overflow:auto; white-space:pre-wrap; user-select:text; padding:6px 8px; box-sizing:border-box; border-radius:4px;" +
+      "font-size:13px; background:var(--comfy-input-bg); color:var(--input-text);";
+    this.codiText = this.addDOMWidget("codi_text", "codi_text", box, { serialize: false, getMinHeight: () => 48 });
+  };
+  nodeType.prototype.onExecuted = function (output) {
+    onExecuted?.apply(this, arguments);
+    if (output?.text) this.codiText.element.textContent = [output.text].flat().join("\n");
+  };
+}
+
+app.registerExtension({
+  name: "codi.show",
+  async beforeRegisterNodeDef(nodeType, nodeData) {
+    if (SHOWS_TEXT.includes(nodeData.name)) addTextBox(nodeType);
+    if (PLAYS_AUDIO.includes(nodeData.name)) (nodeData.input.required ??= {}).audioUI = ["AUDIO_UI", {}];
+  },
+});
