@@ -210,3 +210,12 @@ def test_progress_reaches_its_end_step_by_step(pipe):
     seen = []
     pipe("a red circle", ["text"], steps=4, count=3, batch_size=2, callback=lambda done, steps: seen.append((done, steps)))
     assert [done for done, _ in seen] == list(range(1, len(seen) + 1)) and seen[-1][0] == seen[-1][1]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_stays_close(folder, pipe, dtype):
+    prompts = [prompt(kind) for kind in PROMPT_KINDS]
+    full = pipe(prompts, ["image", "audio"], steps=1)[0]
+    half = CoDiPipeline.from_pretrained(folder, device="cpu", dtype=dtype)(prompts, ["image", "audio"], steps=1)[0]
+    assert half.image.dtype == half.audio.dtype == torch.float32
+    assert (half.image - full.image).abs().mean() < 0.01 and (half.audio - full.audio).abs().mean() < 0.01
