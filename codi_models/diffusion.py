@@ -177,7 +177,8 @@ def guided(
     def denoise(latents: dict[str, Tensor], timesteps: Tensor) -> Latents:
         doubled = {m: torch.cat([x, x]) for m, x in latents.items()}
         noise = predict(doubled, torch.cat([timesteps, timesteps]), both)
-        return {m: torch.lerp(*e.chunk(2), scales[m]) for m, e in noise.items()}
+        halves = {m: e.chunk(2) for m, e in noise.items()}
+        return {m: torch.lerp(without, with_prompt, scales[m]) for m, (without, with_prompt) in halves.items()}
 
     return denoise
 

@@ -24,7 +24,7 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of diffusion timesteps (B,), integer or fractional: cosines first -> float32 (B, dim)."""
     half = dim // 2
-    frequencies = torch.exp(torch.arange(half, device=timesteps.device, dtype=torch.float32) * (-math.log(10000) / half))
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=timesteps.device, dtype=torch.float32) / half)
     angles = timesteps.float()[:, None] * frequencies  # (B, half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -56,15 +56,15 @@ Context = Tensor | FoldedContext
 """Prompt of a UNet: tokens (B, n, context_dim), or what its `fold_context` made of them."""
 
 
-def norm_input(norm: nn.Module, x: Tensor) -> Tensor:
-    """What `norm` (a GroupNorm) may be given instead of `x`.
+def group_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm(x)`, around a fault of torch on CPU.
 
-    torch's CPU kernel crashes in the backward pass of GroupNorm where a channels-last input needs no gradient and the
-    weights do, which is what a trainable connector behind a frozen layer is.
+    The backward pass of GroupNorm crashes there where a channels-last input needs no gradient and the weights do: a trainable
+    connector behind a frozen layer.
     """
-    if torch.is_grad_enabled() and not x.requires_grad and x.device.type == "cpu" and norm.weight.requires_grad:  # type: ignore[union-attr]
-        return x.contiguous()
-    return x
+    if torch.is_grad_enabled() and not x.requires_grad and x.device.type == "cpu":
+        x = x.contiguous()
+    return norm(x)
 
 
 class Downsample(nn.Module):
@@ -122,7 +122,7 @@ class ResBlock(nn.Module):
         if self.tokens is not None:
             x = x.flatten(1)[:, :, None, None]  # (B, C*tokens, 1, 1)
         norm, _, conv = self.in_layers
-        h = conv(F.silu(norm(norm_input(norm, x))))
+        h = conv(F.silu(group_norm(norm, x)))
         shift = self.emb_layers[1](emb)  # (B, C')
         frames = h.shape[0] // shift.shape[0]
         if frames == 1:
@@ -130,7 +130,7 @@ class ResBlock(nn.Module):
         else:
             h = (h.unflatten(0, (-1, frames)) + shift[:, None, :, None, None]).flatten(0, 1)
         norm, _, _, conv = self.out_layers
-        h = self.skip_connection(x) + conv(F.silu(norm(h)))
+        h = self.skip_connection(x) + conv(F.silu(group_norm(norm, h)))
         return h if self.tokens is None else h.view(h.shape[0], -1, self.tokens, 1)
 
 
@@ -239,7 +239,7 @@ class SpatialTransformer(nn.Module):
         """x (B*F, C, H, W), context (B, n, context_dim) or its branch -> x + strength * change, strength a number or (B,)"""
         if isinstance(context, Tensor) and context.shape[1] == 1:
             context = self.fold(context)
-        h = self.proj_in(self.norm(norm_input(self.norm, x)))
+        h = self.proj_in(group_norm(self.norm, x))
         h = self.transformer_blocks[0](h.flatten(2).transpose(1, 2), context)  # (B*F, H*W, C)
         h = self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))  # (B*F, C, H, W)
         if isinstance(strength, Tensor):

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CoDiError
-from .layers import norm_input
+from .layers import group_norm
 
 HEADS = 8
 """Heads of temporal attention, and chunks of channels in the frame shift."""
@@ -97,6 +97,8 @@ class TemporalAttention(nn.Module):
         inner = channels // 4 * HEADS
         self.pos_embeds = nn.Parameter(torch.empty(1, max_frames, channels, **extra))  # type: ignore[arg-type]
         self.frame_rate_embeds = nn.Parameter(torch.empty(1, max_frames, channels, **extra))  # type: ignore[arg-type]
+        for table in (self.pos_embeds, self.frame_rate_embeds):
+            nn.init.normal_(table, std=0.2)
         self.norm = FrameNorm(channels, **extra)  # type: ignore[arg-type]
         self.to_q = operations.Linear(channels, inner, bias=False, **extra)
         self.to_kv = operations.Linear(channels, 2 * inner, bias=False, **extra)
@@ -150,7 +152,7 @@ class FrameShift(nn.Module):
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """(B*F, C, H, W) -> (B*F, C, H, W)"""
         norm, _, conv = self.out_layers
-        h = conv(F.silu(norm(norm_input(norm, x)))).unflatten(0, (-1, frames))  # (B, F, C, H, W)
+        h = conv(F.silu(group_norm(norm, x))).unflatten(0, (-1, frames))  # (B, F, C, H, W)
         ahead = HEADS - 1
         chunks = F.pad(h, (0, 0, 0, 0, 0, 0, ahead, 0)).chunk(HEADS, dim=2)
         late = [chunk[:, ahead - i : ahead - i + frames] for i, chunk in enumerate(chunks)]

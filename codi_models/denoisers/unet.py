@@ -22,7 +22,7 @@ from .layers import (
     FoldedContext,
     ResBlock,
     SpatialTransformer,
-    norm_input,
+    group_norm,
     scaled_dot_product,
     timestep_embedding,
 )
@@ -52,6 +52,7 @@ class UNet(nn.Module):
         self.connecters_out = self._environment_encoder()
         self._build_path()
         self.out = self._head(base, base, config.in_channels)
+        del self._operations, self._extra  # only for building: a network that holds a Python module cannot be copied
         if operations is nn:
             self._zero_residual_branches()
 
@@ -199,7 +200,7 @@ class UNet(nn.Module):
 
     def _run_head(self, head: nn.Module, h: Tensor) -> Tensor:
         norm, _, last = head.children()
-        return self._plain_head(last, F.silu(norm(norm_input(norm, h))))
+        return self._plain_head(last, F.silu(group_norm(norm, h)))
 
     def _plain_head(self, layer: nn.Module, h: Tensor) -> Tensor:
         return layer(h)
