@@ -29,12 +29,12 @@ def read_bounce(y: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     up = height(beats, (time - delays.unsqueeze(1)).repeat(len(BEATS), 1))  # (3 * 41, F)
     weight = present.float()  # (n, F)
     total = weight.sum(dim=1, keepdim=True).clamp(min=1e-6)
-    mean_y = (y * weight).sum(dim=1, keepdim=True) / total
+    y = y - (y * weight).sum(dim=1, keepdim=True) / total
     mean_up = weight @ up.T / total  # (n, 3 * 41)
-    covariance = (weight * y) @ up.T / total - mean_y * mean_up
+    covariance = (weight * y) @ up.T / total
     variance = (weight @ up.square().T / total - mean_up.square()).clamp(min=1e-6)
     bounce = -covariance / variance  # px, b
-    spread = (weight * y.square()).sum(dim=1, keepdim=True) / total - mean_y.square()
+    spread = (weight * y.square()).sum(dim=1, keepdim=True) / total
     error = (spread - covariance.square() / variance).clamp(min=0).sqrt()  # (n, 3 * 41) px
     # Eight frames of one beat fit a range of delays almost as well: between equals the clip's own time wins.
     error = torch.where(bounce > LEAST_BOUNCE, error + delays.abs().repeat(len(BEATS)), torch.inf)
