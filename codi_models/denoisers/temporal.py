@@ -97,8 +97,6 @@ class TemporalAttention(nn.Module):
         inner = channels // 4 * HEADS
         self.pos_embeds = nn.Parameter(torch.empty(1, max_frames, channels, **extra))  # type: ignore[arg-type]
         self.frame_rate_embeds = nn.Parameter(torch.empty(1, max_frames, channels, **extra))  # type: ignore[arg-type]
-        for table in (self.pos_embeds, self.frame_rate_embeds):
-            nn.init.normal_(table, std=0.2)
         self.norm = FrameNorm(channels, **extra)  # type: ignore[arg-type]
         self.to_q = operations.Linear(channels, inner, bias=False, **extra)
         self.to_kv = operations.Linear(channels, 2 * inner, bias=False, **extra)

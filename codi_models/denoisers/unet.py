@@ -54,7 +54,7 @@ class UNet(nn.Module):
         self.out = self._head(base, base, config.in_channels)
         del self._operations, self._extra  # only for building: a network that holds a Python module cannot be copied
         if operations is nn:
-            self._zero_residual_branches()
+            self._initialise()
 
     # What differs between feature maps of pictures and the flat state of text.
 
@@ -139,7 +139,8 @@ class UNet(nn.Module):
                 self.output_blocks.append(block)
                 connect(self.output_block_connecters_in, self.output_blocks, level)
 
-    def _zero_residual_branches(self) -> None:
+    def _initialise(self) -> None:
+        """Last layer of every residual branch and of the network to zero, small temporal tables; the rest keeps torch's defaults."""
         silent: list[nn.Module] = [self.out[-1]]
         for module in self.modules():
             if isinstance(module, ResBlock):
