@@ -140,7 +140,9 @@ class UNet(nn.Module):
                 connect(self.output_block_connecters_in, self.output_blocks, level)
 
     def _initialise(self) -> None:
-        """Last layer of every residual branch and of the network to zero, small temporal tables; the rest keeps torch's defaults."""
+        """Last layer of every residual branch and of the network to zero, temporal tables random; the rest keeps torch's defaults.
+
+        The norm over frames takes away what is alike in all of them, so a position table must be of the size of what moves."""
         silent: list[nn.Module] = [self.out[-1]]
         for module in self.modules():
             if isinstance(module, ResBlock):
@@ -150,7 +152,7 @@ class UNet(nn.Module):
             elif isinstance(module, TemporalModule):
                 silent += [module.temporal_attn.to_out, module.frameshiftblock.out_layers[-1]]
                 for table in (module.temporal_attn.pos_embeds, module.temporal_attn.frame_rate_embeds):
-                    nn.init.normal_(table, std=0.02)
+                    nn.init.normal_(table, std=0.3)
         for layer in silent:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
