@@ -65,7 +65,7 @@ class CoDiLatentFormat(comfy.latent_formats.LatentFormat):
     def _picture(self, x0: Tensor) -> Tensor:
         """The part to preview; hosts before 0.30 hand over the packed tensor. Grey where no part is a picture."""
         shapes = self._shapes()
-        if x0.ndim == 3 and shapes:
+        if x0.ndim == 3 and x0.shape[1] == 1 and shapes:
             x0 = comfy.utils.unpack_latents(x0, shapes)[0]
         channels = self._codi.config.vision_denoiser.in_channels
         if x0.ndim < 4 or x0.shape[1] != channels:

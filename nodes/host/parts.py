@@ -80,18 +80,22 @@ def empty(config: CoDiConfig, outputs: Sequence[str], *, width: int, height: int
     if "video" in outputs and not 1 <= frames <= config.vision_denoiser.max_frames:
         raise CoDiError(f"{frames} frames are not what {config.name} can place in time: give 1 to {config.vision_denoiser.max_frames}")
     f, g, mel = factor(config.picture_autoencoder), factor(config.sound_autoencoder), config.mel
-    step = g * 2 ** (len(config.audio_denoiser.channel_mult) - 1)
-    mel_frames = max(step, round(seconds * mel.sample_rate / mel.hop_length / step) * step)
     picture = (config.picture_autoencoder.latent_channels, height // f, width // f)
     shapes = {
         "video": (picture[0], frames, *picture[1:]),
         "image": picture,
         "text": (config.text_autoencoder.latent_dim, 1),
-        "audio": (config.sound_autoencoder.latent_channels, mel_frames // g, mel.n_mels // g),
+        "audio": (config.sound_autoencoder.latent_channels, mel_frames(config, seconds) // g, mel.n_mels // g),
     }
     parts = {m: torch.zeros(batch, *shapes[m], device=mm.intermediate_device()) for m in MODALITIES if m in outputs}
     # Hosts before 0.30 take the rate of a decoded sound from the LATENT.
     return {"samples": join(parts), "type": "codi", "sample_rate": mel.sample_rate}
+
+
+def mel_frames(config: CoDiConfig, seconds: float) -> int:
+    """Mel frames nearest to a length in seconds that autoencoder and denoiser can halve as often as they do."""
+    step = factor(config.sound_autoencoder) * 2 ** (len(config.audio_denoiser.channel_mult) - 1)
+    return max(step, round(seconds * config.mel.sample_rate / config.mel.hop_length / step) * step)
 
 
 def factor(autoencoder: AutoencoderConfig) -> int:

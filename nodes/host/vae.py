@@ -11,7 +11,7 @@ from torch import Tensor
 from ...codi_models.decoding import decode_pixels, decode_sound
 from ...codi_models.errors import CoDiError
 from .handle import CoDiHandle
-from .parts import factor
+from .parts import factor, mel_frames
 
 
 class PictureVAE:
@@ -70,4 +70,5 @@ class SoundVAE:
     def encode(self, samples: Tensor) -> Tensor:
         """(B, samples, channels) at `audio_sample_rate` -> (B, C, t, m)."""
         sound = samples.mean(-1).to(self.codi.model.place("sound_autoencoder"), torch.float32)
-        return self.codi.model.sound_autoencoder.encode(sound).to(mm.intermediate_device())
+        frames = mel_frames(self.codi.config, sound.shape[1] / self.audio_sample_rate)
+        return self.codi.model.sound_autoencoder.encode(sound, frames=frames).to(mm.intermediate_device())

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
-import os
 import sys
 import uuid
 from pathlib import Path
@@ -74,7 +74,7 @@ class Session:
 
     def run(self, prompt: dict, **extra: Any) -> dict:
         """UI outputs of a prompt by node id. Raises Failed with the host's message."""
-        pid = uuid.uuid4().hex
+        pid, prompt = uuid.uuid4().hex, copy.deepcopy(prompt)  # the host writes into the prompt
         self.events.clear()
         ok, error, outputs, node_errors = self._wait(self.execution.validate_prompt(pid, prompt, None))
         if not ok:
@@ -96,7 +96,3 @@ class Session:
         """Empty the executor's caches."""
         self.executor.reset()
 
-
-def temp_file(base: Path, shown: dict) -> Path:
-    """File of a UI result entry."""
-    return Path(os.path.join(base, shown["type"], shown["subfolder"], shown["filename"]))

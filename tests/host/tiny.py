@@ -16,14 +16,14 @@ def tiny_config() -> CoDiConfig:
     mini = CoDiConfig.mini()
     unet = dict(model_channels=16, num_heads=2, num_blocks=(1, 1), norm_groups=8)
     picture = dict(model_channels=8, norm_groups=4)
-    text = dict(encoder_layers=1, encoder_mlp=64, decoder_layers=1)
+    text = dict(encoder_layers=1, encoder_mlp=64, decoder_layers=1, scale=3.0)
     return replace(
         mini,
         name="tiny",
         clip=replace(mini.clip, text_layers=1, vision_layers=1, text_mlp=64, vision_mlp=64),
         clap=replace(mini.clap, depths=(1, 1, 1, 1), embed_dim=16),
-        picture_autoencoder=replace(mini.picture_autoencoder, **picture),
-        sound_autoencoder=replace(mini.sound_autoencoder, **picture),
+        picture_autoencoder=replace(mini.picture_autoencoder, scale=0.5, **picture),
+        sound_autoencoder=replace(mini.sound_autoencoder, scale=2.0, **picture),
         vocoder=replace(mini.vocoder, initial_channels=32),
         text_autoencoder=replace(mini.text_autoencoder, **text),
         vision_denoiser=replace(mini.vision_denoiser, **unet),

@@ -1,0 +1,188 @@
+"""The joint MODEL under the host's samplers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from host.graph import ALIGNMENT, SAMPLING, base_graph, node, sampled, shown
+from host.session import Failed
+
+ALL = ("video", "image", "text", "audio")
+
+
+def parts(latent: dict) -> list[torch.Tensor]:
+    samples = latent["samples"]
+    return list(samples.unbind()) if samples.is_nested else [samples]
+
+
+def sample(session, graph: dict, link: tuple[str, int] = ("sample", 0)) -> list[torch.Tensor]:
+    session.run(shown(graph, list(link)))
+    return parts(session.value(*link))
+
+
+def stock(graph: dict) -> dict:
+    """The same run with CoDi Alignment and the host's KSampler."""
+    graph = {k: v for k, v in graph.items() if k != "sample"}
+    graph["align"] = node("CoDiAlignment", model=["load", 0], **ALIGNMENT)
+    links = {"model": ["align", 0], "positive": ["yes", 0], "negative": ["no", 0], "latent_image": ["empty", 0]}
+    graph["sample"] = node("KSampler", **links, **SAMPLING)
+    return graph
+
+
+def custom(graph: dict) -> dict:
+    """The same run with the host's SamplerCustomAdvanced."""
+    graph = {k: v for k, v in graph.items() if k != "sample"}
+    graph["align"] = node("CoDiAlignment", model=["load", 0], **ALIGNMENT)
+    graph["noise"] = node("RandomNoise", noise_seed=SAMPLING["seed"])
+    graph["guider"] = node("CFGGuider", model=["align", 0], positive=["yes", 0], negative=["no", 0], cfg=SAMPLING["cfg"])
+    graph["by"] = node("KSamplerSelect", sampler_name=SAMPLING["sampler_name"])
+    graph["sigmas"] = node("BasicScheduler", model=["align", 0], scheduler=SAMPLING["scheduler"], steps=SAMPLING["steps"], denoise=1.0)
+    links = {"noise": ["noise", 0], "guider": ["guider", 0], "sampler": ["by", 0], "sigmas": ["sigmas", 0], "latent_image": ["empty", 0]}
+    graph["sample"] = node("SamplerCustomAdvanced", **links)
+    return graph
+
+
+@pytest.mark.parametrize("names", [ALL, ("video", "audio"), ("text",), ("audio",)], ids="-".join)
+def test_joint_sampler_is_the_stock_sampler(session, names):
+    graph = sampled(*names, batch_size=2)
+    ours = sample(session, graph)
+    for theirs in (sample(session, stock(graph)), sample(session, custom(graph))):
+        assert [a.shape for a in ours] == [b.shape for b in theirs]
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert all(torch.isfinite(p).all() and p.std() > 0.01 for p in ours)
+
+
+def test_parts_are_the_outputs_in_order_at_their_sizes(session):
+    shapes = [tuple(p.shape) for p in sample(session, sampled(*ALL, batch_size=2))]
+    assert shapes == [(2, 4, 2, 8, 8), (2, 4, 8, 8), (2, 64, 1), (2, 8, 4, 8)]
+
+
+def test_each_denoiser_samples_alone_and_composes_to_the_joint_model(session):
+    names = ("video", "text", "audio")
+    graph = sampled(*names)
+    whole = sample(session, graph)
+    graph["codi"] = node("CoDiLoad", name="tiny")
+    for i, name in enumerate(("audio_denoiser", "vision_denoiser", "text_denoiser")):
+        graph[f"d{i}"] = node("CoDiDenoiser", codi=["codi", 0], denoiser=name, dtype="auto")
+    graph["joint"] = node("CoDiCompose", **{f"models.model{i}": [f"d{i}", 0] for i in range(3)}, **ALIGNMENT)
+    graph["sample"]["inputs"]["model"] = ["joint", 0]
+    assert all(torch.equal(a, b) for a, b in zip(whole, sample(session, graph), strict=True))
+
+    alone = {**base_graph("audio"), "d": node("CoDiDenoiser", codi=["load", 1], denoiser="audio_denoiser", dtype="auto")}
+    links = {"model": ["d", 0], "positive": ["yes", 0], "negative": ["no", 0], "latent_image": ["empty", 0]}
+    alone["sample"] = node("KSampler", **links, **SAMPLING)
+    joint = sample(session, sampled("audio"))
+    assert torch.equal(sample(session, alone)[0], joint[0])
+
+
+def test_outputs_listen_to_each_other_as_wired(session):
+    def run(**settings):
+        return sample(session, sampled("image", "audio", **settings))
+
+    off, cross, own = run(wiring="off"), run(wiring="cross"), run(wiring="self")
+    for a, b in ((off, cross), (off, own), (cross, own)):
+        assert all((x - y).abs().max() > 1e-4 for x, y in zip(a, b, strict=True))
+    for same in (run(alignment=0.0), run(alignment_guidance=0.0)):
+        assert all(torch.equal(x, y) for x, y in zip(off, same, strict=True))
+    assert torch.equal(off[0], sample(session, sampled("image"))[0])
+
+
+def test_only_composed_denoisers_are_loaded(session):
+    session.run(shown(base_graph("audio", "text"), ["load", 0]))
+    model = session.value("load", 0)
+    members = model.get_additional_models_with_key("codi")
+    assert sorted(type(m.model.diffusion_model).__name__ for m in members) == ["HostTextUNet", "HostUNet2D"]
+    assert model.model.outputs == ("text", "audio")
+
+
+def test_a_kept_part_is_left_as_it_was(session):
+    from comfy.nested_tensor import NestedTensor
+
+    session.run(shown(base_graph("image", "audio"), ["load", 0]))
+    model, codi = session.value("load", 0), session.value("load", 1)
+    latent = session.pack.nodes.host.parts.empty(codi.config, ["image", "audio"], width=64, height=64, frames=1, seconds=0.32, batch=1)
+    image, audio = latent["samples"].unbind()
+    image = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
+    latent["samples"] = NestedTensor([image, audio])
+    latent["noise_mask"] = NestedTensor([torch.zeros(1, 1, 8, 8), torch.ones(1, 1, *audio.shape[2:])])
+    prompt = [[torch.nn.functional.normalize(torch.ones(1, 1, 128), dim=-1), {}]]
+    with torch.inference_mode():
+        out = session.classes["CoDiJointSampler"].execute(model, prompt, prompt, latent, 0, 2, 1.0, "uni_pc", "normal", 1.0, "cross", 1.0, 1.0)
+    kept, made = out.result[0]["samples"].unbind()
+    assert torch.allclose(kept, image, atol=1e-5)
+    assert made.std() > 0.01
+
+
+def test_latents_are_scaled_part_by_part(session):
+    from comfy.nested_tensor import NestedTensor
+
+    session.run(shown(base_graph("video", "text", "audio"), ["load", 0]))
+    model = session.value("load", 0).model
+    shapes = [(1, 4, 2, 8, 8), (1, 64, 1), (1, 8, 4, 8)]
+    scaled = model.process_latent_in(NestedTensor([torch.ones(s) for s in shapes])).unbind()
+    assert [float(p.mean()) for p in scaled] == [0.5, 3.0, 2.0]
+    model.latent_shapes = shapes
+    packed = torch.cat([torch.ones(1, 1, p.numel()) for p in scaled], dim=-1)
+    back = model.process_latent_out(model.process_latent_in(packed))
+    assert torch.equal(back, packed)
+    assert set(model.process_latent_in(packed).unique().tolist()) == {0.5, 2.0, 3.0}
+
+
+@pytest.mark.parametrize(
+    ("names", "composed", "picture"),
+    [(("video", "audio"), None, True), (("image",), None, True), (("text", "audio"), ("image", "text", "audio"), True), (("text", "audio"), None, False)],
+    ids=["clip", "image", "no picture asked", "no picture composed"],
+)
+def test_progress_and_preview(session, names, composed, picture):
+    session.forget()
+    session.run(shown(sampled(*names, composed=composed, steps=3), ["sample", 0]), preview_method="latent2rgb")
+    steps = [d for k, d in session.events if k == "progress" and d["max"] == 3]
+    assert [d["value"] for d in steps] == [1, 2, 3]
+    for step in steps:
+        assert (step["preview"] is not None) == picture
+        assert not picture or step["preview"][1].size == (8, 8)
+
+
+def test_interrupt_stops_the_run_and_not_the_host(session):
+    import comfy.model_management as mm
+    import comfy.utils
+
+    session.forget()
+    before = comfy.utils.PROGRESS_BAR_HOOK
+
+    def stop(value, total, preview, node_id=None):
+        if total == 5:
+            mm.interrupt_current_processing()
+        before(value, total, preview, node_id)
+
+    comfy.utils.set_progress_bar_global_hook(stop)
+    try:
+        with pytest.raises(Failed, match="interrupted"):
+            session.run(shown(sampled("text", steps=5), ["sample", 0]))
+    finally:
+        comfy.utils.set_progress_bar_global_hook(before)
+    assert sample(session, sampled("text"))[0].shape == (1, 64, 1)
+
+
+def test_a_lora_on_one_member_works_in_the_joint_model(session):
+    session.run(shown(base_graph("audio", "text"), ["load", 0]))
+    codi = session.value("load", 1)
+    host = session.pack.nodes.host
+    members = [host.denoiser.denoiser_model(codi, d) for d in ("audio_denoiser", "text_denoiser")]
+    key = next(k for k, v in members[0].model.state_dict().items() if k.endswith("time_embed.0.weight"))
+    changed = members[0].clone()
+    assert changed.add_patches({key: (torch.full_like(members[0].model.state_dict()[key], 0.2),)}, 1.0) == [key]
+    settings = host.compose.Alignment(**{"wiring": "off", "strength": 1.0, "guidance": 1.0})
+    prompt = [[torch.nn.functional.normalize(torch.ones(1, 1, 128), dim=-1), {}]]
+    latent = host.parts.empty(codi.config, ["text", "audio"], width=64, height=64, frames=1, seconds=0.32, batch=1)
+
+    def run(first):
+        from nodes import common_ksampler
+
+        with torch.inference_mode():
+            out = common_ksampler(host.compose.compose([first, members[1]], settings), 0, 2, 1.0, "euler", "normal", prompt, prompt, latent)
+        return out[0]["samples"].unbind()
+
+    plain, patched, again = run(members[0]), run(changed), run(members[0])
+    assert torch.equal(plain[0], patched[0]) and not torch.allclose(plain[1], patched[1])
+    assert torch.equal(plain[1], again[1])
