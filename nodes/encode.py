@@ -80,7 +80,8 @@ class EncodeAudio(io.ComfyNode):
             raise CoDiError("the sound has no samples: give one of at least a few milliseconds")
         if wave.shape[-1] > MAX_SECONDS * rate:
             raise CoDiError(
-                f"the sound is {wave.shape[-1] / rate / 60:.1f} minutes long, a prompt may have {MAX_SECONDS / 60:g}: trim it first (Trim Audio Duration)"
+                f"the sound is {wave.shape[-1] / rate / 60:.1f} minutes long, a prompt may have {MAX_SECONDS / 60:g}: "
+                "trim it first (Trim Audio Duration)"
             )
         return _conditioning(codi, [Prompt("audio", (sound, rate)) for sound in wave.mean(dim=1)])
 

@@ -28,7 +28,7 @@ class ConditionMixer(io.ComfyNode):
                 io.String.Input(
                     "weights",
                     default="",
-                    tooltip="One number per prompt, separated by commas; empty: all alike. Only ratios matter; negative numbers move away from a prompt.",
+                    tooltip="One number per prompt, separated by commas; empty: all alike. Negative numbers move away from a prompt.",
                 ),
                 io.Combo.Input(
                     "method",

@@ -100,7 +100,13 @@ def test_sizes_the_networks_cannot_make(refuses):
 
 @pytest.mark.parametrize(
     ("weights", "words"),
-    [("1, -1", ("sum", "0")), ("nan, 1", ("finite",)), ("1", ("1 weights for 2",)), ("1, two", ("numbers separated by commas", "two")), ("0,0", ("0",))],
+    [
+        ("1, -1", ("sum", "0")),
+        ("nan, 1", ("finite",)),
+        ("1", ("1 weights for 2",)),
+        ("1, two", ("numbers separated by commas", "two")),
+        ("0,0", ("0",)),
+    ],
 )
 def test_weights(refuses, weights, words):
     graph = base_graph("text")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from conftest import PACK
 from host.browser import open_page
+from host.setting import PACK
 
 _MEDIA = "() => [...document.querySelectorAll('{0}')].filter(e => e.checkVisibility() && e.readyState >= 1 && e.duration > 1).length"
 
@@ -20,7 +20,8 @@ def test_text_to_everything_is_shown(server):
         page.page.evaluate("() => { app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [40, 120]; app.graph.setDirtyCanvas(true, true) }")
         page.page.wait_for_timeout(1500)
         pictures = page.page.evaluate(
-            "() => app.graph._nodes.filter(n => n.type == 'CoDiDecodeImage').flatMap(n => n.imgs ?? []).map(i => [i.naturalWidth, i.naturalHeight])"
+            "() => app.graph._nodes.filter(n => n.type == 'CoDiDecodeImage')"
+            ".flatMap(n => n.imgs ?? []).map(i => [i.naturalWidth, i.naturalHeight])"
         )
         assert pictures == [[64, 64]]
         page.page.wait_for_function(_MEDIA.format("video"), timeout=20_000)

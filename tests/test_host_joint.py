@@ -107,7 +107,9 @@ def test_a_kept_part_is_left_as_it_was(session):
     latent["noise_mask"] = NestedTensor([torch.zeros(1, 1, 8, 8), torch.ones(1, 1, *audio.shape[2:])])
     prompt = [[torch.nn.functional.normalize(torch.ones(1, 1, 128), dim=-1), {}]]
     with torch.inference_mode():
-        out = session.classes["CoDiJointSampler"].execute(model, prompt, prompt, latent, 0, 2, 1.0, "uni_pc", "normal", 1.0, "cross", 1.0, 1.0)
+        out = session.classes["CoDiJointSampler"].execute(
+            model, prompt, prompt, latent, 0, 2, 1.0, "uni_pc", "normal", 1.0, "cross", 1.0, 1.0
+        )
     kept, made = out.result[0]["samples"].unbind()
     assert torch.allclose(kept, image, atol=1e-5)
     assert made.std() > 0.01
@@ -130,7 +132,12 @@ def test_latents_are_scaled_part_by_part(session):
 
 @pytest.mark.parametrize(
     ("names", "composed", "picture"),
-    [(("video", "audio"), None, True), (("image",), None, True), (("text", "audio"), ("image", "text", "audio"), True), (("text", "audio"), None, False)],
+    [
+        (("video", "audio"), None, True),
+        (("image",), None, True),
+        (("text", "audio"), ("image", "text", "audio"), True),
+        (("text", "audio"), None, False),
+    ],
     ids=["clip", "image", "no picture asked", "no picture composed"],
 )
 def test_progress_and_preview(session, names, composed, picture):

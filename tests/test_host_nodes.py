@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from host.graph import base_graph, decoded, node, outputs, sampled, shown
-
 from codi.codi_models import decoding, prompts
 from codi.codi_models.conditioning import mix
 from codi.codi_models.model import CoDi
 from codi.codi_models.worlds import judge
+from host.graph import decoded, node, outputs, sampled, shown
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +171,8 @@ def test_a_changed_model_file_is_loaded_again(session, base):
 def test_english_texts_are_those_of_the_schemas(session):
     import json
 
-    from conftest import PACK
     from host.make_locales import definitions
+    from host.setting import PACK
 
     written = json.loads((PACK / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
     assert written == definitions(session), "run tests/host/make_locales.py"

@@ -63,10 +63,10 @@ def test_an_error_is_reported_and_the_queue_goes_on(server):
 
 def test_interrupt(server):
     def stop(kind, data):
-        if kind == "progress" and data["max"] == 200 and data["value"] == 2:
+        if kind == "progress" and data["max"] == 1000:
             server.post("/interrupt", {})
 
-    graph = shown(sampled("text", steps=200, seed=99), ["sample", 0])
+    graph = shown(sampled("video", "text", steps=1000), ["sample", 0])
     assert server.run(graph, at=stop).end == "execution_interrupted"
     assert server.run(shown(sampled("text", seed=98), ["sample", 0])).end == "execution_success"
     server.post("/free", {"unload_models": True, "free_memory": True})

@@ -87,7 +87,8 @@ class LatentModel(comfy.model_base.BaseModel):
         prompt, width = kwargs.get("cross_attn"), self.codi.config.vision_denoiser.context_dim
         if prompt is not None and prompt.shape[-1] != width:
             raise CoDiError(
-                f"this CONDITIONING is {prompt.shape[-1]} wide, {self.codi.name} takes {width}: make it with CoDi's Encode nodes and the same model"
+                f"this CONDITIONING is {prompt.shape[-1]} wide, {self.codi.name} takes {width}: "
+                "make it with CoDi's Encode nodes and the same model"
             )
         out = super().extra_conds(**kwargs)
         out["latent_shapes"] = comfy.conds.CONDConstant(kwargs["latent_shapes"])

@@ -1,6 +1,6 @@
 """Writes locales/en/nodeDefs.json from the nodes' schemas: the texts that translators start from.
 
-    python tests/host/make_locales.py"""
+python tests/host/make_locales.py"""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import conftest  # noqa: E402
+
 from host.session import Session  # noqa: E402
+from host.setting import HOST, PACK, import_pack  # noqa: E402
 
 
 def texts(entry: Any) -> dict[str, str]:
@@ -39,11 +40,12 @@ def definitions(session: Session) -> dict[str, Any]:
 
 def main() -> None:
     """Command line."""
-    if conftest.HOST is None:
+    import_pack()
+    if HOST is None:
         raise SystemExit("no ComfyUI found: set COMFYUI_PATH to its folder")
     with tempfile.TemporaryDirectory() as base:
-        text = json.dumps(definitions(Session(conftest.HOST, Path(base), conftest.PACK)), indent=2, ensure_ascii=False)
-    target = conftest.PACK / "locales" / "en" / "nodeDefs.json"
+        text = json.dumps(definitions(Session(HOST, Path(base), PACK)), indent=2, ensure_ascii=False)
+    target = PACK / "locales" / "en" / "nodeDefs.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text + "\n", encoding="utf-8")
 

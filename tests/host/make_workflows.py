@@ -16,12 +16,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import conftest  # noqa: E402
+
 from host.browser import open_page  # noqa: E402
 from host.server import Server  # noqa: E402
+from host.setting import HOST, PACK, import_pack, make_base  # noqa: E402
 
-TARGET = conftest.PACK / "example_workflows"
-SOURCE = conftest.TESTS / "workflows"
+TARGET = PACK / "example_workflows"
+SOURCE = PACK / "tests" / "workflows"
 _COLUMN = {  # from left to right, in the order of the work
     "CoDiLoadJoint": 0,
     "CoDiBounceScene": 0,
@@ -92,15 +93,16 @@ def _thumbnail(png: bytes, path: Path) -> None:
 
 def main() -> None:
     """Command line."""
+    import_pack()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("names", nargs="*", default=sorted(p.stem for p in SOURCE.glob("*.json")))
     names = parser.parse_args().names
-    if conftest.HOST is None:
+    if HOST is None:
         raise SystemExit("no ComfyUI found: set COMFYUI_PATH to its folder")
     TARGET.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        base = conftest.make_base(Path(folder))
-        server = Server(conftest.HOST, base, conftest.PACK)
+        base = make_base(Path(folder))
+        server = Server(HOST, base, PACK)
         try:
             with open_page(server.url) as page:
                 for name in names:

@@ -26,8 +26,9 @@ class Session:
         sys.path.insert(0, str(host))
         self._start(base)
         import execution
-        import nodes
         import server
+
+        import nodes
 
         self.execution, self.events = execution, []
         self.loop = asyncio.new_event_loop()
@@ -95,4 +96,3 @@ class Session:
     def forget(self) -> None:
         """Empty the executor's caches."""
         self.executor.reset()
-
