@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import DENOISER_OF
@@ -79,8 +78,9 @@ class LatentAlignment(Objective):
         pull = pull + 0.5 * contrastive(flat[0], flat[1], 10.0)
         if step < self.head_start:
             return pull, {"pull": pull}
+        weight = self.noising.weight(t)
         losses = [
-            F.mse_loss(net(x, t, context, environment=other), noise)
+            (weight * (net(x, t, context, environment=other) - noise).square().flatten(1).mean(1)).mean()
             for net, (x, noise), other in zip(nets, noised, reversed(environments), strict=True)
         ]
         loss = losses[0] + losses[1]

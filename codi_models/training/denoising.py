@@ -21,6 +21,12 @@ class Noising:
     def __init__(self, device: torch.device):
         self.alphas = alphas_cumprod().to(device)  # (1000,)
 
+    def weight(self, timesteps: Tensor, limit: float = 8.0) -> Tensor:
+        """Weight of the epsilon error, (B,): 1 / alpha-bar, which is the error of v-prediction (Salimans & Ho 2022), up to a limit.
+
+        Where little signal is left, the plain error hardly asks what the prompt says; yet there the prompt decides."""
+        return (1 / self.alphas[timesteps]).clamp(max=limit)
+
     def __call__(self, clean: Tensor, timesteps: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noisy latents and the noise in them, both like `clean` (B, ...); timesteps (B,)."""
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
@@ -79,7 +85,8 @@ class Denoising(Objective):
             clean, context = self.draw(step, generator)
             t = timesteps(len(clean), generator)
             noisy, noise = self.noising(clean, t, generator)
-        return F.mse_loss(self.net(noisy, t, context), noise), {}
+        error = (self.net(noisy, t, context) - noise).square().flatten(1).mean(1)  # (B,)
+        return (self.noising.weight(t) * error).mean(), {"epsilon": error.mean()}
 
     def scene_ids(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.scenes), (count,), generator=generator, device=generator.device)
@@ -106,7 +113,7 @@ class VisionDenoising(Denoising):
         self.pools = {kind: make_pool(kind, space, self.copies[kind], seed=11) for kind in self.batches}
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        kind = "video" if step % 2 else "image"
+        kind = "video" if step % 3 else "image"
         ids = self.scene_ids(self.batches[kind], generator)
         latents, own = self.pools[kind].draw(ids, generator)
         return latents, self.prompted(ids, own, generator)
