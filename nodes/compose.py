@@ -17,7 +17,7 @@ def alignment_inputs() -> list[Any]:
             "wiring",
             options=list(compose.WIRINGS),
             default="cross",
-            tooltip="cross: every output attends to all the others (the paper). self: each to itself (the published code). off: not at all.",
+            tooltip="cross: every output attends to all the others (the paper). self: each to itself (as published). off: not at all.",
         ),
         io.Float.Input(
             "alignment", default=1.0, min=0.0, max=4.0, step=0.05, tooltip="Strength of the alignment; 0 switches it off, 1 is as trained."

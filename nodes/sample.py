@@ -58,7 +58,7 @@ class JointSampler(io.ComfyNode):
         alignment: float,
         alignment_guidance: float,
     ) -> io.NodeOutput:
-        from nodes import common_ksampler  # the host's module of that name
+        from nodes import common_ksampler  # type: ignore[attr-defined]  # the host's module of that name
 
         aligned = compose.Alignment(wiring, alignment, alignment_guidance).put(model)
         out = common_ksampler(aligned, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...codi_models.config import DENOISER_OF, MODALITIES, SamplingConfig
 from ...codi_models.errors import CoDiError
 from ...codi_models.joint import JointDenoiser
+from .handle import CoDiHandle
 from .latent_model import LatentModel, wrap_sampling
 from .parts import modalities_of
 
@@ -50,6 +51,9 @@ class Alignment:
 
 class JointNetwork(nn.Module):
     """Weightless: steps the members' networks together. They stay outside its module tree, the host moves each by itself."""
+
+    codi: CoDiHandle
+    joint: JointDenoiser
 
     def __init__(self, model: LatentModel, networks: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -101,7 +105,7 @@ def compose(models: Sequence[Any], alignment: Alignment) -> Any:
     first = next(iter(members.values())).model
     outputs = [m for m in MODALITIES if DENOISER_OF[m] in members]
     networks = {name: p.model.diffusion_model for name, p in members.items()}
-    dtype: torch.dtype = first.get_dtype_inference()
+    dtype: torch.dtype = first.compute_dtype
     joint = JointModel(first.codi, outputs, lambda **_: JointNetwork(first, networks), dtype=dtype, device=mm.unet_offload_device())
     patcher = comfy.model_patcher.ModelPatcher(joint, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
     patcher.set_additional_models("codi", list(members.values()))

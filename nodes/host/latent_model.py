@@ -53,6 +53,11 @@ class LatentModel(comfy.model_base.BaseModel):
         """Dtype of the weights."""
         return self.model_config.unet_config["dtype"]
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype that weights are cast to while they compute."""
+        return self.manual_cast_dtype or self.get_dtype()
+
     def check(self, shapes: Sequence[Sequence[int]]) -> tuple[str, ...]:
         """Modalities of a latent's parts. Raises CoDiError for shapes of another model and for outputs that are not composed."""
         asked = modalities_of(shapes, self.codi.config)
@@ -99,7 +104,7 @@ class LatentModel(comfy.model_base.BaseModel):
         shapes = self.latent_shapes or [tuple(input_shape)]
         elements = sum(math.prod(s[2:]) for s in shapes)
         channels = self.codi.config.vision_denoiser.model_channels
-        return input_shape[0] * elements * channels * mm.dtype_size(self.get_dtype_inference()) * _BYTES_PER_CHANNEL
+        return input_shape[0] * elements * channels * mm.dtype_size(self.compute_dtype) * _BYTES_PER_CHANNEL
 
 
 def around_sampling(
