@@ -233,7 +233,7 @@ class CoDiConfig:
                 in_channels=1, latent_channels=8, model_channels=16, channel_mult=(1, 1, 2, 4), num_blocks=1, norm_groups=8, scale=1.0
             ),
             mel=MelConfig(frames=128, normalize=False),
-            vocoder=VocoderConfig(initial_channels=128),
+            vocoder=VocoderConfig(initial_channels=128, resblock_kernels=(3, 7), resblock_dilations=(1, 3)),
             text_autoencoder=OptimusConfig(
                 latent_dim=64, encoder_vocab=256, encoder_dim=128, encoder_layers=2, encoder_heads=4, encoder_mlp=256, encoder_positions=64,
                 decoder_vocab=512, decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_positions=64, temperature=0.0, scale=1.0,

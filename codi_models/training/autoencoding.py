@@ -108,13 +108,16 @@ class SoundReconstruction(_WithScale):
 
 
 def spectral_loss(output: Tensor, target: Tensor, sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128)) -> Tensor:
-    """Multi-resolution STFT loss (Yamamoto et al. 2020): spectral convergence plus log-magnitude distance. (B, N) each."""
+    """Multi-resolution STFT loss (Yamamoto et al. 2020): spectral convergence plus log-magnitude distance. (B, N) each.
+
+    Magnitudes are in units of a sine's amplitude; below -66 dB nothing is told apart, or the silence between notes would drown them."""
     total = output.new_zeros(())
     for size in sizes:
         window = torch.hann_window(size, device=output.device)
-        spectra = [torch.stft(x, size, size // 4, window=window, return_complex=True).abs() for x in (output, target)]
+        unit = 2 / window.sum()
+        spectra = [unit * torch.stft(x, size, size // 4, window=window, return_complex=True).abs() for x in (output, target)]
         difference = torch.linalg.vector_norm(spectra[1] - spectra[0]) / torch.linalg.vector_norm(spectra[1])
-        total = total + difference + F.l1_loss((spectra[0] + 1e-4).log(), (spectra[1] + 1e-4).log())
+        total = total + difference + F.l1_loss((spectra[0] + 5e-4).log(), (spectra[1] + 5e-4).log())
     return total / len(sizes)
 
 

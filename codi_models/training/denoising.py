@@ -21,7 +21,7 @@ class Noising:
     def __init__(self, device: torch.device):
         self.alphas = alphas_cumprod().to(device)  # (1000,)
 
-    def weight(self, timesteps: Tensor, limit: float = 8.0) -> Tensor:
+    def weight(self, timesteps: Tensor, limit: float = 30.0) -> Tensor:
         """Weight of the epsilon error, (B,): 1 / alpha-bar, which is the error of v-prediction (Salimans & Ho 2022), up to a limit.
 
         Where little signal is left, the plain error hardly asks what the prompt says; yet there the prompt decides."""
@@ -34,11 +34,15 @@ class Noising:
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, noise
 
 
-def timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """Stratified over 0..999, (count,): every batch sees all noise levels."""
+def timesteps(count: int, generator: torch.Generator, late: float = 0.0) -> Tensor:
+    """Stratified over 0..999, (count,): every batch sees all noise levels; a share `late` of the rows is drawn from 750..999 instead.
+
+    Small latents still show their scene at noise levels where larger ones are blank: only the last levels have to ask the prompt."""
     offset = torch.rand(count, generator=generator, device=generator.device)
     order = torch.randperm(count, generator=generator, device=generator.device)
-    return ((order + offset) / count * 1000).long().clamp(max=999)
+    share = (order + offset) / count
+    share = torch.where(share < late, 0.75 + 0.25 * share / max(late, 1e-9), (share - late) / (1 - late))
+    return (share * 1000).long().clamp(max=999)
 
 
 def jittered(embeddings: Tensor, generator: torch.Generator, spread: float = 0.15) -> Tensor:
@@ -64,6 +68,7 @@ class Denoising(Objective):
     """Epsilon prediction of one modality's latents; subclasses say what is drawn."""
 
     component: str
+    late = 0.3  # share of timesteps drawn from the noisiest quarter
 
     def __init__(self, space: Workspace):
         super().__init__()
@@ -83,7 +88,7 @@ class Denoising(Objective):
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             clean, context = self.draw(step, generator)
-            t = timesteps(len(clean), generator)
+            t = timesteps(len(clean), generator, self.late)
             noisy, noise = self.noising(clean, t, generator)
         error = (self.net(noisy, t, context) - noise).square().flatten(1).mean(1)  # (B,)
         return (self.noising.weight(t) * error).mean(), {"epsilon": error.mean()}
@@ -106,6 +111,7 @@ class VisionDenoising(Denoising):
 
     component = "vision_denoiser"
     batches = {"image": 32, "video": 8}
+    late = 0.5
     copies = {"image": 150, "video": 60}
 
     def __init__(self, space: Workspace):
