@@ -43,7 +43,7 @@ _LAYOUT = """([columns, width, gap]) => {
     const control = node.widgets?.find(w => w.name == 'control_after_generate');
     if (control) control.value = 'fixed';
     const size = node.computeSize();
-    const shows = ['CoDiDecodeImage', 'CoDiDecodeVideo'].includes(node.type) ? 300 : node.type == 'CoDiBounceScene' ? 460 : 0;
+    const shows = {CoDiDecodeImage: 300, CoDiDecodeVideo: 440, CoDiBounceScene: 460}[node.type] ?? 0;
     node.setSize([width, Math.max(size[1], shows)]);
     node.pos = [column * (width + gap), bottom[column] ?? 0];
     bottom[column] = node.pos[1] + node.size[1] + gap;
