@@ -33,6 +33,7 @@ RECIPES = {
     "vocoder": Recipe(".autoencoding", "Vocoding", 2500),
     "text_autoencoder": Recipe(".autoencoding", "CaptionReconstruction", 1500),
     "vision_denoiser": Recipe(".denoising", "VisionDenoising", 6000),
+    "clip_prompting": Recipe(".denoising", "ClipPrompting", 1500),
     "audio_denoiser": Recipe(".denoising", "AudioDenoising", 4000),
     "text_denoiser": Recipe(".denoising", "TextDenoising", 6000),
     "alignment": Recipe(".alignment", "LatentAlignment", 4000),
