@@ -1,6 +1,6 @@
 """Seconds from one sentence to picture, clip, sound and caption after loading, stage by stage, on this machine.
 
-    python benchmarks/generate_time.py [--model codi-mini|PATH] [--device auto|cpu|cuda] [--threads 2] [--steps S] [--count K] [--repeats 3]
+python benchmarks/generate_time.py [--model codi-mini|PATH] [--device auto|cpu|cuda] [--threads 2] [--steps S] [--count K] [--repeats 3]
 """
 
 from __future__ import annotations

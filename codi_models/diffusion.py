@@ -100,7 +100,7 @@ def sample(
     if sampler not in SAMPLERS:
         raise CoDiError(f"unknown sampler {sampler!r}; it is one of {', '.join(SAMPLERS)}")
     if not noise or len({x.shape[0] for x in noise.values()}) != 1:
-        raise CoDiError(f"noise of {({m: tuple(x.shape) for m, x in noise.items()})}: every output needs the same number of samples")
+        raise CoDiError(f"noise of { ({m: tuple(x.shape) for m, x in noise.items()}) }: every output needs the same number of samples")
     if sampler == "ddim":
         return _sample_ddim(denoise, dict(noise), ddim_timesteps(steps), callback)
     if not 1 <= steps <= TIMESTEPS:

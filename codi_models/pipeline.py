@@ -170,4 +170,3 @@ class CoDiPipeline:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
-

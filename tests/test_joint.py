@@ -105,9 +105,7 @@ def test_injected_attention_is_used(nets: dict[str, UNet]) -> None:
     net = UNet2D(CONFIG.audio_denoiser, attention=attention)
     net.load_state_dict(nets["audio_denoiser"].state_dict())
     x = latents("audio")["audio"]
-    torch.testing.assert_close(
-        net(x, TIME, prompt(tokens=3)), nets["audio_denoiser"](x, TIME, prompt(tokens=3)), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(net(x, TIME, prompt(tokens=3)), nets["audio_denoiser"](x, TIME, prompt(tokens=3)), rtol=1e-4, atol=1e-5)
     assert len(calls) == 2 * len(net.prompt_transformers()) and set(calls) == {CONFIG.audio_denoiser.num_heads}
 
 

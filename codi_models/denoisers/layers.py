@@ -112,9 +112,7 @@ class ResBlock(nn.Module):
 
         self.in_layers = nn.ModuleList([operations.GroupNorm(norm_groups, width, **extra), nn.SiLU(), conv(width)])
         self.emb_layers = nn.ModuleList([nn.SiLU(), operations.Linear(emb_channels, out_width, **extra)])
-        self.out_layers = nn.ModuleList(
-            [operations.GroupNorm(norm_groups, out_width, **extra), nn.SiLU(), nn.Identity(), conv(out_width)]
-        )
+        self.out_layers = nn.ModuleList([operations.GroupNorm(norm_groups, out_width, **extra), nn.SiLU(), nn.Identity(), conv(out_width)])
         self.skip_connection = nn.Identity() if width == out_width else operations.Conv2d(width, out_width, 1, **extra)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:

@@ -125,9 +125,7 @@ class UNet(nn.Module):
             if level < last:
                 self.input_blocks.append(nn.ModuleList([self._down(width)]))
                 widths.append(width)
-        self.middle_block = nn.ModuleList(
-            [self._res(width, width), self._transformer(width, config.context_dim), self._res(width, width)]
-        )
+        self.middle_block = nn.ModuleList([self._res(width, width), self._transformer(width, config.context_dim), self._res(width, width)])
         for level in range(last, -1, -1):
             for index in range(config.num_blocks[level] + 1):
                 block = nn.ModuleList([self._res(width + widths.pop(), base * config.channel_mult[level])])
