@@ -12,7 +12,7 @@ from typing import Any
 
 from ..files import write_text
 from ..pipeline import CoDiPipeline
-from .quality import Examiner, Row, coherence, single_outputs
+from .quality import HEADLINE, Examiner, Row, coherence, single_outputs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cfg", type=float)
     parser.add_argument("--sampler")
     parser.add_argument("--alignment-guidance", type=float)
-    parser.add_argument("--only", choices=["single", "held-out", "joint"], action="append", help="part of the table; may be repeated")
+    parser.add_argument("--only", choices=["headline", "single", "held-out", "joint"], action="append", help="part; may be repeated")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("docs/evaluation"), help="folder (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _rows(examiner: Examiner, parts: Sequence[str]) -> Iterator[Row]:
+    if "headline" in parts:
+        yield from single_outputs(examiner, pairs=HEADLINE)
     if "single" in parts:
         yield from single_outputs(examiner)
     if "joint" in parts:

@@ -84,11 +84,19 @@ def rendered_prompts(kind: str, scenes: bounce.Scenes, generator: torch.Generato
     return [Prompt(kind, one) for one in frames]
 
 
-def single_outputs(examiner: Examiner, held_out: str = "exclude") -> Iterator[Row]:
-    """Every kind of prompt to every output, one at a time; attributes that both show."""
+HEADLINE = (("text", "image"), ("text", "audio"), ("text", "video"), ("image", "text"), ("audio", "text"), ("video", "text"))
+"""Prompt and output of the figures in the README."""
+
+
+def single_outputs(
+    examiner: Examiner, held_out: str = "exclude", pairs: Sequence[tuple[str, str]] = tuple((k, o) for k in MODALITIES for o in MODALITIES)
+) -> Iterator[Row]:
+    """Kinds of prompt to outputs, one at a time; attributes that both show."""
     label = "" if held_out == "exclude" else " (held-out scenes)"
     for i, kind in enumerate(MODALITIES):
         for j, output in enumerate(MODALITIES):
+            if (kind, output) not in pairs:
+                continue
             scenes, generator = examiner.scenes(16 * (held_out != "exclude") + 4 * i + j, held_out)
             samples = examiner.generate(rendered_prompts(kind, scenes, generator), (output,))
             shown = [a for a in bounce.SEEN_IN[kind] if a in bounce.SEEN_IN[output]]

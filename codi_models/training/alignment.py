@@ -40,6 +40,8 @@ class LatentAlignment(Objective):
         self.workspace = space
         self.nets: Any = nn.ModuleDict({name: space.network(name) for name in sorted(set(DENOISER_OF.values()))})
         net: Any
+        if not any(_untrained(net) for net in self.nets.values()):
+            self.head_start = 0
         for net in self.nets.values():
             net.requires_grad_(False)
             if _untrained(net):
