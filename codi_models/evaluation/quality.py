@@ -88,9 +88,10 @@ HEADLINE = (("text", "image"), ("text", "audio"), ("text", "video"), ("image", "
 """Prompt and output of the figures in the README."""
 
 
-def single_outputs(
-    examiner: Examiner, held_out: str = "exclude", pairs: Sequence[tuple[str, str]] = tuple((k, o) for k in MODALITIES for o in MODALITIES)
-) -> Iterator[Row]:
+EVERY_PAIR = tuple((kind, output) for kind in MODALITIES for output in MODALITIES)
+
+
+def single_outputs(examiner: Examiner, held_out: str = "exclude", pairs: Sequence[tuple[str, str]] = EVERY_PAIR) -> Iterator[Row]:
     """Kinds of prompt to outputs, one at a time; attributes that both show."""
     label = "" if held_out == "exclude" else " (held-out scenes)"
     for i, kind in enumerate(MODALITIES):
