@@ -144,7 +144,8 @@ def test_progress_and_preview(session, names, composed, picture):
     session.forget()
     session.run(shown(sampled(*names, composed=composed, steps=3), ["sample", 0]), preview_method="latent2rgb")
     steps = [d for k, d in session.events if k == "progress" and d["max"] == 3]
-    assert [d["value"] for d in steps] == [1, 2, 3]
+    values = [d["value"] for d in steps]
+    assert values == sorted(set(values)) and values[-1] == 3  # the host drops updates that follow within a tenth of a second
     for step in steps:
         assert (step["preview"] is not None) == picture
         assert not picture or step["preview"][1].size == (8, 8)
