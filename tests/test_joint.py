@@ -200,7 +200,7 @@ def test_fresh_network_is_silent_and_its_connectors_are_the_identity() -> None:
     for name, parameter in joint.named_parameters():
         assert torch.isfinite(parameter).all()
         if name.endswith("_embeds"):
-            assert 0.01 < parameter.std() < 0.04
+            assert 0.2 < parameter.std() < 0.4
     x = latents("video", "text")
     with torch.no_grad():
         assert all(not noise.any() for noise in joint(x, TIME, prompt()).values())
