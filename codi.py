@@ -96,7 +96,7 @@ def _run_in_host(host: Path, base: Path) -> int:
     with log.open("w") as output:
         server = subprocess.Popen([*command, *([] if gpu else ["--cpu"])], cwd=host, stdout=output, stderr=subprocess.STDOUT)
         try:
-            status = _queue(f"http://127.0.0.1:{port}", server)
+            status = _queue(f"http://127.0.0.1:{port}", server, base)
         finally:
             server.terminate()
             server.wait(30)
@@ -107,7 +107,20 @@ def _run_in_host(host: Path, base: Path) -> int:
     return 0
 
 
-def _queue(url: str, server: subprocess.Popen[bytes]) -> str:
+def _keep(outputs: dict[str, Any], base: Path) -> None:
+    """Copy the files that nodes show into the output folder: the server empties its temporary folder when it ends."""
+    target = base / "output"
+    target.mkdir(parents=True, exist_ok=True)
+    for shown in outputs.values():
+        for files in shown.values():
+            for file in files if isinstance(files, list) else []:
+                if isinstance(file, dict) and "filename" in file:
+                    source = base / file.get("type", "output") / file.get("subfolder", "") / file["filename"]
+                    if source.is_file() and source.parent != target:
+                        shutil.copy(source, target)
+
+
+def _queue(url: str, server: subprocess.Popen[bytes], base: Path) -> str:
     """Run the workflow through the server's HTTP interface. Returns what went wrong, or nothing."""
     for _ in range(240):
         if server.poll() is not None:
@@ -129,6 +142,7 @@ def _queue(url: str, server: subprocess.Popen[bytes]) -> str:
         history = _get(f"{url}/history/{prompt_id}")
         if prompt_id in history:
             entry = history[prompt_id]
+            _keep(entry["outputs"], base)
             for output in entry["outputs"].values():
                 if "text" in output:
                     print("caption:", "".join(output["text"]))
