@@ -20,7 +20,7 @@ class Workspace:
     """A model folder in the making. Weights are stored in float16, which is what ships; the next stage trains on what ships."""
 
     def __init__(self, folder: Path, config: CoDiConfig, device: torch.device):
-        self.folder, self.initial, self.device = folder, config, device
+        self.folder, self.device = folder, device
         folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             if not (folder / "config.json").exists():
