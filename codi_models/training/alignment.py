@@ -33,6 +33,7 @@ class LatentAlignment(Objective):
     batches = {"image": 24, "text": 24, "audio": 24, "video": 12}
     copies = {"image": 60, "audio": 60, "video": 40}
     head_start = 300  # steps
+    late, late_start = 0.5, 0.7  # outputs agree or part while they are still mostly noise
     learning_rate = 1e-3
 
     def __init__(self, space: Workspace):
@@ -66,7 +67,7 @@ class LatentAlignment(Objective):
         count = min(self.batches[kind] for kind in pair)
         with torch.no_grad():
             ids = torch.randint(len(self.scenes), (count,), generator=generator, device=generator.device)
-            t = timesteps(count, generator)
+            t = timesteps(count, generator, self.late, self.late_start)
             prompts = self.text.embeddings[self.text.draw(self.scenes[ids], generator)]
             context = conditions([(0.4, jittered(prompts, generator))], self.text.empty, generator)
             clean, own = zip(*(self.sample(kind, ids, generator) for kind in pair), strict=True)
