@@ -67,6 +67,7 @@ class AutoencoderConfig:
     model_channels: int = 128
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_blocks: int = 2
+    attention: tuple[bool, ...] = ()  # per level, highest resolution first; empty = in the middle only
     norm_groups: int = 32
     scale: float  # diffusion space = latent space * scale
 
@@ -95,7 +96,7 @@ class VocoderConfig:
     upsample_rates: tuple[int, ...] = (5, 4, 2, 2, 2)
     upsample_kernels: tuple[int, ...] = (16, 16, 8, 4, 4)
     resblock_kernels: tuple[int, ...] = (3, 7, 11)
-    resblock_dilations: tuple[int, ...] = (1, 3, 5)  # the same for every kernel
+    resblock_dilations: tuple[int | tuple[int, ...], ...] = (1, 3, 5)  # of every kernel, or a tuple for each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +275,7 @@ def _build(kind: type, data: Any, where: str) -> Any:
         elif typing.get_origin(hint) is tuple:
             if not isinstance(value, list):
                 raise CoDiError(f"{where}: {name} must be a list, got {value!r}")
-            value = tuple(value)
+            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
         elif not isinstance(value, (int, float) if hint is float else hint) or isinstance(hint, types.UnionType):
             raise CoDiError(f"{where}: {name} must be {hint.__name__}, got {value!r}")
         values[name] = value

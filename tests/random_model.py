@@ -2,7 +2,7 @@
 
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.model import CoDi, save_component
-from codi.codi_models.parity_recipe import fill
+from codi.codi_models.parity.recipe import fill
 from codi.codi_models.worlds.bounce import ALL_CAPTIONS
 
 

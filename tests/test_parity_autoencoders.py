@@ -14,7 +14,7 @@ from codi.codi_models.autoencoders.picture import PictureAutoencoder
 from codi.codi_models.autoencoders.sound import SoundAutoencoder
 from codi.codi_models.autoencoders.vocoder import Vocoder
 from codi.codi_models.config import AutoencoderConfig, CoDiConfig, MelConfig, OptimusConfig, VocoderConfig
-from codi.codi_models.parity_recipe import fill
+from codi.codi_models.parity.recipe import fill
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

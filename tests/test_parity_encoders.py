@@ -12,7 +12,7 @@ from codi.codi_models.encoders import DERIVED_KEYS, preprocess
 from codi.codi_models.encoders.clap import CLAPEncoder
 from codi.codi_models.encoders.clip import CLIPEncoder
 from codi.codi_models.encoders.htsat import HTSAT
-from codi.codi_models.parity_recipe import fill
+from codi.codi_models.parity.recipe import fill
 from safetensors.torch import load_file
 from torch import Tensor
 

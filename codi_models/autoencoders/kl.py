@@ -4,6 +4,7 @@ Attribute names are the published checkpoint's keys."""
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -93,12 +94,19 @@ class Upsample(nn.Module):
 
 
 class Level(nn.Module):
-    """ResBlocks of one resolution, then the step to the next one where there is a next one."""
+    """ResBlocks of one resolution, each with attention behind it where `attend`, then the step to the next one if there is one."""
 
-    def __init__(self, widths: list[int], groups: int, *, downsample: bool, upsample: bool, operations: Any, **factory: Any) -> None:
+    def __init__(
+        self, widths: list[int], groups: int, *, downsample: bool, upsample: bool, attend: bool, full_precision: bool,
+        operations: Any, **factory: Any,
+    ) -> None:  # fmt: skip
         super().__init__()
         pairs = zip(widths, widths[1:], strict=False)
         self.block = nn.ModuleList(ResnetBlock(a, b, groups, operations=operations, **factory) for a, b in pairs)
+        self.attn = nn.ModuleList(
+            AttentionBlock(width, groups, full_precision=full_precision, operations=operations, **factory)
+            for width in (widths[1:] if attend else ())
+        )
         self.resizes = downsample or upsample
         if downsample:
             self.downsample = Downsample(widths[-1], operations=operations, **factory)
@@ -106,11 +114,18 @@ class Level(nn.Module):
             self.upsample = Upsample(widths[-1], operations=operations, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
+        for block, attention in zip_longest(self.block, self.attn):
             x = block(x)
+            if attention is not None:
+                x = attention(x)
         if not self.resizes:
             return x
         return self.downsample(x) if hasattr(self, "downsample") else self.upsample(x)
+
+
+def _attending(config: AutoencoderConfig) -> tuple[bool, ...]:
+    """Whether each level attends."""
+    return config.attention or (False,) * len(config.channel_mult)
 
 
 class Encoder(nn.Module):
@@ -124,8 +139,10 @@ class Encoder(nn.Module):
         self.conv_in = operations.Conv2d(config.in_channels, config.model_channels, 3, padding=1, **factory)
         self.down = nn.ModuleList()
         before = config.model_channels
-        for i, width in enumerate(widths):
-            self.down.append(Level([before] + [width] * config.num_blocks, groups, downsample=i < last, upsample=False, **shared))
+        for i, (width, attend) in enumerate(zip(widths, _attending(config), strict=True)):
+            path = [before] + [width] * config.num_blocks
+            kind = dict(downsample=i < last, upsample=False, attend=attend, full_precision=full_precision_attention)
+            self.down.append(Level(path, groups, **kind, **shared))
             before = width
         self.mid = Middle(before, groups, full_precision=full_precision_attention, **shared)
         self.norm_out = operations.GroupNorm(groups, before, eps=NORM_EPS, **factory)
@@ -151,9 +168,12 @@ class Decoder(nn.Module):
         self.mid = Middle(widths[-1], groups, full_precision=False, **shared)
         entering = widths[1:] + widths[-1:]  # width that level i receives from the level below it
         self.up = nn.ModuleList(
-            Level([entering[i]] + [width] * (config.num_blocks + 1), groups, downsample=False, upsample=i > 0, **shared)
-            for i, width in enumerate(widths)
-        )
+            Level(
+                [entering[i]] + [width] * (config.num_blocks + 1), groups,
+                downsample=False, upsample=i > 0, attend=attend, full_precision=False, **shared,
+            )
+            for i, (width, attend) in enumerate(zip(widths, _attending(config), strict=True))
+        )  # fmt: skip
         self.norm_out = operations.GroupNorm(groups, widths[0], eps=NORM_EPS, **factory)
         self.conv_out = operations.Conv2d(widths[0], config.in_channels, 3, padding=1, **factory)
 

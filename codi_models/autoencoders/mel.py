@@ -30,31 +30,42 @@ class LogMel(nn.Module):
         `normalize` (default config.normalize) removes the mean and scales the peak to 0.5 first, as published; without it the
         waveform's own level is kept.
         Raises CoDiError for a waveform that is not (B, N) with N > 0, and for fewer frames than one window needs."""
+        frames = self.config.frames if frames is None else frames
+        wave = self.prepare(waveform, frames, self.config.normalize if normalize is None else normalize)
+        with torch.autocast(waveform.device.type, enabled=False):
+            mel = self.tables(wave.device)[1] @ self.magnitude(wave)  # (B, n_mels, frames + 1)
+            return torch.log(mel.clamp(min=FLOOR))[:, :, :frames].transpose(1, 2)[:, None]  # (B, 1, frames, n_mels)
+
+    def prepare(self, waveform: Tensor, frames: int, normalize: bool) -> Tensor:
+        """Waveform (B, N) at exactly frames * hop_length samples in -1..1, float32. Raises CoDiError as `forward` does."""
         if waveform.ndim != 2 or waveform.shape[1] == 0:
             raise CoDiError(f"a waveform must be (batch, samples) with at least one sample, got {tuple(waveform.shape)}")
         cfg = self.config
-        frames = cfg.frames if frames is None else frames
         samples = frames * cfg.hop_length
         if samples <= cfg.n_fft // 2:
             raise CoDiError(f"{frames} mel frames are too few: at least {cfg.n_fft // 2 // cfg.hop_length + 1} are needed")
-        with torch.autocast(waveform.device.type, enabled=False):
-            wave = waveform.float()
-            if cfg.normalize if normalize is None else normalize:
-                wave = wave - wave.mean(dim=1, keepdim=True)
-                wave = wave / (wave.abs().amax(dim=1, keepdim=True) + 1e-8) * 0.5
-            wave = F.pad(wave, (0, samples - wave.shape[1])).clamp(-1, 1)  # (B, frames * hop); a negative pad crops
-            window, bank = self._tables_on(wave.device)
-            spectrum = torch.stft(wave, cfg.n_fft, cfg.hop_length, window=window, pad_mode="reflect", return_complex=True)
-            mel = bank @ spectrum.abs()  # (B, n_mels, frames + 1)
-            return torch.log(mel.clamp(min=FLOOR))[:, :, :frames].transpose(1, 2)[:, None]  # (B, 1, frames, n_mels)
+        wave = levelled(waveform) if normalize else waveform.float()
+        return F.pad(wave, (0, samples - wave.shape[1])).clamp(-1, 1)  # (B, frames * hop); a negative pad crops
 
-    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def magnitude(self, wave: Tensor) -> Tensor:
+        """Prepared waveform (B, N) -> magnitudes of its spectrum (B, n_fft // 2 + 1, N // hop_length + 1)."""
+        cfg, window = self.config, self.tables(wave.device)[0]
+        return torch.stft(wave, cfg.n_fft, cfg.hop_length, window=window, pad_mode="reflect", return_complex=True).abs()
+
+    def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Window (n_fft,) and mel bank (n_mels, n_fft // 2 + 1) on a device; made once for each."""
         if device not in self._tables:
             with torch.inference_mode(False):  # otherwise tables made while sampling could not be trained through later
                 bank = mel_bank(self.config)
                 self._tables[device] = (torch.hann_window(self.config.n_fft).to(device), bank.to(device))
         return self._tables[device]
+
+
+def levelled(waveform: Tensor) -> Tensor:
+    """Waveform (B, N) without its mean, its peak scaled to 0.5, float32; silence stays silence."""
+    wave = waveform.float()
+    wave = wave - wave.mean(dim=1, keepdim=True)
+    return wave / (wave.abs().amax(dim=1, keepdim=True) + 1e-8) * 0.5
 
 
 def mel_bank(config: MelConfig) -> Tensor:

@@ -54,8 +54,8 @@ class Vocoder(nn.Module):
             padding = (kernel - rate) // 2
             self.ups.append(operations.ConvTranspose1d(width, width // 2, kernel, stride=rate, padding=padding, **factory))
             width //= 2
-            for size in config.resblock_kernels:
-                self.resblocks.append(ResBlock(width, size, config.resblock_dilations, operations=operations, **factory))
+            for size, dilations in zip(config.resblock_kernels, _dilations(config), strict=True):
+                self.resblocks.append(ResBlock(width, size, dilations, operations=operations, **factory))
         self.conv_post = operations.Conv1d(width, 1, 7, padding=3, **factory)
 
     @property
@@ -77,3 +77,11 @@ class Vocoder(nn.Module):
             h = sum(block(h) for block in blocks) / per_level
         wave = torch.tanh(self.conv_post(F.leaky_relu(h, FINAL_SLOPE)))[:, 0]  # (B, samples)
         return wave[:, : self.hop_length * mel.shape[1]] if trim else wave
+
+
+def _dilations(config: VocoderConfig) -> list[tuple[int, ...]]:
+    """Dilations of every kernel."""
+    given = config.resblock_dilations
+    if any(isinstance(d, tuple) for d in given):
+        return [d if isinstance(d, tuple) else (d,) for d in given]
+    return [given] * len(config.resblock_kernels)  # type: ignore[list-item]

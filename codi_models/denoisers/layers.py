@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,11 +22,28 @@ def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, N, heads*dim)
 
 
+@lru_cache(maxsize=32)
+def _frequencies(half: int, device: torch.device) -> Tensor:
+    """exp(-ln(10000) * i / half), float32 (half,), the same to the last bit on every machine.
+
+    An angle is up to 999 times a frequency, and in the last bit of a float32 exponential processors differ. So it is spelt out, in
+    the steps with which the published numbers were made: exp(x) = 2 ** (k / 128) * (1 + r + r * r / 2), r = x - k * ln(2) / 128,
+    with ln(2) / 128 and the power of two each as a sum of two float32 numbers.
+    """
+    with torch.inference_mode(False):
+        x = -math.log(10000) * torch.arange(half, dtype=torch.float32, device="cpu") / half
+        k = (x * (128 / math.log(2))).round()
+        coarse = 710 / 2**17  # ln(2) / 128 in ten bits, so that k times it is exact
+        r = (x - k * coarse) - k * (math.log(2) / 128 - coarse)
+        power = torch.exp2(k.double() / 128)
+        high = power.float()
+        low = (power - high).float()
+        return (high + (low + high * (r + 0.5 * (r * r)))).to(device)
+
+
 def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
     """Sinusoidal embedding of diffusion timesteps (B,), integer or fractional: cosines first -> float32 (B, dim)."""
-    half = dim // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=timesteps.device, dtype=torch.float32) / half)
-    angles = timesteps.float()[:, None] * frequencies  # (B, half)
+    angles = timesteps.float()[:, None] * _frequencies(dim // 2, timesteps.device)  # (B, half)
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 

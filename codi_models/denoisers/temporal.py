@@ -16,7 +16,10 @@ from ..errors import CoDiError
 from .layers import group_norm
 
 HEADS = 8
-"""Heads of temporal attention, and chunks of channels in the frame shift."""
+"""Heads of temporal attention."""
+
+SHIFTS = 8
+"""Chunks of channels in the frame shift."""
 
 FRAME_RATE_INDEX = 3
 """Row of the frame-rate table that is always used: four frames a second."""
@@ -69,32 +72,36 @@ class ChannelNorm(nn.Module):
 class TemporalPositionBias(nn.Module):
     """Relative position bias of temporal attention: a small network of the signed logarithmic distance."""
 
-    def __init__(self, channels: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+    def __init__(
+        self, channels: int, heads: int = HEADS, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None
+    ) -> None:
         super().__init__()
         extra = dict(dtype=dtype, device=device)
         inner = channels // 2
         self.net = nn.ModuleList([
             nn.ModuleList([operations.Linear(1, inner, **extra), nn.SiLU()]),
             nn.ModuleList([operations.Linear(inner, inner, **extra), nn.SiLU()]),
-            operations.Linear(inner, HEADS, **extra),
+            operations.Linear(inner, heads, **extra),
         ])  # fmt: skip
 
     def forward(self, distances: Tensor) -> Tensor:
-        """(F*F, 1) -> (HEADS, F, F)"""
+        """(F*F, 1) -> (heads, F, F)"""
         first, second, last = self.net
         bias = last(F.silu(second[0](F.silu(first[0](distances)))))  # type: ignore[index]
         return bias.t().unflatten(1, (math.isqrt(bias.shape[0]), -1))
 
 
 class TemporalAttention(nn.Module):
-    """Attention along time, for every pixel alone; heads of a quarter of the channels, so that the inner width is twice the channels."""
+    """Attention along time, for every pixel alone. Eight heads of a quarter of the channels make the inner width twice the channels."""
 
     def __init__(
-        self, channels: int, max_frames: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None
-    ) -> None:
+        self, channels: int, max_frames: int, heads: int = HEADS, head_dim: int | None = None, *,
+        operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         extra = dict(dtype=dtype, device=device)
-        inner = channels // 4 * HEADS
+        self.heads = heads
+        inner = (head_dim or channels // 4) * heads
         self.pos_embeds = nn.Parameter(torch.empty(1, max_frames, channels, **extra))  # type: ignore[arg-type]
         self.frame_rate_embeds = nn.Parameter(torch.empty(1, max_frames, channels, **extra))  # type: ignore[arg-type]
         self.norm = FrameNorm(channels, **extra)  # type: ignore[arg-type]
@@ -103,14 +110,14 @@ class TemporalAttention(nn.Module):
         self.to_out = operations.Linear(inner, channels, bias=False, **extra)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x (N, F, C), one row a pixel, bias (HEADS, F, F) -> (N, F, C)"""
+        """x (N, F, C), one row a pixel, bias (heads, F, F) -> (N, F, C)"""
         frames, known = x.shape[1], self.pos_embeds.shape[1]
         if frames > known:
             raise CoDiError(f"this model makes clips of at most {known} frames, got {frames}. Use a shorter clip")
         table = self.pos_embeds[:, :frames] + self.frame_rate_embeds[:, FRAME_RATE_INDEX : FRAME_RATE_INDEX + 1]
         h = self.norm(x + table.to(x))
         keys, values = self.to_kv(h).chunk(2, dim=-1)
-        q, k, v = (t.unflatten(-1, (HEADS, -1)).transpose(1, 2) for t in (self.to_q(h), keys, values))  # (N, HEADS, F, dim)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(h), keys, values))  # (N, heads, F, dim)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None])
         return self.to_out(h.transpose(1, 2).flatten(2))
 
@@ -151,8 +158,8 @@ class FrameShift(nn.Module):
         """(B*F, C, H, W) -> (B*F, C, H, W)"""
         norm, _, conv = self.out_layers
         h = conv(F.silu(group_norm(norm, x))).unflatten(0, (-1, frames))  # (B, F, C, H, W)
-        ahead = HEADS - 1
-        chunks = F.pad(h, (0, 0, 0, 0, 0, 0, ahead, 0)).chunk(HEADS, dim=2)
+        ahead = SHIFTS - 1
+        chunks = F.pad(h, (0, 0, 0, 0, 0, 0, ahead, 0)).chunk(SHIFTS, dim=2)
         late = [chunk[:, ahead - i : ahead - i + frames] for i, chunk in enumerate(chunks)]
         return x + torch.cat(late, dim=2).flatten(0, 1)
 
@@ -161,14 +168,14 @@ class TemporalModule(nn.Module):
     """Temporal attention, temporal feed-forward and frame shift behind a ResBlock."""
 
     def __init__(
-        self, channels: int, norm_groups: int, max_frames: int = 30, *,
+        self, channels: int, norm_groups: int, max_frames: int = 30, *, heads: int = HEADS, head_dim: int | None = None,
         operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
         extra: dict[str, Any] = dict(operations=operations, dtype=dtype, device=device)
         self.frameshiftblock = FrameShift(channels, norm_groups, **extra)
-        self.temporal_attn = TemporalAttention(channels, max_frames, **extra)
-        self.temporal_rel_pos_bias = TemporalPositionBias(channels, **extra)
+        self.temporal_attn = TemporalAttention(channels, max_frames, heads, head_dim, **extra)
+        self.temporal_rel_pos_bias = TemporalPositionBias(channels, heads, **extra)
         self.ff = TemporalFeedForward(channels, **extra)
 
     def forward(self, x: Tensor, frames: int, distances: Tensor) -> Tensor:
