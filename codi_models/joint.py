@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .config import DENOISER_OF
-from .denoisers.layers import Context
+from .coupling import Coupling, Pairs
+from .denoisers.layers import Context, Weighted
 from .denoisers.unet import UNet
 from .errors import CoDiError
-
-WIRINGS = ("cross", "self", "off")
-"""How outputs listen to each other: to all the others (the paper), to themselves (as published), not at all."""
 
 Contexts = Context | Mapping[str, Context]
 
@@ -55,6 +53,7 @@ class JointDenoiser(nn.Module):
     def forward(
         self, latents: Mapping[str, Tensor], timesteps: Tensor, contexts: Contexts, *,
         wiring: str = "cross", alignment: float | Tensor = 1.0, alignment_guidance: float = 1.0,
+        window: tuple[float, float] = (0.0, 1.0), pairs: Pairs | None = None, only: Collection[str] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Predict the noise of all outputs.
 
@@ -64,29 +63,38 @@ class JointDenoiser(nn.Module):
         "self": to its own (as published, nothing crosses between outputs); "off": connectors are left out.
         alignment: strength of the connectors, a number or (B,). alignment_guidance g: eps = off + g * (on - off), where `off` is
         without connectors and `on` with them; 1 needs one pass. A single output has no connectors.
-        Raises CoDiError for a modality whose denoiser is not composed and for an unknown wiring.
+        window: part of the run in which outputs listen, see `Coupling`. pairs: (listener, speaker) -> strength in wiring cross.
+        Of several speakers of unequal strength, the strongest sets the strength of the connectors; the others get less attention.
+        only: outputs whose noise is wanted; the others still speak, their noise is returned as zeros.
+        Raises CoDiError for a modality whose denoiser is not composed and for settings that `Coupling` refuses.
         """
-        if wiring not in WIRINGS:
-            raise CoDiError(f"unknown wiring {wiring!r}; it is one of {', '.join(WIRINGS)}")
+        coupling = Coupling(wiring, alignment, alignment_guidance, *window, pairs or {})
         if not latents:
             raise CoDiError(f"no output asked for; ask for some of {', '.join(DENOISER_OF)}")
-        contexts = self.fold_contexts(contexts, latents)
-        environment: dict[str, Tensor] = {}
-        aligned = wiring != "off" and len(latents) > 1 and (isinstance(alignment, Tensor) or alignment != 0) and alignment_guidance != 0
-        if aligned:
-            own = self.environment_embeddings(latents, timesteps)
-            for m in latents:
-                others = [embedding for name, embedding in own.items() if name != m]
-                environment[m] = own[m] if wiring == "self" else torch.cat(others, dim=1)
-        noise: dict[str, Tensor] = {}
-        for m, x in latents.items():
-            denoiser = self.denoiser(m)
-            if not aligned or alignment_guidance != 1:
+        wanted = [m for m in latents if only is None or m in only]
+        contexts = self.fold_contexts(contexts, wanted)
+        strength = coupling.at(timesteps)
+        awake = isinstance(strength, Tensor) or strength != 0
+        heard = {m: coupling.heard(m, latents) if awake else {} for m in wanted}
+        speakers = {m: latents[m] for m in latents if any(m in of for of in heard.values())}
+        embeddings = self.environment_embeddings(speakers, timesteps)
+        noise = {m: torch.zeros_like(x) for m, x in latents.items()}
+        for m in wanted:
+            denoiser, x = self.denoiser(m), latents[m]
+            if not heard[m] or alignment_guidance != 1:
                 noise[m] = denoiser(x, timesteps, contexts[m])
-            if aligned:
-                on = denoiser(x, timesteps, contexts[m], environment=environment[m], alignment=alignment)
+            if heard[m]:
+                most = max(heard[m].values())
+                environment = _tokens([embeddings[s] for s in heard[m]], [s / most for s in heard[m].values()])
+                on = denoiser(x, timesteps, contexts[m], environment=environment, alignment=strength if most == 1 else strength * most)
                 noise[m] = on if alignment_guidance == 1 else torch.lerp(noise[m], on, alignment_guidance)
         return noise
+
+
+def _tokens(embeddings: list[Tensor], weights: list[float]) -> Tensor | Weighted:
+    """Environment embeddings (B, 1, D) as one context; with weights where they differ."""
+    tokens = torch.cat(embeddings, dim=1)
+    return tokens if set(weights) == {1.0} else Weighted(tokens, tuple(weights))
 
 
 def _of(contexts: Contexts, modality: str) -> Context:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from .conditioning import MIX_METHODS
 from .config import DENOISER_OF, MODALITIES, CoDiConfig
+from .coupling import WIRINGS
 from .diffusion import SAMPLERS
 from .errors import CoDiError
-from .joint import WIRINGS
 
 
 @dataclass(frozen=True, kw_only=True)

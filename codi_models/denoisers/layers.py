@@ -49,7 +49,9 @@ def timestep_embedding(timesteps: Tensor, dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Branch:
-    """A cross-attention branch `to_out(to_v(context))` computed ahead, (B, 1, C): exact for a context of one token."""
+    """A cross-attention branch `to_out(to_v(context))` computed ahead: exact for a context of one token.
+
+    (B, 1, C) for all frames of a sample, (B, F, C) with a token of its own for every frame."""
 
     value: Tensor
 
@@ -66,12 +68,25 @@ class FoldedContext:
         return self.branches[0].value.shape[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> FoldedContext:
-        """Apply a function of (B, 1, C) to every branch, such as an index of samples or a cast."""
+        """Apply a function of (B, 1 or F, C) to every branch, such as an index of samples or a cast."""
         return FoldedContext(tuple(Branch(function(branch.value)) for branch in self.branches))
 
 
 Context = Tensor | FoldedContext
-"""Prompt of a UNet: tokens (B, n, context_dim), or what its `fold_context` made of them."""
+"""Prompt of a UNet: tokens (B, n, context_dim), tokens of every frame (B, F, n, context_dim), or what its `fold_context` made of them."""
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Tokens (B, n, D) that share the attention in proportion to weights above 0, one a token, beside what the queries ask for."""
+
+    tokens: Tensor
+    weights: tuple[float, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """(B, n, D)"""
+        return self.tokens.shape
 
 
 def group_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -170,8 +185,14 @@ class CrossAttention(nn.Module):
         """(B, 1, context_dim) -> (B, 1, C): softmax over a single token is 1, whatever the query."""
         return self.to_out[0](self.to_v(context))
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Weighted) -> Tensor:
         """x (B, N, C), context (B, M, context_dim) -> (B, N, C)"""
+        if isinstance(context, Weighted):
+            q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (
+                self.to_q(x), self.to_k(context.tokens), self.to_v(context.tokens)
+            ))  # (B, heads, N or M, dim) # fmt: skip
+            bias = q.new_tensor(context.weights).log()[None, None, None]  # (1, 1, 1, M)
+            return self.to_out[0](F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2))
         return self.to_out[0](self.attention(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
 
 
@@ -218,14 +239,16 @@ class TransformerBlock(nn.Module):
         self.norm2 = operations.LayerNorm(channels, **extra)
         self.norm3 = operations.LayerNorm(channels, **extra)
 
-    def forward(self, x: Tensor, context: Tensor | Branch) -> Tensor:
-        """x (B*F, N, C), context (B, M, context_dim) or branch (B, 1, C), F frames a sample -> (B*F, N, C)"""
+    def forward(self, x: Tensor, context: Tensor | Branch | Weighted) -> Tensor:
+        """x (B*F, N, C), context (B, M, context_dim), of every frame (B, F, M, context_dim), or branch (B, 1 or F, C) -> (B*F, N, C)"""
         h = self.norm1(x)
         x = x + self.attn1(h, h)
         batch = (context.value if isinstance(context, Branch) else context).shape[0]
         frames = x.unflatten(0, (batch, -1))  # (B, F, N, C): all frames of a sample share its context
         if isinstance(context, Branch):
-            x = (frames + context.value[:, None]).flatten(0, 1)
+            x = (frames + context.value[:, :, None]).flatten(0, 1)
+        elif isinstance(context, Tensor) and context.ndim == 4:
+            x = x + self.attn2(self.norm2(x), context.flatten(0, 1))
         else:
             queries = self.norm2(x).unflatten(0, (batch, -1)).flatten(1, 2)  # (B, F*N, C)
             x = (frames + self.attn2(queries, context).view_as(frames)).flatten(0, 1)
@@ -248,12 +271,13 @@ class SpatialTransformer(nn.Module):
         self.proj_out = operations.Conv2d(channels, channels, 1, **extra)
 
     def fold(self, context: Tensor) -> Branch:
-        """The cross-attention branch of a context of one token (B, 1, context_dim)."""
+        """The cross-attention branch of a context of one token (B, 1, context_dim), or of one a frame (B, F, 1, context_dim)."""
+        context = context.flatten(1, 2) if context.ndim == 4 else context
         return Branch(self.transformer_blocks[0].attn2.fold(context))  # type: ignore[union-attr, operator]
 
-    def forward(self, x: Tensor, context: Tensor | Branch, strength: float | Tensor = 1.0) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Branch | Weighted, strength: float | Tensor = 1.0) -> Tensor:
         """x (B*F, C, H, W), context (B, n, context_dim) or its branch -> x + strength * change, strength a number or (B,)"""
-        if isinstance(context, Tensor) and context.shape[1] == 1:
+        if isinstance(context, Tensor) and context.shape[-2] == 1:
             context = self.fold(context)
         h = self.proj_in(group_norm(self.norm, x))
         h = self.transformer_blocks[0](h.flatten(2).transpose(1, 2), context)  # (B*F, H*W, C)

@@ -22,6 +22,7 @@ from .layers import (
     FoldedContext,
     ResBlock,
     SpatialTransformer,
+    Weighted,
     group_norm,
     scaled_dot_product,
     timestep_embedding,
@@ -161,19 +162,21 @@ class UNet(nn.Module):
         return [layer for block in blocks for layer in block if isinstance(layer, SpatialTransformer)]  # type: ignore[union-attr]
 
     def fold_context(self, context: Context) -> Context:
-        """Compute every prompt branch of a one-token context (B, 1, context_dim), once for a whole run.
+        """Compute every prompt branch of a one-token context, (B, 1, context_dim) or (B, F, 1, context_dim), once for a whole run.
 
         Exact, because a softmax over one token is 1. Contexts of several tokens, and folded ones, come back as they are.
         Raises CoDiError for a context of another width.
         """
         if isinstance(context, FoldedContext):
             return context
-        if context.dim() != 3 or context.shape[2] != self.config.context_dim:
+        if context.dim() not in (3, 4) or context.shape[-1] != self.config.context_dim:
             raise CoDiError(
-                f"prompt of shape {tuple(context.shape)}: this denoiser takes (batch, tokens, {self.config.context_dim}), "
-                "embeddings of its own shared space"
+                f"prompt of shape {tuple(context.shape)}: this denoiser takes (batch, tokens, {self.config.context_dim}), embeddings of "
+                "its own shared space; of a clip also (batch, frames, tokens, width), one for every frame"
             )
-        if context.shape[1] != 1:
+        if context.dim() == 4 and context.shape[1] == 1:
+            context = context[:, 0]
+        if context.shape[-2] != 1:
             return context
         return FoldedContext(tuple(transformer.fold(context) for transformer in self.prompt_transformers()))
 
@@ -219,12 +222,13 @@ class UNet(nn.Module):
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Context, *,
-        environment: Tensor | None = None, alignment: float | Tensor = 1.0,
+        environment: Tensor | Weighted | None = None, alignment: float | Tensor = 1.0,
     ) -> Tensor:  # fmt: skip
         """Predict the noise in `x`.
 
         x: latent in diffusion space; pictures (B, C, H, W), clips (B, C, F, H, W), text (B, D) or (B, D, 1).
-        timesteps: (B,), 0..999, integer or fractional. context: prompt (B, n, context_dim), or folded by `fold_context`.
+        timesteps: (B,), 0..999, integer or fractional. context: prompt (B, n, context_dim), for clips also one a frame
+        (B, F, n, context_dim), or folded by `fold_context`.
         environment: environment embeddings of other outputs (B, m, connector_dim); None leaves the connectors out.
         alignment: strength of the connectors, a number or (B,); 0 leaves them out, 1 is the paper.
         Returns the noise, shaped like `x`. Raises CoDiError for sizes that the network cannot take.
@@ -233,6 +237,8 @@ class UNet(nn.Module):
         emb = self._embed_time(timesteps, x.dtype)
         distances = log_distances(frames, h) if x.dim() == 5 else None
         context = self.fold_context(context)
+        if (own := _frames_of(context)) not in (1, frames):
+            raise CoDiError(f"prompts for {own} frames do not go with a latent of {frames}: give one prompt, or one for every frame")
         contexts = iter(context.branches) if isinstance(context, FoldedContext) else repeat(context)
         connect = environment is not None and (isinstance(alignment, Tensor) or alignment != 0)
 
@@ -256,3 +262,10 @@ class UNet(nn.Module):
     def _join(self, h: Tensor, x: Tensor, frames: int) -> Tensor:
         """The head's result in the shape of the latent `x`."""
         raise NotImplementedError
+
+
+def _frames_of(context: Context) -> int:
+    """Frames that a context tells apart; 1 where all share it."""
+    if isinstance(context, FoldedContext):
+        return context.branches[0].value.shape[1]
+    return context.shape[1] if context.dim() == 4 else 1
