@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import comfy.model_management as mm
-import comfy.model_patcher
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from ...codi_models.errors import CoDiError
 from ...codi_models.joint import JointDenoiser
 from .handle import CoDiHandle
 from .latent_model import LatentModel, wrap_sampling
+from .lora import MEMBERS, JointPatcher, joint_state_dict
 from .parts import modalities_of
 
 WIRINGS = ("cross", "self", "off")
@@ -54,11 +54,15 @@ class JointNetwork(nn.Module):
 
     codi: CoDiHandle
     joint: JointDenoiser
+    components: tuple[str, ...]
 
     def __init__(self, model: LatentModel, networks: dict[str, nn.Module]) -> None:
         super().__init__()
         object.__setattr__(self, "codi", model.codi)
         object.__setattr__(self, "joint", JointDenoiser(networks, register=False))
+        object.__setattr__(self, "components", tuple(networks))
+        for component, network in networks.items():  # the keys of a joint MODEL lead to its members' weights
+            object.__setattr__(self, component, network)
 
     def forward(
         self, x: Any, timesteps: Tensor, context: Any = None, control: Any = None, transformer_options: Any = None, **_: Any
@@ -83,6 +87,11 @@ class JointNetwork(nn.Module):
 class JointModel(LatentModel):
     """LatentModel of several members."""
 
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+        """What patches of a joint MODEL may name: see `JointPatcher`."""
+        network: JointNetwork = self.diffusion_model
+        return joint_state_dict({c: getattr(network, c) for c in network.components})
+
 
 def compose(models: Sequence[Any], alignment: Alignment) -> Any:
     """Joint MODEL of one to three denoiser MODELs. Patches on a member (LoRA) stay in force.
@@ -97,6 +106,7 @@ def compose(models: Sequence[Any], alignment: Alignment) -> Any:
         if component in members:
             raise CoDiError(f"two MODELs of the {component} were given to CoDi Compose: it takes each denoiser once")
         members[component] = patcher.clone()
+    members = {name: members[name] for name in dict.fromkeys(DENOISER_OF.values()) if name in members}
     if not members:
         raise CoDiError("CoDi Compose needs at least one MODEL from CoDi Denoiser")
     handles = {id(p.model.codi): p.model.codi for p in members.values()}
@@ -107,6 +117,6 @@ def compose(models: Sequence[Any], alignment: Alignment) -> Any:
     networks = {name: p.model.diffusion_model for name, p in members.items()}
     dtype: torch.dtype = first.compute_dtype
     joint = JointModel(first.codi, outputs, lambda **_: JointNetwork(first, networks), dtype=dtype, device=mm.unet_offload_device())
-    patcher = comfy.model_patcher.ModelPatcher(joint, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
-    patcher.set_additional_models("codi", list(members.values()))
+    patcher = JointPatcher(joint, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
+    patcher.set_additional_models(MEMBERS, list(members.values()))
     return alignment.put(wrap_sampling(patcher))

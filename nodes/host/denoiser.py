@@ -6,7 +6,6 @@ import weakref
 from typing import Any
 
 import comfy.model_management as mm
-import comfy.model_patcher
 import comfy.utils
 import torch
 from comfy.ldm.modules.attention import optimized_attention
@@ -20,6 +19,7 @@ from ...codi_models.errors import CoDiError
 from ...codi_models.model import DTYPES, load_component
 from .handle import CoDiHandle, open_handle
 from .latent_model import LatentModel, ScheduleConfig, wrap_sampling
+from .lora import denoiser_patcher
 
 DENOISERS = ("vision_denoiser", "audio_denoiser", "text_denoiser")
 _built: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
@@ -86,10 +86,7 @@ def _build(codi: CoDiHandle, component: str, dtype: str, disable_dynamic: bool) 
         return cls(config, operations=operations, dtype=chosen, device=device, attention=attention)
 
     model = LatentModel(codi, [m for m in MODALITIES if DENOISER_OF[m] == component], network, dtype=chosen, device=rest)
-    plain = comfy.model_patcher.ModelPatcher
-    # The host rebinds CoreModelPatcher at start: looked up here, not imported.
-    kind = plain if disable_dynamic else getattr(comfy.model_patcher, "CoreModelPatcher", plain)
-    patcher = kind(model, load_device=load, offload_device=rest)
+    patcher = denoiser_patcher(model, load=load, rest=rest, plain=disable_dynamic)
     streamed = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
     model.load_model_weights(weights, "", **({"assign": True} if streamed else {}))
     patcher.cached_patcher_init = (reload_denoiser, (codi.name, component, dtype))

@@ -16,9 +16,11 @@ from comfy.nested_tensor import NestedTensor
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
+from ...codi_models.config import DENOISER_OF
 from ...codi_models.errors import CoDiError
 from .handle import CoDiHandle
 from .latent_format import CoDiLatentFormat
+from .lora import key_map_config
 from .parts import modalities_of
 
 SCALED_BY = {"video": "picture_autoencoder", "image": "picture_autoencoder", "text": "text_autoencoder", "audio": "sound_autoencoder"}
@@ -42,7 +44,8 @@ class LatentModel(comfy.model_base.BaseModel):
     def __init__(
         self, codi: CoDiHandle, outputs: Sequence[str], network: Callable[..., nn.Module], *, dtype: torch.dtype, device: Any
     ) -> None:
-        conf = ScheduleConfig({})
+        maps = (key_map_config(getattr(codi.config, DENOISER_OF[m])) for m in outputs)
+        conf = ScheduleConfig(next(filter(None, maps), {}))
         conf.latent_format = CoDiLatentFormat(codi, outputs, lambda: self.latent_shapes)
         conf.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, mm.get_torch_device(), conf.supported_inference_dtypes))
         super().__init__(conf, comfy.model_base.ModelType.EPS, device=device, unet_model=network)
