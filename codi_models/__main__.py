@@ -11,6 +11,8 @@ COMMANDS = {
     "generate": (".cli.generate", "any mix of prompts to any set of outputs, as files"),
     "train": (".training.cli", "train a model on Bounce World"),
     "evaluate": (".evaluation.cli", "measure a model by Bounce World's judge"),
+    "convert": (".cli.convert", "the published checkpoint to a model folder"),
+    "download": (".cli.download", "fetch the published checkpoint or its vocabularies"),
     "world": (".worlds.export", "write samples of Bounce World"),
 }
 BAD_INPUT, INTERRUPTED = 2, 130

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from .errors import CoDiError
+
+_STALE_SECONDS = 600  # a file being written changes far more often
 
 
 @contextlib.contextmanager
@@ -37,10 +41,21 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def sha256(path: str | Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
+def sha256(path: str | Path, progress: Callable[[int], None] | None = None) -> str:
+    """Hexadecimal SHA-256 of a file's bytes. `progress` is called with the number of bytes of every block read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
+            if progress is not None:
+                progress(len(block))
     return digest.hexdigest()
+
+
+def remove_leftovers(folder: str | Path, names: Collection[str]) -> None:
+    """Delete temporary files of `whole_file` that a killed process left for these file names; a file that still grows is spared."""
+    for path in Path(folder).glob(".*.*"):
+        kept = re.sub(r"^\.(.+)\.[0-9a-f]{8}(\.\w+)$", r"\1\2", path.name)
+        with contextlib.suppress(OSError):
+            if kept in names and kept != path.name and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink()

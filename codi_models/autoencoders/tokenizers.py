@@ -36,7 +36,10 @@ class TextTokenizers:
         self.config = CoDiConfig.load(folder / "config.json").text_autoencoder if config is None else config
         for name in (BERT_VOCAB, GPT2_VOCAB, GPT2_MERGES):
             if not (folder / name).is_file():
-                raise CoDiError(f"{folder} has no {name}: text needs {BERT_VOCAB}, {GPT2_VOCAB} and {GPT2_MERGES} in the model folder")
+                raise CoDiError(
+                    f"{folder} has no {name}: text needs {BERT_VOCAB}, {GPT2_VOCAB} and {GPT2_MERGES} in the model folder. "
+                    f"Those of the official model come with `python -m codi_models download tokenizers --out {folder}`"
+                )
         self.vocab = _read_wordpieces(folder / BERT_VOCAB)
         self._bert = _wordpiece(self.vocab)
         self._gpt2 = _byte_level(folder / GPT2_VOCAB, folder / GPT2_MERGES)
@@ -160,7 +163,7 @@ def _byte_level(vocab: Path, merges: Path) -> Any:
 
 def _read_wordpieces(path: Path) -> dict[str, int]:
     try:
-        vocab = {token: i for i, token in enumerate(path.read_text(encoding="utf-8").splitlines())}
+        vocab = {token: i for i, token in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))}
     except (OSError, UnicodeDecodeError) as error:
         raise CoDiError(f"{path} is not a readable WordPiece vocabulary: {error}. Restore the files of the model folder") from error
     if missing := [token for token in BERT_SPECIALS if token not in vocab]:
