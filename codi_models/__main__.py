@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": (".evaluation.cli", "measure a model by Bounce World's judge"),
     "convert": (".cli.convert", "the published checkpoint to a model folder"),
     "download": (".cli.download", "fetch the published checkpoint or its vocabularies"),
+    "parity": (".parity.cli", "hold the networks against recorded numbers of the published ones"),
     "world": (".worlds.export", "write samples of Bounce World"),
 }
 BAD_INPUT, INTERRUPTED = 2, 130

@@ -122,6 +122,19 @@ class TemporalAttention(nn.Module):
         return self.to_out(h.transpose(1, 2).flatten(2))
 
 
+class GatedGELU(nn.Module):
+    """First half of the channels times the GELU of the second, computed in float32 in every precision."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """2*C entries along axis `dim` -> C of them, float32"""
+        value, gate = x.float().chunk(2, dim=self.dim)
+        return value * F.gelu(gate)
+
+
 class TemporalFeedForward(nn.Module):
     """Gated feed-forward in which half of the channels come from the frame before."""
 
@@ -129,14 +142,14 @@ class TemporalFeedForward(nn.Module):
         super().__init__()
         extra = dict(dtype=dtype, device=device)
         inner = int(channels * 4 * 2 / 3)
-        self.proj_in = nn.ModuleList([operations.Conv3d(channels, inner * 2, 1, bias=False, **extra)])
+        self.proj_in = nn.ModuleList([operations.Conv3d(channels, inner * 2, 1, bias=False, **extra), GatedGELU(dim=1)])
         norm = ChannelNorm(inner, **extra)  # type: ignore[arg-type]
         self.proj_out = nn.ModuleList([norm, operations.Conv3d(inner, channels, 1, bias=False, **extra)])
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """(B*F, C, H, W) -> (B*F, C, H, W)"""
-        h, gate = self.proj_in[0](x[:, :, None]).float().chunk(2, dim=1)  # the gate is computed in float32 in every precision
-        h = h * F.gelu(gate)  # (B*F, C', 1, H, W)
+        widen, gate = self.proj_in
+        h = gate(widen(x[:, :, None]))  # (B*F, C', 1, H, W)
         kept, delayed = h.unflatten(0, (-1, frames)).chunk(2, dim=2)
         delayed = F.pad(delayed[:, :-1], (0, 0, 0, 0, 0, 0, 0, 0, 1, 0))  # frame 0 gets zeros
         h = self.proj_out[0](torch.cat([kept, delayed], dim=2).flatten(0, 1))

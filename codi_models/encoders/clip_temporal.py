@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..denoisers.temporal import FrameNorm, variance_floor
+from ..denoisers.temporal import FrameNorm, GatedGELU, variance_floor
 
 
 def _as_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -84,14 +84,6 @@ class TemporalAttention(nn.Module):
         return self.to_out(x.transpose(1, 2).reshape(n, frames, -1)).nan_to_num()
 
 
-class GatedGELU(nn.Module):
-    """First half of the channels times GELU of the second, in float32 as the published network has it."""
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., 2C) -> (..., C)
-        value, gate = x.float().chunk(2, dim=-1)
-        return value * F.gelu(gate)
-
-
 class TemporalFeedForward(nn.Module):
     """Gated feed-forward of width 8/3 on every token and frame."""
 
@@ -99,7 +91,7 @@ class TemporalFeedForward(nn.Module):
         super().__init__()
         inner = int(dim * 4 * 2 / 3)
         norm = ChannelNorm(inner, dtype=factory.get("dtype"), device=factory.get("device"))
-        self.proj_in = nn.Sequential(pointwise(dim, 2 * inner, **factory), GatedGELU())
+        self.proj_in = nn.Sequential(pointwise(dim, 2 * inner, **factory), GatedGELU(dim=-1))
         self.proj_out = nn.Sequential(norm, pointwise(inner, dim, **factory))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, F, C)

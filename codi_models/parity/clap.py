@@ -1,0 +1,80 @@
+"""CLAP: the audio branch with its front end and stages, and the whole way from a waveform at 16 kHz to the shared space."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from ..encoders import preprocess
+from ..encoders.clap import CLAPEncoder
+from ..encoders.htsat import HTSAT
+from .check import MEL_ABSOLUTE, Check
+from .configs import clap_config
+from .keys import check_keys, layout_of
+from .networks import Networks
+from .watch import SAMPLED, Watch
+
+SOURCE_RATE = 16000
+WRAPPER_TOLERANCE = 1e-3
+DURATION = re.compile(r"\d+s")
+
+
+def check_htsat(check: Check, networks: Networks) -> None:
+    """The audio branch alone, from sound at 16 kHz: resampled, repeated and padded as the wrapper does."""
+    fixture = check.fixture
+    config = clap_config(fixture.setting("config"))
+    net: HTSAT = networks.filled(lambda: HTSAT(config), fixture.seed, key=str(config))
+    check_keys(check, layout_of(net))
+    samples = int((fixture.info.get("info") or {}).get("samples_after_repeatpad", config.clip_seconds * config.sample_rate))
+    for label, sound in fixture.labels("in/waveform_16k"):
+        waveform = preprocess.resample(sound.flatten(1), SOURCE_RATE, config.sample_rate)
+        _sampled(check, f"mid/waveform_{config.sample_rate // 1000}k_first", waveform)
+        waveform = preprocess.repeat_pad(waveform, samples)
+        _sampled(check, f"mid/waveform_{config.sample_rate // 1000}k_last", waveform)
+        pictures: list[Tensor] = []
+        hook = net.patch_embed.register_forward_pre_hook(lambda _module, inputs, kept=pictures: kept.append(inputs[0]))
+        paths = {name: SAMPLED.sub("", name.removeprefix("mid/")) for name in check.open("mid/")}
+        with Watch(net, {**paths, "mid/logmel_power_db": "mel"}) as watch:
+            check.tensor(f"out/embedding{label}", net(waveform))
+        hook.remove()
+        for name in check.open("mid/spectrogram_image"):
+            check.tensor(name, pictures[0])
+        for name in watch.paths:
+            result = watch.result(name, fixture.tensors[name].shape) if name in fixture.tensors else None
+            decibels = name == "mid/logmel_power_db"
+            if result is not None:
+                check.tensor(name, result, tolerance=MEL_ABSOLUTE if decibels else None, absolute=decibels)
+
+
+def _sampled(check: Check, prefix: str, waveform: Tensor) -> None:
+    for name in check.open(prefix):
+        check.tensor(name, waveform)
+
+
+def check_clap(check: Check, networks: Networks) -> None:
+    """The whole sound prompt encoder; silence needs no input."""
+    check.tolerance = WRAPPER_TOLERANCE
+    fixture = check.fixture
+    config = clap_config(fixture.setting("config"))
+    net: CLAPEncoder = networks.filled(lambda: CLAPEncoder(config), fixture.seed, key=str(config))
+    check_keys(check, layout_of(net))
+    sounds = dict(fixture.labels("in/waveform_"))  # label, such as 16k or 10s_16k -> (B, 1, samples)
+    for name in check.open("out/embedding"):
+        label = name.removeprefix("out/embedding").strip("_")
+        if "silence" in label:
+            sound: Tensor | None = torch.zeros(fixture.tensors[name].shape[0], SOURCE_RATE)
+        else:
+            sound = _sound_of(label, sounds)
+        if sound is not None:
+            check.tensor(name, preprocess.encode_sound(net, sound, SOURCE_RATE))
+
+
+def _sound_of(label: str, sounds: dict[str, Tensor]) -> Tensor | None:
+    """The input that an embedding was made of: of the same label, else of the same duration."""
+    plain = {key.removesuffix("16k").strip("_"): sound for key, sound in sounds.items()}
+    if label in plain:
+        return plain[label]
+    duration = DURATION.search(label)
+    return next((sound for key, sound in plain.items() if duration and duration[0] in key.split("_")), None)

@@ -1,0 +1,71 @@
+"""CLIP with temporal attention: texts, pictures and clips, and what happens on the way."""
+
+from __future__ import annotations
+
+import re
+
+from torch import Tensor
+
+from ..encoders.clip import CLIPEncoder
+from .check import Check
+from .configs import clip_config
+from .keys import check_keys, layout_of
+from .networks import Networks
+from .watch import Watch
+
+PATHS = (
+    (r"(image|video)\.embeddings$", "vision_model.embeddings"),
+    (r"(image|video)\.layers\.(\d+)\.temporal_rel_pos_bias$", r"vision_model.encoder.layers.\2.temporal_self_attn.temporal_rel_pos_bias"),
+    (r"(image|video)\.layers\.(.+)$", r"vision_model.encoder.layers.\2"),
+    (r"(image|video)_last_hidden_state$", "vision_model.encoder"),
+    (r"(image|video)_pooled$", "vision_model"),
+    (r"text\.embeddings$", "text_model.embeddings"),
+    (r"text\.layers\.(.+)$", r"text_model.encoder.layers.\1"),
+    (r"text_last_hidden_state$", "text_model.encoder"),
+    (r"text_pooled$", "text_model"),
+)
+"""Intermediates and where our network has them."""
+
+CLIP_LENGTH = re.compile(r"out/video_(?:first)?(\d+)frames?_embedding(.*)$")
+
+
+def check_clip(check: Check, networks: Networks) -> None:
+    """Embeddings of every input, clips also by their first frames alone."""
+    fixture = check.fixture
+    config = clip_config(fixture.setting("config"))
+    net: CLIPEncoder = networks.filled(lambda: CLIPEncoder(config), fixture.seed, key=str(config))
+    check_keys(check, layout_of(net))
+    for label, ids in fixture.labels("in/token_ids"):
+        with _watch(check, net, "text", label) as watch:
+            check.tensor(f"out/text_embedding{label}", net.encode_text(ids))
+        _compare(check, net, watch)
+    for label, pixels in fixture.labels("in/pixels"):
+        with _watch(check, net, "image", label) as watch:
+            check.tensor(f"out/image_embedding{label}", net.encode_image(pixels))
+        _compare(check, net, watch)
+    for label, clip in fixture.labels("in/video_pixels"):
+        label = label.removeprefix("_b_f_c_h_w")
+        with _watch(check, net, "video", label) as watch:
+            check.tensor(f"out/video_embedding{label}", net.encode_video(clip, still_as_image=False))
+        _compare(check, net, watch)
+        for name in check.open("out/video_"):
+            match = CLIP_LENGTH.match(name)
+            if match and match[2] == label:
+                check.tensor(name, net.encode_video(clip[:, : int(match[1])], still_as_image=False))
+
+
+def _watch(check: Check, net: CLIPEncoder, kind: str, label: str) -> Watch:
+    paths = {}
+    for name in check.open(f"mid/{kind}") if not label else ():
+        for pattern, path in PATHS:
+            if match := re.match(pattern, name.removeprefix("mid/")):
+                paths[name] = match.expand(path)
+                break
+    return Watch(net, paths)
+
+
+def _compare(check: Check, net: CLIPEncoder, watch: Watch) -> None:
+    for name in watch.paths:
+        result: Tensor | None = watch.result(name, check.fixture.tensors[name].shape)
+        if result is not None:
+            check.tensor(name, net.text_model.final_layer_norm(result) if name == "mid/text_last_hidden_state" else result)

@@ -1,0 +1,50 @@
+"""Optimus, the text autoencoder: BERT ids to the latent, the latent to GPT-2 logits and to text without drawing."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from ..autoencoders.optimus import TextAutoencoder
+from .check import Check
+from .configs import optimus_config
+from .keys import check_keys, layout_of
+from .networks import Networks
+from .watch import Watch
+
+GREEDY = re.compile(r"out/greedy_ids_from_(\d+)_z(\d+)$")
+"""Likeliest continuation: first id, row of `in/z`."""
+
+
+def check_optimus(check: Check, networks: Networks) -> None:
+    """Encoder, decoder and greedy continuations."""
+    fixture = check.fixture
+    config = optimus_config(fixture.setting("config"))
+    net: TextAutoencoder = networks.filled(lambda: TextAutoencoder(config), fixture.seed, key=str(config))
+    check_keys(check, layout_of(net))
+    for label, ids in fixture.labels("in/bert_ids"):
+        with Watch(net.encoder, {"sequence": "encoder.layer", "dense": "pooler.dense"}) as watch:
+            mean, logvar = net.moments(ids)
+        sequence, dense = (watch.result(name) for name in watch.paths)
+        check.tensor(f"out/z_mean{label}", mean)
+        check.tensor(f"out/z_logvar_half{label}", logvar)
+        assert sequence is not None and dense is not None
+        check.tensor(f"mid/sequence{label}", sequence)
+        check.tensor(f"mid/pooled{label}", torch.tanh(dense))
+    for label, ids in fixture.labels("in/gpt_ids"):
+        transformer = net.decoder.transformer
+        mids = {name: name.removeprefix("mid/decoder.") for name in check.open("mid/decoder.") if not label}
+        with Watch(transformer, mids) as watch:
+            check.tensor(f"out/logits{label}", net.logits(fixture["in/z"], ids))
+        for name in mids:
+            result = watch.result(name, fixture.tensors[name].shape)
+            if result is not None:
+                check.tensor(name, result)
+    for name in check.open("out/greedy_ids"):
+        if match := GREEDY.match(name):
+            first, row = int(match[1]), int(match[2])
+            never = config.decoder_vocab  # an id that no token has: nothing ends early
+            length = fixture.tensors[name].shape[-1]
+            rows = net.generate(fixture["in/z"][row : row + 1], temperature=0, bos=first, eos=never, max_tokens=length + 1)
+            check.exact(name, torch.tensor([rows[0][:length]]))
