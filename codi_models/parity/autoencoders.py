@@ -14,6 +14,7 @@ from ..autoencoders.picture import PictureAutoencoder
 from ..autoencoders.sound import SoundAutoencoder
 from ..autoencoders.vocoder import Vocoder
 from ..config import VocoderConfig
+from ..conversion.layout import PREFIXES
 from .check import MEL_ABSOLUTE, Check
 from .configs import autoencoder_config, mel_config, vocoder_config
 from .keys import check_keys, layout_of
@@ -98,7 +99,7 @@ def _autoencoder(check: Check, networks: Networks, kind: type[Any]) -> Any:
     layout = layout_of(net)
     if any(str(key).startswith("vocoder.") for key, _ in fixture.info.get("keys") or ()):
         layout |= layout_of(Vocoder(VocoderConfig(), device="meta"), "vocoder.")
-    check_keys(check, layout)
+    check_keys(check, layout, PREFIXES["sound_autoencoder" if extra else "picture_autoencoder"])
     return net
 
 

@@ -7,6 +7,7 @@ import re
 import torch
 from torch import Tensor
 
+from ..conversion.layout import PREFIXES
 from ..encoders import preprocess
 from ..encoders.clap import CLAPEncoder
 from ..encoders.htsat import HTSAT
@@ -26,7 +27,7 @@ def check_htsat(check: Check, networks: Networks) -> None:
     fixture = check.fixture
     config = clap_config(fixture.setting("config"))
     net: HTSAT = networks.filled(lambda: HTSAT(config), fixture.seed, key=str(config))
-    check_keys(check, layout_of(net))
+    check_keys(check, layout_of(net), PREFIXES["clap"] + "model.audio_branch.")
     samples = int((fixture.info.get("info") or {}).get("samples_after_repeatpad", config.clip_seconds * config.sample_rate))
     for label, sound in fixture.labels("in/waveform_16k"):
         waveform = preprocess.resample(sound.flatten(1), SOURCE_RATE, config.sample_rate)
@@ -59,7 +60,7 @@ def check_clap(check: Check, networks: Networks) -> None:
     fixture = check.fixture
     config = clap_config(fixture.setting("config"))
     net: CLAPEncoder = networks.filled(lambda: CLAPEncoder(config), fixture.seed, key=str(config))
-    check_keys(check, layout_of(net))
+    check_keys(check, layout_of(net), PREFIXES["clap"])
     sounds = dict(fixture.labels("in/waveform_"))  # label, such as 16k or 10s_16k -> (B, 1, samples)
     for name in check.open("out/embedding"):
         label = name.removeprefix("out/embedding").strip("_")

@@ -6,6 +6,7 @@ import re
 
 from torch import Tensor
 
+from ..conversion.layout import PREFIXES
 from ..encoders.clip import CLIPEncoder
 from .check import Check
 from .configs import clip_config
@@ -34,7 +35,7 @@ def check_clip(check: Check, networks: Networks) -> None:
     fixture = check.fixture
     config = clip_config(fixture.setting("config"))
     net: CLIPEncoder = networks.filled(lambda: CLIPEncoder(config), fixture.seed, key=str(config))
-    check_keys(check, layout_of(net))
+    check_keys(check, layout_of(net), PREFIXES["clip"])
     for label, ids in fixture.labels("in/token_ids"):
         with _watch(check, net, "text", label) as watch:
             check.tensor(f"out/text_embedding{label}", net.encode_text(ids))

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
+from ..conversion.layout import left_out
 from ..errors import CoDiError
 from .check import Check
-from .left_out import left_out
 
 Layout = dict[str, tuple[int, ...]]
 
@@ -30,28 +30,30 @@ def listed(info: Mapping[str, Any]) -> Layout | None:
         raise CoDiError(f"`keys` is no list of [key, shape]: {error}") from error
 
 
-def problems(ours: Layout, published: Layout) -> list[str]:
-    """Differences of two layouts in words; entries with a reason in `left_out` may be absent from ours."""
-    missing = [key for key in published if key not in ours and left_out(key) is None]
+def problems(ours: Layout, published: Layout, prefix: str = "") -> list[str]:
+    """Differences of two layouts in words; entries that are left out with a reason may be absent from ours.
+
+    prefix: what stands before these keys in the full checkpoint, where the reasons are given."""
+    missing = [key for key in published if key not in ours and left_out(prefix + key) is None]
     unknown = [key for key in ours if key not in published]
     shapes = [f"{key} is {ours[key]} instead of {published[key]}" for key in ours if key in published and ours[key] != published[key]]
     named = (("missing from ours", missing), ("ours alone", unknown), ("of another shape", shapes))
     return [f"{len(keys)} {what}: {', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''}" for what, keys in named if keys]
 
 
-def check_keys(check: Check, ours: Layout) -> None:
-    """One row `keys`: the layout against the one that the fixture lists, untouched entries included."""
+def check_keys(check: Check, ours: Layout, prefix: str = "") -> None:
+    """One row `keys`: the layout against the one that the fixture lists, untouched entries included; prefix as in `problems`."""
     published = listed(check.fixture.info)
     if published is None:
         check.fact("keys", False, "the json lists no keys, so the network's layout cannot be confirmed")
         return
     untouched = [str(key) for key in check.fixture.info.get("untouched_keys") or ()]
     unlisted = {key for key in untouched if key not in published}  # what no weight is drawn for may be named here alone
-    wrong = problems({key: shape for key, shape in ours.items() if key not in unlisted}, published)
-    if lost := [key for key in untouched if key not in ours and left_out(key) is None]:
+    wrong = problems({key: shape for key, shape in ours.items() if key not in unlisted}, published, prefix)
+    if lost := [key for key in untouched if key not in ours and left_out(prefix + key) is None]:
         wrong.append(f"{len(lost)} untouched ones without a counterpart: {', '.join(lost[:3])}")
     absent = [key for key in dict.fromkeys([*published, *untouched]) if key not in ours]
     why = f"{len(published)} listed, {len(ours)} ours"
     if absent:
-        why += f", {len(absent)} left out: " + "; ".join(dict.fromkeys(found[0].reason for key in absent if (found := left_out(key))))
+        why += f", {len(absent)} left out: " + "; ".join(dict.fromkeys(reason for key in absent if (reason := left_out(prefix + key))))
     check.fact("keys", not wrong, "; ".join(wrong) or why)

@@ -8,40 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..config import CoDiConfig
-from ..model import build_component
+from ..conversion.layout import PREFIXES, layout, left_out
 from .check import Check
-from .keys import Layout, layout_of
-from .left_out import left_out
+from .derived import derived_shape
 from .networks import Networks
 from .schedules import TOLERANCE, sample_error, schedule_tables
-
-PREFIXES = {
-    "vision_denoiser": "model.diffusion_model.unet_image.",
-    "text_denoiser": "model.diffusion_model.unet_text.",
-    "audio_denoiser": "model.diffusion_model.unet_audio.",
-    "picture_autoencoder": "autokl.",
-    "sound_autoencoder": "audioldm.",
-    "vocoder": "audioldm.vocoder.",
-    "text_autoencoder": "optimus.",
-    "clip": "clip.model.",
-    "clap": "clap.",
-}
-"""Component -> where its keys are in the published checkpoint."""
-
-
-def official_layout(config: CoDiConfig | None = None) -> Layout:
-    """Keys and shapes of all our components at official size, built without memory, under the published prefixes."""
-    config = config or CoDiConfig.official()
-    layout: Layout = {}
-    for component, prefix in PREFIXES.items():
-        layout |= layout_of(build_component(component, config, device="meta"), prefix)
-    return layout
 
 
 def check_manifest(check: Check, networks: Networks) -> None:
     """One row a component and one a left-out entry, the counts, and the schedule tables."""
     info, config = check.fixture.info, CoDiConfig.official()
-    ours, keys = official_layout(config), info["keys"]
+    ours = {key: entry.shape for key, entry in layout(config).entries.items()}
+    keys = info["keys"]
     published = {key: tuple(entry["shape"]) for key, entry in keys.items()}
     for component, prefix in PREFIXES.items():
         inner = [other for other in PREFIXES.values() if other.startswith(prefix) and other != prefix]
@@ -55,7 +33,7 @@ def check_manifest(check: Check, networks: Networks) -> None:
             _explain(check, key, published[key], config)
     left = sum(key not in ours for key in published)
     check.fact("keys", set(ours) <= set(published), f"{len(published)} entries: {len(published) - left} ours, {left} left out")
-    _counts(check, info, keys)
+    _counts(check, info, keys, ours)
     tables = schedule_tables()
     for name, at in (info.get("schedule_samples") or {}).items():
         if name in tables:
@@ -66,21 +44,19 @@ def check_manifest(check: Check, networks: Networks) -> None:
 
 
 def _explain(check: Check, key: str, shape: tuple[int, ...], config: CoDiConfig) -> None:
-    found = left_out(key)
-    if found is None:
+    """Row of an entry that our networks do not have."""
+    reason, expected = left_out(key), derived_shape(key, config)
+    if reason is None:
         check.fact(key, False, "nothing of ours corresponds to it")
-        return
-    entry, match = found
-    expected = entry.shape(config, match)
-    if expected is not None and expected != shape and key.rpartition(".")[2] != "num_batches_tracked":
+    elif expected is not None and expected != shape:
         check.fact(key, False, f"shape {shape}; {expected} follows from the configuration")
     else:
-        check.fact(key, True, f"left out: {entry.reason}")
+        check.fact(key, True, f"left out: {reason}")
 
 
-def _counts(check: Check, info: Mapping[str, Any], keys: Mapping[str, Any]) -> None:
+def _counts(check: Check, info: Mapping[str, Any], keys: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Parameter counts of our layout against the published ones."""
-    ours = {key: math.prod(shape) for key, shape in official_layout().items() if keys.get(key, {}).get("kind") == "param"}
+    ours = {key: math.prod(shape) for key, shape in shapes.items() if keys.get(key, {}).get("kind") == "param"}
     tied = [key for pair in info.get("tied_parameters") or () for key in pair[1:]]
     if "total_params_unique" in info:
         total = sum(ours.values())

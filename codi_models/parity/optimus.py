@@ -7,6 +7,7 @@ import re
 import torch
 
 from ..autoencoders.optimus import TextAutoencoder
+from ..conversion.layout import PREFIXES
 from .check import Check
 from .configs import optimus_config
 from .keys import check_keys, layout_of
@@ -22,7 +23,7 @@ def check_optimus(check: Check, networks: Networks) -> None:
     fixture = check.fixture
     config = optimus_config(fixture.setting("config"))
     net: TextAutoencoder = networks.filled(lambda: TextAutoencoder(config), fixture.seed, key=str(config))
-    check_keys(check, layout_of(net))
+    check_keys(check, layout_of(net), PREFIXES["text_autoencoder"])
     for label, ids in fixture.labels("in/bert_ids"):
         with Watch(net.encoder, {"sequence": "encoder.layer", "dense": "pooler.dense"}) as watch:
             mean, logvar = net.moments(ids)

@@ -49,7 +49,7 @@ def check_layout(check: Check) -> None:
     published = listed(info)
     if published is not None:
         parts = {key.partition(".")[0] for key in published}
-        check_keys(check, {key: shape for key, shape in ours.items() if key.partition(".")[0] in parts})
+        check_keys(check, {key: shape for key, shape in ours.items() if key.partition(".")[0] in parts}, "model.diffusion_model.")
     if "n_keys" in info:
         check.fact("n_keys", info["n_keys"] == len(ours), f"{info['n_keys']} listed, {len(ours)} ours")
     elif published is None:
