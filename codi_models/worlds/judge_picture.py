@@ -39,6 +39,7 @@ class Objects:
     x: Tensor  # (n,) px
     y: Tensor  # (n,) px
     radius: Tensor  # (n,) px, of the best fitting shape
+    grey: Tensor  # (n,) background
 
 
 def check_pixels(pixels: Tensor, dims: int) -> None:
@@ -163,4 +164,4 @@ def _measure(pixels: Tensor) -> Objects:
     slope = (window.crop(sharp) * cover).sum(dim=(2, 3)) / cover.square().sum(dim=(2, 3)).clamp(min=1e-6)
     present = contrast > LEAST_CONTRAST
     shape = torch.where(present & (least < 1 - LEAST_FIT) & (radius > SMALLEST), best, -1)
-    return Objects(present, shape, misfit, background + slope, x, y, radius)
+    return Objects(present, shape, misfit, background + slope, x, y, radius, background.mean(dim=1))

@@ -152,7 +152,7 @@ def read_timbre(notes: Tensor, floor: Tensor, frequency: Tensor) -> Tensor:
 
 
 def measure_notes(wave: Tensor) -> dict[str, Tensor]:
-    """wave (n, N) as `check_wave` returns it -> shape, colour, beats (n,), -1 where unreadable; times (n, 6) in seconds."""
+    """wave (n, N) as `check_wave` returns it -> shape, colour, beats (n,), -1 where unreadable; times (n, 6) in s; frequency (n,) in Hz."""
     onsets = find_onsets(wave)
     count = (onsets >= 0).sum(dim=1)
     notes, floor = note_spectrum(wave, onsets)
@@ -163,4 +163,5 @@ def measure_notes(wave: Tensor) -> dict[str, Tensor]:
         "colour": torch.where(audible, colour, -1),
         "beats": torch.where((count >= BEATS[0]) & (count <= BEATS[-1]), count - 1, -1),
         "times": torch.where(onsets >= 0, onsets / SAMPLE_RATE, torch.nan),
+        "frequency": frequency,
     }

@@ -1,0 +1,150 @@
+"""Fills the cells of the evaluation: cells that ask for the same outputs are generated in common batches, and each is stored at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import CoDiError
+from ..pipeline import Sample
+from ..settings import Settings
+from .asking import Asked, Recipe, ask
+from .cells import Cell, Fingerprints, Readings, Store, code_version, effective
+from .quality import Examiner, judged
+
+Log = Callable[[str], None]
+PASS = {"video": 10.0, "audio": 1.0, "image": 0.6, "text": 0.1}
+DECODING = {"video": 35.0, "audio": 10.0, "image": 3.0, "text": 0.3}
+"""Rough cost of one pass of the denoiser, and of decoding and judging, for one sample. The unit is timed on the machine."""
+
+
+class Laboratory:
+    """Readings of cells: from memory, from the store, or made by the model."""
+
+    def __init__(self, examiner: Examiner, store: Store, *, log: Log = print) -> None:
+        self.examiner, self.store, self.log = examiner, store, log
+        self.prints = Fingerprints(examiner.pipe.model)
+        self._known: dict[Cell, Readings] = {}
+        self._asked: dict[Recipe, Asked] = {}
+        self._pace = 0.0  # seconds of this machine per unit of cost
+
+    def key(self, cell: Cell) -> dict[str, Any]:
+        """Everything that the readings of a cell depend on."""
+        settings = effective(self.examiner.pipe.model.config, cell, self.examiner.overrides)
+        return {"weights": self.prints.weights(cell), "settings": settings, "samples": self.examiner.samples,
+                "seed": self.examiner.seed, "code": code_version()}  # fmt: skip
+
+    def read(self, cell: Cell) -> Readings:
+        """Readings of a cell that is filled. Raises CoDiError where it is not."""
+        if cell not in self._known:
+            found = self.store.get(cell, self.key(cell))
+            if found is None:
+                raise CoDiError(f"the cell {cell} has not been measured: run the evaluation of its section first")
+            self._known[cell] = found
+        return self._known[cell]
+
+    def missing(self, cells: Sequence[Cell]) -> list[Cell]:
+        """Cells, each once, that have no reading yet."""
+        wanted = [cell for cell in dict.fromkeys(cells) if cell not in self._known]
+        for cell in wanted:
+            if (found := self.store.get(cell, self.key(cell))) is not None:
+                self._known[cell] = found
+        return [cell for cell in wanted if cell not in self._known]
+
+    def cost(self, cell: Cell) -> float:
+        """Work of a cell in units of `PASS` and `DECODING`."""
+        config, overrides = self.examiner.pipe.model.config, self.examiner.overrides
+        settled = Settings.settled(config, cell.outputs, **{**overrides, **dict(cell.settings)})
+        passes: float = settled.steps * (2 if cell.recipe.parts and settled.cfg != 1 else 1)
+        if cell.aligned and settled.wiring != "off" and settled.alignment and settled.alignment_guidance:
+            passes *= 1.4 if settled.alignment_guidance == 1 else 2.7
+        return self.examiner.samples * _units(cell.outputs, passes)
+
+    def estimate(self, cells: Sequence[Cell]) -> float:
+        """Seconds that the cells will take here, after a trial of a few samples where nothing was timed yet."""
+        if cells and not self._pace:
+            self._pace = self._trial()
+        return self._pace * sum(map(self.cost, cells))
+
+    def _trial(self) -> float:
+        """Seconds per unit of cost, timed on one small joint run after one that warms up."""
+        outputs, count, steps = ("video", "audio"), 4, 2
+        pipe = self.examiner.pipe
+        wanted, _ = pipe.condition([])
+        seconds = math.nan
+        for _ in range(2):
+            begin = time.perf_counter()
+            settings = {"steps": steps, "sampler": "ddim", "cfg": 1.0, "wiring": "off", "batch_size": count}
+            list(self.examiner.batches(wanted.expand(count, -1, -1), None, range(count), outputs, **settings))
+            seconds = time.perf_counter() - begin
+        return seconds / (count * _units(outputs, steps))
+
+    def fill(self, cells: Sequence[Cell]) -> None:
+        """Generate, judge and store the cells that are missing. May be interrupted: what is stored stays."""
+        missing = self.missing(cells)
+        expected = self.estimate(missing)
+        self.log(f"{len(missing)} of {len(set(cells))} cells to measure, {duration(expected)} expected on this machine")
+        begin, done, total = time.monotonic(), 0.0, sum(map(self.cost, missing))
+        groups: dict[str, list[Cell]] = {}
+        for cell in missing:
+            kinds = [] if self.examiner.pipe.model.space.means else [part.kind for part in cell.recipe.parts]  # decide what guidance leaves
+            alike = [cell.outputs, cell.keep, bool(cell.recipe.parts), kinds, effective(self._config, cell, self.examiner.overrides)]
+            groups.setdefault(json.dumps(alike, sort_keys=True), []).append(cell)
+        for number, (cell, readings) in enumerate((pair for group in groups.values() for pair in self._run(group)), start=1):
+            self._known[cell] = readings
+            self.store.put(cell, self.key(cell), readings)
+            done += self.cost(cell)
+            spent = time.monotonic() - begin
+            # The first guess counts like a twentieth of the work: one cell says little about the others.
+            pace = (spent + 0.05 * expected) / (done + 0.05 * total)
+            self.log(f"[{number}/{len(missing)}] {duration(spent)} gone, {duration((total - done) * pace)} to go: {cell}")
+        if done:
+            self._pace = (time.monotonic() - begin) / done
+
+    @property
+    def _config(self) -> Any:
+        return self.examiner.pipe.model.config
+
+    def _run(self, group: Sequence[Cell]) -> Iterator[tuple[Cell, Readings]]:
+        """Cells of the same outputs and settings in common batches; each comes out as soon as its samples are there."""
+        for recipe in {cell.recipe for cell in group} - set(self._asked):
+            self._asked[recipe] = ask(self.examiner.pipe, recipe, self.examiner.samples, self.examiner.seed)
+        asked = {cell: self._asked[cell.recipe] for cell in group}
+        first = group[0]
+        wanted = torch.cat([asked[cell].contexts for cell in group])
+        seeds = [seed for cell in group for seed in asked[cell].seeds]
+        waiting, ready = list(group), list[Sample]()
+        last = time.monotonic()
+        for batch in self._generated(first, wanted, asked[first], seeds):
+            ready += batch
+            while waiting and len(ready) >= self.examiner.samples:
+                cell, samples = waiting.pop(0), ready[: self.examiner.samples]
+                del ready[: self.examiner.samples]
+                outputs = {o: judged(samples, o, nuisance=True) for o in cell.made}
+                captions = [str(sample.text) for sample in samples] if "text" in cell.made else []
+                spent = time.monotonic() - last
+                last += spent
+                yield cell, Readings(asked[cell].scenes, asked[cell].said, outputs, captions, spent)
+
+    def _generated(self, cell: Cell, wanted: torch.Tensor, asked: Asked, seeds: Sequence[int]) -> Iterator[list[Sample]]:
+        settings: Mapping[str, Any] = dict(cell.settings)
+        yield from self.examiner.batches(wanted, asked.nothing, seeds, cell.outputs, **settings)
+
+
+def _units(outputs: Sequence[str], passes: float) -> float:
+    return sum(passes * PASS[o] + DECODING[o] for o in outputs)
+
+
+def duration(seconds: float) -> str:
+    """1 h 05 min, 12 min or 40 s."""
+    if not math.isfinite(seconds):
+        return "some time"
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
