@@ -7,9 +7,10 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from .bounce_scene import BounceScene
-from .compose import Alignment, Compose
+from .compose import Alignment, AlignmentMatrix, Compose
 from .decode import DecodeAudio, DecodeImage, DecodeText, DecodeVideo
 from .encode import EncodeAudio, EncodeImage, EncodeText, EncodeVideo
+from .guide import Guider
 from .host import folders
 from .latent import EmptyJointLatent
 from .load import Denoiser, Load, LoadJoint, LoadVAE
@@ -24,6 +25,7 @@ NODES: list[type[io.ComfyNode]] = [
     Denoiser,
     Compose,
     Alignment,
+    AlignmentMatrix,
     LoadVAE,
     EncodeText,
     EncodeImage,
@@ -32,6 +34,7 @@ NODES: list[type[io.ComfyNode]] = [
     ConditionMixer,
     EmptyJointLatent,
     JointSampler,
+    Guider,
     DecodeImage,
     DecodeVideo,
     DecodeAudio,

@@ -6,8 +6,12 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..codi_models.config import MODALITIES
+from ..codi_models.coupling import WIRINGS, Coupling
 from .host import compose
-from .schema import schema
+from .schema import ADVANCED, schema
+
+_PAIRS = [(listener, speaker) for listener in MODALITIES for speaker in MODALITIES if listener != speaker]
 
 
 def alignment_inputs() -> list[Any]:
@@ -15,7 +19,7 @@ def alignment_inputs() -> list[Any]:
     return [
         io.Combo.Input(
             "wiring",
-            options=list(compose.WIRINGS),
+            options=list(WIRINGS),
             default="cross",
             tooltip="cross: every output attends to all the others (the paper). self: each to itself (as published). off: not at all.",
         ),
@@ -30,7 +34,25 @@ def alignment_inputs() -> list[Any]:
             step=0.1,
             tooltip="Pushes outputs to agree: noise = off + guidance * (aligned - off). 1 takes one pass, other values two.",
         ),
+        *[
+            io.Float.Input(
+                f"alignment_{name}",
+                default=float(value),
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                optional=True,
+                extra_dict=ADVANCED,
+                tooltip=f"Part of the run at which outputs {does} listening to each other: 0 is the first step, 1 the last.",
+            )
+            for name, value, does in (("start", 0, "begin"), ("end", 1, "stop"))
+        ],
     ]
+
+
+def coupling(wiring: str, alignment: float, alignment_guidance: float, start: float, end: float) -> dict[str, Any]:
+    """The widgets of `alignment_inputs` as fields of Coupling."""
+    return {"wiring": wiring, "strength": alignment, "guidance": alignment_guidance, "start": start, "end": end}
 
 
 class Compose(io.ComfyNode):
@@ -48,8 +70,16 @@ class Compose(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, wiring: str, alignment: float, alignment_guidance: float, models: dict | None = None) -> io.NodeOutput:
-        settings = compose.Alignment(wiring, alignment, alignment_guidance)
+    def execute(
+        cls,
+        wiring: str,
+        alignment: float,
+        alignment_guidance: float,
+        alignment_start: float = 0.0,
+        alignment_end: float = 1.0,
+        models: dict | None = None,
+    ) -> io.NodeOutput:
+        settings = Coupling(**coupling(wiring, alignment, alignment_guidance, alignment_start, alignment_end))
         return io.NodeOutput(compose.compose([m for m in (models or {}).values() if m is not None], settings))
 
 
@@ -67,5 +97,46 @@ class Alignment(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, wiring: str, alignment: float, alignment_guidance: float) -> io.NodeOutput:
-        return io.NodeOutput(compose.Alignment(wiring, alignment, alignment_guidance).put(model))
+    def execute(
+        cls,
+        model: Any,
+        wiring: str,
+        alignment: float,
+        alignment_guidance: float,
+        alignment_start: float = 0.0,
+        alignment_end: float = 1.0,
+    ) -> io.NodeOutput:
+        return io.NodeOutput(compose.couple(model, **coupling(wiring, alignment, alignment_guidance, alignment_start, alignment_end)))
+
+
+class AlignmentMatrix(io.ComfyNode):
+    """A strength for every direction between outputs."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiAlignmentMatrix",
+            display_name="CoDi Alignment Matrix",
+            description="How strongly each output listens to each of the others, in wiring cross; kept by CoDi Alignment and the samplers.",
+            search_aliases=["audio to video strength", "alignment direction"],
+            inputs=[
+                io.Model.Input("model", tooltip="A joint MODEL."),
+                *[
+                    io.Float.Input(
+                        f"{listener}_hears_{speaker}",
+                        default=1.0,
+                        min=0.0,
+                        max=4.0,
+                        step=0.05,
+                        tooltip=f"How strongly {listener} listens to {speaker}, times the strength of the alignment; 0 is not at all.",
+                    )
+                    for listener, speaker in _PAIRS
+                ],
+            ],
+            outputs=[io.Model.Output(display_name="model")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, **strengths: float) -> io.NodeOutput:
+        pairs = {(a, b): strengths[f"{a}_hears_{b}"] for a, b in _PAIRS}
+        return io.NodeOutput(compose.couple(model, pairs=pairs))

@@ -61,7 +61,7 @@ class LoadJoint(io.ComfyNode):
             raise CoDiError(f"no output chosen: switch on at least one of {', '.join(MODALITIES)}")
         codi = handle.open_handle(name)
         members = [denoiser_model(codi, d, dtype) for d in DENOISERS if d in needed]
-        return io.NodeOutput(compose.compose(members, compose.Alignment.default(codi.config.sampling)), codi)
+        return io.NodeOutput(compose.compose(members), codi)
 
 
 class Load(io.ComfyNode):

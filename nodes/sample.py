@@ -6,8 +6,9 @@ from typing import Any
 
 import comfy.samplers
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
-from .compose import alignment_inputs
+from .compose import alignment_inputs, coupling
 from .host import compose
 from .schema import schema
 
@@ -37,8 +38,17 @@ class JointSampler(io.ComfyNode):
                     "denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="1 starts from noise; less keeps some of the given LATENT."
                 ),
                 *alignment_inputs(),
+                io.Boolean.Input(
+                    "independent",
+                    default=False,
+                    optional=True,
+                    tooltip="Also samples from the same seed without alignment, for comparison: a second run, in the second output.",
+                ),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[
+                io.Latent.Output(display_name="latent"),
+                io.Latent.Output(display_name="independent", tooltip="The same without alignment; nothing where the switch is off."),
+            ],
         )
 
     @classmethod
@@ -57,9 +67,16 @@ class JointSampler(io.ComfyNode):
         wiring: str,
         alignment: float,
         alignment_guidance: float,
+        alignment_start: float = 0.0,
+        alignment_end: float = 1.0,
+        independent: bool = False,
     ) -> io.NodeOutput:
         from nodes import common_ksampler  # type: ignore[attr-defined]  # the host's module of that name
 
-        aligned = compose.Alignment(wiring, alignment, alignment_guidance).put(model)
-        out = common_ksampler(aligned, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)
-        return io.NodeOutput(out[0])
+        settings = coupling(wiring, alignment, alignment_guidance, alignment_start, alignment_end)
+
+        def run(**changes: Any) -> Any:
+            coupled = compose.couple(model, **{**settings, **changes})
+            return common_ksampler(coupled, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)[0]
+
+        return io.NodeOutput(run(), run(wiring="off") if independent else ExecutionBlocker(None))

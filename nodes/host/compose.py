@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management as mm
@@ -11,42 +11,35 @@ import torch
 from torch import Tensor, nn
 
 from ...codi_models.config import DENOISER_OF, MODALITIES, SamplingConfig
+from ...codi_models.coupling import Coupling
 from ...codi_models.errors import CoDiError
 from ...codi_models.joint import JointDenoiser
 from .handle import CoDiHandle
-from .latent_model import LatentModel, wrap_sampling
+from .latent_model import LatentModel, frame_prompts, wrap_sampling
 from .lora import MEMBERS, JointPatcher, joint_state_dict
 from .parts import modalities_of
 
-WIRINGS = ("cross", "self", "off")
-_KEY = "codi_alignment"
+COUPLING = "codi_coupling"
+"""Key of transformer_options under which a MODEL carries its Coupling, so that every sampler node sees it."""
+
+ONLY = "codi_only"
+"""Key of transformer_options for the modalities whose noise a pass is wanted for; absent: all."""
 
 
-@dataclass(frozen=True)
-class Alignment:
-    """How outputs listen to each other; carried by the MODEL, so that every sampler node sees it.
+def coupling_of(model_options: Mapping[str, Any], sampling: SamplingConfig) -> Coupling:
+    """How the outputs of a MODEL with these options listen to each other: as set, else as its configuration recommends."""
+    carried = (model_options.get("transformer_options") or {}).get(COUPLING)
+    return carried or Coupling(sampling.wiring, sampling.alignment, sampling.alignment_guidance)
 
-    wiring: cross (each output attends to all others, the paper), self (to itself, as published), off.
-    strength: of the connectors. guidance g: noise = off + g * (on - off)."""
 
-    wiring: str = "cross"
-    strength: float = 1.0
-    guidance: float = 1.0
-
-    @staticmethod
-    def default(sampling: SamplingConfig) -> Alignment:
-        """What a model's configuration recommends."""
-        return Alignment(sampling.wiring, sampling.alignment, sampling.alignment_guidance)
-
-    def put(self, patcher: Any) -> Any:
-        """A clone of a joint MODEL that carries these settings. Raises CoDiError for any other MODEL."""
-        if not isinstance(getattr(patcher, "model", None), JointModel):
-            raise CoDiError("alignment needs a joint MODEL: give one from Load CoDi (joint) or CoDi Compose")
-        if self.wiring not in WIRINGS:
-            raise CoDiError(f"unknown wiring {self.wiring!r}: choose one of {', '.join(WIRINGS)}")
-        clone = patcher.clone()
-        clone.model_options.setdefault("transformer_options", {})[_KEY] = asdict(self)
-        return clone
+def couple(patcher: Any, **changes: Any) -> Any:
+    """A clone of a joint MODEL with some fields of its Coupling changed. Raises CoDiError for any other MODEL and for unusable values."""
+    if not isinstance(getattr(patcher, "model", None), JointModel):
+        raise CoDiError("alignment needs a joint MODEL: give one from Load CoDi (joint) or CoDi Compose")
+    clone = patcher.clone()
+    changed = replace(coupling_of(clone.model_options, clone.model.codi.config.sampling), **changes)
+    clone.model_options.setdefault("transformer_options", {})[COUPLING] = changed
+    return clone
 
 
 class JointNetwork(nn.Module):
@@ -65,20 +58,34 @@ class JointNetwork(nn.Module):
             object.__setattr__(self, component, network)
 
     def forward(
-        self, x: Any, timesteps: Tensor, context: Any = None, control: Any = None, transformer_options: Any = None, **_: Any
+        self,
+        x: Any,
+        timesteps: Tensor,
+        context: Any = None,
+        control: Any = None,
+        transformer_options: Any = None,
+        codi_frames: Tensor | None = None,
+        codi_kept: tuple[str, ...] = (),
+        **_: Any,
     ) -> Any:
-        """List of latents in diffusion space -> list of predicted noise, same shapes; one tensor where one was given."""
+        """List of latents in diffusion space -> list of predicted noise, same shapes; one tensor where one was given.
+
+        codi_frames: see `frame_prompts`. codi_kept: outputs that are given, whose noise is not needed (zeros are returned)."""
         parts = x if isinstance(x, list) else [x]
         names = modalities_of([p.shape for p in parts], self.codi.config)
         latents = {n: p.squeeze(-1) if n == "text" else p for n, p in zip(names, parts, strict=True)}
-        settings = (transformer_options or {}).get(_KEY) or asdict(Alignment.default(self.codi.config.sampling))
+        options = transformer_options or {}
+        coupling = coupling_of({"transformer_options": options}, self.codi.config.sampling)
         noise = self.joint(
             latents,
             timesteps,
-            context,
-            wiring=settings["wiring"],
-            alignment=settings["strength"],
-            alignment_guidance=settings["guidance"],
+            {n: frame_prompts(context, codi_frames) if n == "video" else context for n in names},
+            wiring=coupling.wiring,
+            alignment=coupling.strength,
+            alignment_guidance=coupling.guidance,
+            window=(coupling.start, coupling.end),
+            pairs=coupling.pairs,
+            only=[n for n in options.get(ONLY, names) if n not in codi_kept],
         )
         out = [noise[n].unsqueeze(-1) if n == "text" else noise[n] for n in names]
         return out if len(out) > 1 else out[0]
@@ -93,8 +100,8 @@ class JointModel(LatentModel):
         return joint_state_dict({c: getattr(network, c) for c in network.components})
 
 
-def compose(models: Sequence[Any], alignment: Alignment) -> Any:
-    """Joint MODEL of one to three denoiser MODELs. Patches on a member (LoRA) stay in force.
+def compose(models: Sequence[Any], coupling: Coupling | None = None) -> Any:
+    """Joint MODEL of one to three denoiser MODELs, coupled as given or as their model recommends. Patches on a member (LoRA) stay in force.
 
     Raises CoDiError for MODELs that are no CoDi denoisers, are given twice, or belong to different models."""
     members: dict[str, Any] = {}
@@ -119,4 +126,5 @@ def compose(models: Sequence[Any], alignment: Alignment) -> Any:
     joint = JointModel(first.codi, outputs, lambda **_: JointNetwork(first, networks), dtype=dtype, device=mm.unet_offload_device())
     patcher = JointPatcher(joint, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
     patcher.set_additional_models(MEMBERS, list(members.values()))
-    return alignment.put(wrap_sampling(patcher))
+    patcher = wrap_sampling(patcher)
+    return patcher if coupling is None else couple(patcher, **vars(coupling))

@@ -18,7 +18,7 @@ from ...codi_models.denoisers.unet_text import TextUNet
 from ...codi_models.errors import CoDiError
 from ...codi_models.model import DTYPES, load_component
 from .handle import CoDiHandle, open_handle
-from .latent_model import LatentModel, ScheduleConfig, wrap_sampling
+from .latent_model import FRAMES, LatentModel, ScheduleConfig, frame_prompts, wrap_sampling
 from .lora import denoiser_patcher
 
 DENOISERS = ("vision_denoiser", "audio_denoiser", "text_denoiser")
@@ -42,7 +42,7 @@ class _HostCall:
         x = x[0] if isinstance(x, list) else x
         if x.ndim == 3:  # text: (B, D, 1) in the host, (B, D) in the network
             return run(x.squeeze(-1), timesteps, context).unsqueeze(-1)
-        return run(x, timesteps, context)
+        return run(x, timesteps, frame_prompts(context, kw.get(FRAMES) if x.ndim == 5 else None))
 
 
 class HostUNet2D(_HostCall, UNet2D):

@@ -24,6 +24,9 @@ from .lora import key_map_config
 from .parts import modalities_of
 
 SCALED_BY = {"video": "picture_autoencoder", "image": "picture_autoencoder", "text": "text_autoencoder", "audio": "sound_autoencoder"}
+FRAMES = "codi_frames"
+"""Key of CONDITIONING for prompts of single frames of a clip, see `frame_prompts`."""
+KEPT = "codi_kept"
 _BYTES_PER_CHANNEL = 33  # activations of one latent element, per model channel and byte of the dtype; as the host reckons for SD 1.5
 
 
@@ -91,15 +94,32 @@ class LatentModel(comfy.model_base.BaseModel):
         return comfy.utils.pack_latents(done)[0] if len(done) > 1 else done[0]
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Hands the network the prompt and the shapes of the parts. Raises CoDiError for prompts of another model."""
+        """Hands the network the prompt, the shapes of the parts, prompts of single frames, and which parts are kept.
+
+        Raises CoDiError for prompts of another model, for batches and for frames that do not go with the latent."""
         prompt, width = kwargs.get("cross_attn"), self.codi.config.vision_denoiser.context_dim
         if prompt is not None and prompt.shape[-1] != width:
             raise CoDiError(
                 f"this CONDITIONING is {prompt.shape[-1]} wide, {self.codi.name} takes {width}: "
                 "make it with CoDi's Encode nodes and the same model"
             )
+        batch = kwargs["latent_shapes"][0][0]
+        if prompt is not None and batch % prompt.shape[0]:
+            raise CoDiError(
+                f"this CONDITIONING holds {prompt.shape[0]} prompts for a batch of {batch}: give one, or one for every sample of the batch"
+            )
         out = super().extra_conds(**kwargs)
-        out["latent_shapes"] = comfy.conds.CONDConstant(kwargs["latent_shapes"])
+        shapes = kwargs["latent_shapes"]
+        out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
+        asked = self.check(shapes)
+        if (frames := kwargs.get(FRAMES)) is not None and "video" in asked:
+            has, wants = frames.shape[1], shapes[asked.index("video")][2]
+            if has != wants:
+                raise CoDiError(
+                    f"this CONDITIONING has prompts for {has} frames and the clip has {wants}: set the same count in both nodes"
+                )
+            out[FRAMES] = comfy.conds.CONDRegular(frames)
+        out[KEPT] = comfy.conds.CONDConstant(_kept(asked, shapes, kwargs.get("denoise_mask")))
         return out
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: Any = None) -> float:
@@ -125,8 +145,8 @@ def around_sampling(
     to_the_end = float(sigmas[-1]) == 0  # asked before sampling: uni_pc overwrites the last sigma
     out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *rest, **kw)
     if denoise_mask is not None and to_the_end:  # some samplers leave kept parts off by up to a tenth
-        mask = denoise_mask.to(out)
-        out = out * mask + latent_image.to(out) * (1 - mask)
+        mask, given = denoise_mask.to(out), latent_image.to(out)
+        out = torch.where(mask == 0, given, out * mask + given * (1 - mask))
     return out
 
 
@@ -134,3 +154,22 @@ def wrap_sampling(patcher: Any) -> Any:
     """Adds `around_sampling` to a patcher, once."""
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "codi", around_sampling)
     return patcher
+
+
+def frame_prompts(context: Tensor, frames: Tensor | None) -> Tensor:
+    """Prompt (B, n, D) and what every frame adds to its first tokens, (B, F, k, D) -> (B, F, n, D); without frames the prompt itself.
+
+    Sums and not prompts travel beside the CONDITIONING, so that stock nodes that change its tensor change every frame."""
+    if frames is None:
+        return context
+    own = context[:, None].expand(-1, frames.shape[1], -1, -1)  # (B, F, n, D)
+    k = min(frames.shape[2], own.shape[2])
+    return torch.cat([own[:, :, :k] + frames[:, :, :k].to(own), own[:, :, k:]], dim=2)
+
+
+def _kept(names: Sequence[str], shapes: Sequence[Sequence[int]], mask: Tensor | None) -> tuple[str, ...]:
+    """Parts of which nothing is to be generated."""
+    if mask is None:
+        return ()
+    masks = comfy.utils.unpack_latents(mask, shapes) if len(shapes) > 1 else [mask]
+    return tuple(name for name, part in zip(names, masks, strict=True) if not part.any())
