@@ -117,6 +117,17 @@ class SharedSpace:
         mean = self.means[modality].to(embedding)
         return nn.functional.normalize(embedding - mean, dim=-1)  # (B, 1, D)
 
+    def restore(self, point: Tensor, modality: str) -> Tensor:
+        """Inverse of `align` for unit embeddings: (B, 1, D) of the shared space -> the unit embedding that the encoder of
+        `modality` would give. A point that no embedding of that modality is aligned to gives the nearest one."""
+        point = nn.functional.normalize(point, dim=-1)
+        if modality not in self.means:
+            return point
+        mean = self.means[modality].to(point)
+        along = (point * mean).sum(dim=-1, keepdim=True)
+        length = (along.square() + 1 - mean.square().sum()).clamp_min(0).sqrt() - along  # |mean + length * point| = 1
+        return nn.functional.normalize(mean + length.clamp_min(0) * point, dim=-1)  # (B, 1, D)
+
 
 class CoDi:
     """A model folder whose components are attributes (`model.clip`, `model.vision_denoiser`, ...), loaded when first read."""

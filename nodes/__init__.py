@@ -7,14 +7,17 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from .bounce_scene import BounceScene
+from .coherence import Coherence, EncodeOutputs, PickBest, SharedSpacePlot
 from .compose import Alignment, AlignmentMatrix, Compose
 from .decode import DecodeAudio, DecodeImage, DecodeText, DecodeVideo
 from .encode import EncodeAudio, EncodeImage, EncodeText, EncodeVideo
 from .guide import Guider
 from .host import folders
+from .interplay import FromCLIP, FromCLIPVision, ToCLIPVision
 from .latent import EmptyJointLatent
 from .load import Denoiser, Load, LoadJoint, LoadVAE
 from .mix import ConditionMixer
+from .preview import Preview
 from .sample import JointSampler
 from .show_text import ShowText
 
@@ -40,6 +43,14 @@ NODES: list[type[io.ComfyNode]] = [
     DecodeAudio,
     DecodeText,
     ShowText,
+    Preview,
+    EncodeOutputs,
+    Coherence,
+    PickBest,
+    SharedSpacePlot,
+    FromCLIP,
+    FromCLIPVision,
+    ToCLIPVision,
     BounceScene,
 ]
 

@@ -79,7 +79,7 @@ class DecodeVideo(io.ComfyNode):
         videos = []
         for row, frames in enumerate(clips):
             videos.append(InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, audio=_row(audio, row), frame_rate=rate)))
-        shown = ui.PreviewVideo([_preview(video) for video in videos])
+        shown = ui.PreviewVideo([saved_clip(video) for video in videos])
         return io.NodeOutput(clips.flatten(0, 1), videos[0], ui=shown)
 
 
@@ -146,7 +146,7 @@ def _row(audio: dict | None, row: int) -> dict | None:
     return {**audio, "waveform": wave[min(row, len(wave) - 1)][None]}
 
 
-def _preview(video: Any) -> ui.SavedResult:
+def saved_clip(video: Any) -> ui.SavedResult:
     """Writes the clip to the host's temp folder, for the player on the node."""
     name = f"codi_{uuid.uuid4().hex}.mp4"
     folder = folder_paths.get_temp_directory()

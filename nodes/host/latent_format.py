@@ -1,4 +1,4 @@
-"""Latent format of CoDi's MODELs: accepts several channel counts, and previews the picture part."""
+"""Latent format of CoDi's MODELs: accepts several channel counts, and hands the host's previewer a picture of all streams."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from .handle import CoDiHandle
-from .preview import rgb_factors
-
-_VISUAL = ("video", "image")
+from .parts import modalities_of
+from .streams import Streams
 
 
 class _Channels(int):
@@ -36,12 +35,18 @@ class _Channels(int):
 
 
 class CoDiLatentFormat(comfy.latent_formats.LatentFormat):
-    """One format for any set of outputs. `shapes()` gives the shapes of the parts being sampled."""
+    """One format for any set of outputs.
+
+    `shapes()` gives the shapes of the parts being sampled, `seen()` the parts as the sampler has them, in diffusion space.
+    The host's previewer maps latents to colours linearly: it is given the drawn picture and the map that changes nothing."""
 
     latent_dimensions = 2
 
-    def __init__(self, codi: CoDiHandle, outputs: Sequence[str], shapes: Callable[[], Any]) -> None:
-        self._codi, self._shapes, self._visual = codi, shapes, any(m in _VISUAL for m in outputs)
+    def __init__(
+        self, codi: CoDiHandle, outputs: Sequence[str], shapes: Callable[[], Any], seen: Callable[[], list[Tensor] | None]
+    ) -> None:
+        self._codi, self._outputs, self._shapes, self._seen = codi, tuple(outputs), shapes, seen
+        self._streams = Streams(codi)
         config = codi.config
         counts = {
             "video": config.vision_denoiser.in_channels,
@@ -53,21 +58,21 @@ class CoDiLatentFormat(comfy.latent_formats.LatentFormat):
         self.latent_rgb_factors_reshape = self._picture
 
     @property
-    def latent_rgb_factors(self) -> list[list[float]] | None:
-        """(latent channel, rgb), from diffusion space to -1..1; read by the host only when previews are on."""
-        return rgb_factors(self._codi)[0] if self._visual else None
+    def latent_rgb_factors(self) -> list[list[float]]:
+        """Read by the host before sampling, and only when previews are on."""
+        self._streams.prepare(self._outputs)
+        return torch.eye(3).tolist()
 
     @property
-    def latent_rgb_factors_bias(self) -> list[float] | None:
+    def latent_rgb_factors_bias(self) -> list[float]:
         """(rgb,)"""
-        return rgb_factors(self._codi)[1] if self._visual else None
+        return [0.0, 0.0, 0.0]
 
     def _picture(self, x0: Tensor) -> Tensor:
-        """The part to preview; hosts before 0.30 hand over the packed tensor. Grey where no part is a picture."""
-        shapes = self._shapes()
-        if x0.ndim == 3 and x0.shape[1] == 1 and shapes:
-            x0 = comfy.utils.unpack_latents(x0, shapes)[0]
-        channels = self._codi.config.vision_denoiser.in_channels
-        if x0.ndim < 4 or x0.shape[1] != channels:
-            return torch.zeros(1, channels, 8, 8, dtype=x0.dtype, device=x0.device)
-        return x0
+        """(1, 3, H, W) in -1..1; of what the previewer was given where the sampler's parts are not known (other callbacks)."""
+        parts, shapes = self._seen(), self._shapes()
+        if parts is None:
+            packed = x0.ndim == 3 and x0.shape[1] == 1 and shapes
+            parts = comfy.utils.unpack_latents(x0, shapes) if packed else [x0]
+        names = modalities_of([p.shape for p in parts], self._codi.config)
+        return self._streams.draw(dict(zip(names, parts, strict=True)))

@@ -49,11 +49,13 @@ class LatentModel(comfy.model_base.BaseModel):
     ) -> None:
         maps = (key_map_config(getattr(codi.config, DENOISER_OF[m])) for m in outputs)
         conf = ScheduleConfig(next(filter(None, maps), {}))
-        conf.latent_format = CoDiLatentFormat(codi, outputs, lambda: self.latent_shapes)
+        conf.latent_format = CoDiLatentFormat(codi, outputs, lambda: self.latent_shapes, lambda: self.seen)
         conf.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, mm.get_torch_device(), conf.supported_inference_dtypes))
         super().__init__(conf, comfy.model_base.ModelType.EPS, device=device, unet_model=network)
         self.codi, self.outputs = codi, tuple(outputs)
         self.latent_shapes: list[tuple[int, ...]] | None = None
+        self.seen: list[Tensor] | None = None
+        """Parts of the sampler's latest guess, in diffusion space, while the host's callback looks at it."""
 
     def get_dtype(self) -> torch.dtype:
         """Dtype of the weights."""
@@ -131,7 +133,15 @@ class LatentModel(comfy.model_base.BaseModel):
 
 
 def around_sampling(
-    executor: Any, noise: Tensor, latent_image: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Any = None, *rest: Any, **kw: Any
+    executor: Any,
+    noise: Tensor,
+    latent_image: Tensor,
+    sampler: Any,
+    sigmas: Tensor,
+    denoise_mask: Any = None,
+    callback: Any = None,
+    *rest: Any,
+    **kw: Any,
 ) -> Tensor:
     """OUTER_SAMPLE wrapper: tells the model the shapes of the packed parts, and refuses what would fail obscurely later."""
     guider, shapes = executor.class_obj, kw.get("latent_shapes") or [latent_image.shape]
@@ -143,11 +153,26 @@ def around_sampling(
     if noise.shape != latent_image.shape and not torch.any(noise):
         noise = torch.zeros_like(latent_image)  # hosts before 0.32 make "no noise" for the first part only
     to_the_end = float(sigmas[-1]) == 0  # asked before sampling: uni_pc overwrites the last sigma
-    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *rest, **kw)
+    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, _showing(callback, model, shapes), *rest, **kw)
     if denoise_mask is not None and to_the_end:  # some samplers leave kept parts off by up to a tenth
         mask, given = denoise_mask.to(out), latent_image.to(out)
         out = torch.where(mask == 0, given, out * mask + given * (1 - mask))
     return out
+
+
+def _showing(callback: Any, model: LatentModel, shapes: Sequence[tuple[int, ...]]) -> Any:
+    """The callback, with all parts of the sampler's guess in reach of the previewer: the host hands it the first part only."""
+    if callback is None:
+        return None
+
+    def step(number: int, x0: Tensor, x: Tensor, total: int) -> None:
+        model.seen = comfy.utils.unpack_latents(x0, shapes) if len(shapes) > 1 else [x0]
+        try:
+            callback(number, x0, x, total)
+        finally:
+            model.seen = None
+
+    return step
 
 
 def wrap_sampling(patcher: Any) -> Any:

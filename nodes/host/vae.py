@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...codi_models.decoding import decode_pixels, decode_sound
+from ...codi_models.encoders.preprocess import rgb
 from ...codi_models.errors import CoDiError
 from .handle import CoDiHandle
 from .parts import factor, mel_frames
@@ -32,19 +33,50 @@ class PictureVAE:
 
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
-        """(B, H, W, 3) 0..1 -> (B, C, h, w)."""
-        pixels = pixels[..., :3].movedim(-1, 1).to(self.codi.model.place("picture_autoencoder"), torch.float32)
+        """(B, H, W, 1, 3 or 4) 0..1 -> (B, C, h, w), one row a frame; of clips (B, F, H, W, 3) too. Sides that are no multiple
+        of the compression lose their margins, as with the host's own VAEs.
+
+        Raises CoDiError for other shapes, pictures smaller than one latent element, NaN and infinite values."""
+        pixels = pixels.flatten(0, -4) if pixels.ndim > 4 else pixels
+        unit = factor(self.codi.config.picture_autoencoder)
+        if pixels.ndim != 4 or not len(pixels) or min(pixels.shape[1:3]) < unit:
+            raise CoDiError(
+                f"an IMAGE of shape {tuple(pixels.shape)} cannot be encoded: give (batch, height, width, 3) of {unit} x {unit} or more"
+            )
+        height, width = (side // unit * unit for side in pixels.shape[1:3])
+        top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
+        pixels = rgb(pixels[:, top : top + height, left : left + width].movedim(-1, 1).float())
+        pixels = pixels.to(self.codi.model.place("picture_autoencoder"), torch.float32)
         return self.codi.model.picture_autoencoder.encode(pixels * 2 - 1).to(mm.intermediate_device())
 
     def decode_tiled(self, z: Any, **_: Any) -> Tensor:
         """As `decode`: these pictures are small enough to be decoded whole."""
         return self.decode(z)
 
+    def encode_tiled(self, pixels: Tensor, **_: Any) -> Tensor:
+        """As `encode`."""
+        return self.encode(pixels)
+
     def spacial_compression_decode(self) -> int:
         """Pixels per latent element."""
         return factor(self.codi.config.picture_autoencoder)
 
     spacial_compression_encode = spacial_compression_decode
+
+    @property
+    def downscale_ratio(self) -> int:
+        """Pixels per latent element, as hosts before 0.10 ask for it."""
+        return self.spacial_compression_decode()
+
+    upscale_ratio = downscale_ratio
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a picture's latent."""
+        return self.codi.config.picture_autoencoder.latent_channels
+
+    def throw_exception_if_invalid(self) -> None:
+        """The host asks before it encodes; this VAE was checked when it was opened."""
 
     def temporal_compression_decode(self) -> None:
         """Frames are not compressed in time."""
@@ -72,3 +104,10 @@ class SoundVAE:
         sound = samples.mean(-1).to(self.codi.model.place("sound_autoencoder"), torch.float32)
         frames = mel_frames(self.codi.config, sound.shape[1] / self.audio_sample_rate)
         return self.codi.model.sound_autoencoder.encode(sound, frames=frames).to(mm.intermediate_device())
+
+    def decode_tiled(self, z: Any, **_: Any) -> Tensor:
+        """As `decode`: these sounds are short enough to be decoded whole."""
+        return self.decode(z)
+
+    def throw_exception_if_invalid(self) -> None:
+        """The host asks before it encodes; this VAE was checked when it was opened."""

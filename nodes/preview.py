@@ -1,0 +1,91 @@
+"""Everything that was made, on one node: picture, clip with its sound, sound and caption."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import torch
+from comfy_api.latest import InputImpl, Types, io, ui
+
+from ..codi_models.figures import draw_spectrogram, to_picture
+from .decode import saved_clip
+from .host import shared
+from .host.handle import CoDiHandle
+from .host.spectrum import loudness
+from .schema import ADVANCED, CodiModel, schema
+
+_SPECTROGRAM = (512, 96)  # pixels
+
+
+class Preview(io.ComfyNode):
+    """Decodes and shows all parts of a LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiPreview",
+            display_name="CoDi Preview",
+            description="Decodes all parts of a joint LATENT and shows them together: picture, clip with its sound, spectrogram, caption.",
+            search_aliases=["show all", "decode all", "player", "view"],
+            is_output_node=True,
+            inputs=[
+                CodiModel.Input("codi", tooltip="The model that made the LATENT."),
+                io.Latent.Input("latent", tooltip="Sampled joint LATENT."),
+                io.Float.Input(
+                    "frame_rate",
+                    default=0.0,
+                    min=0.0,
+                    max=120.0,
+                    step=0.01,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Frames per second of the clip; 0: the model's own.",
+                ),
+                io.Int.Input(
+                    "words_seed",
+                    default=0,
+                    min=0,
+                    max=2**32 - 1,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Draws words where the model does not always take the likeliest.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="image", tooltip="For Save Image. Nothing runs on an output that the LATENT does not hold."),
+                io.Video.Output(display_name="video", tooltip="The first clip of the batch with its sound, for Save Video."),
+                io.Audio.Output(display_name="audio", tooltip="For Save Audio."),
+                io.String.Output(display_name="text", tooltip="One caption a line."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, codi: CoDiHandle, latent: dict, frame_rate: float = 0.0, words_seed: int = 0) -> io.NodeOutput:
+        from comfy_execution.graph_utils import ExecutionBlocker
+
+        made = shared.decode_parts(codi, latent, words_seed)
+        rate = Fraction(frame_rate or codi.config.sampling.frame_rate).limit_denominator(1000)
+        nothing: Any = ExecutionBlocker(None)
+        image, video, audio, text = (nothing for _ in range(4))
+        show: dict[str, Any] = {}
+        if "audio" in made:
+            audio = {"waveform": made["audio"][:, None], "sample_rate": codi.config.mel.sample_rate}  # (B, 1, N)
+            show["codi_audio"] = ui.PreviewAudio(audio, cls=cls).as_dict()["audio"]
+            pictures = [to_picture(draw_spectrogram(loudness(row, codi.config.mel), _SPECTROGRAM)) for row in made["audio"]]
+            show["codi_sound"] = ui.PreviewImage(torch.stack(pictures), cls=cls).as_dict()["images"]
+        if "image" in made:
+            image = made["image"]
+            show["codi_image"] = ui.PreviewImage(image, cls=cls).as_dict()["images"]
+        if "video" in made:
+            clips = []
+            for row, frames in enumerate(made["video"]):
+                sound = {**audio, "waveform": audio["waveform"][row][None]} if "audio" in made else None
+                parts = Types.VideoComponents(images=frames, audio=sound, frame_rate=rate)
+                clips.append(InputImpl.VideoFromComponents(parts))
+            video = clips[0]
+            show["codi_video"] = [saved_clip(clip) for clip in clips]
+        if "text" in made:
+            text = "\n".join(made["text"])
+            show["text"] = tuple(made["text"])
+        return io.NodeOutput(image, video, audio, text, ui=show)
