@@ -21,10 +21,11 @@ class BounceScene(io.ComfyNode):
             display_name="Bounce World Scene",
             category="CoDi/examples",
             description="Renders a bouncing shape as picture, sound, clip and caption: example prompts for codi-mini.",
+            search_aliases=["example", "test data", "bouncing shape"],
             is_output_node=True,
             inputs=[
-                io.Combo.Input("shape", options=list(bounce.SHAPES)),
-                io.Combo.Input("colour", options=list(bounce.COLOURS)),
+                io.Combo.Input("shape", options=list(bounce.SHAPES), tooltip="What bounces; heard as timbre."),
+                io.Combo.Input("colour", options=list(bounce.COLOURS), tooltip="Its colour; heard as pitch."),
                 io.Combo.Input("beats", options=[str(b) for b in bounce.BEATS], tooltip="How often it hits the floor."),
                 io.Int.Input(
                     "seed",
@@ -35,10 +36,10 @@ class BounceScene(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image"),
-                io.Audio.Output(display_name="audio"),
+                io.Image.Output(display_name="image", tooltip="One frame at a random time."),
+                io.Audio.Output(display_name="audio", tooltip="A note at each hit of the floor."),
                 io.Video.Output(display_name="video", tooltip="The clip with its sound."),
-                io.String.Output(display_name="caption"),
+                io.String.Output(display_name="caption", tooltip="A sentence that names shape, colour and beats."),
             ],
         )
 

@@ -19,7 +19,11 @@ _SHOWN = 16  # matrices of a batch that are drawn
 
 def _prompts() -> Any:
     prompt = io.Conditioning.Input("prompt", tooltip="A prompt or a mixture from CoDi's nodes, to compare with.")
-    return io.Autogrow.Input("prompts", template=io.Autogrow.TemplatePrefix(prompt, prefix="prompt", min=0, max=12))
+    return io.Autogrow.Input(
+        "prompts",
+        tooltip="Prompts to compare with; an input appears when the last is connected.",
+        template=io.Autogrow.TemplatePrefix(prompt, prefix="prompt", min=0, max=12),
+    )
 
 
 def _common(codi: str) -> list[Any]:

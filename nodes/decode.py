@@ -16,11 +16,11 @@ from ..codi_models.errors import CoDiError
 from .host.handle import CoDiHandle
 from .host.parts import take
 from .host.vae import PictureVAE, SoundVAE
-from .schema import ADVANCED, CodiModel, schema
+from .schema import ADVANCED, CODI_TIP, CodiModel, schema
 
 
 def _inputs(*more: Any) -> list[Any]:
-    return [CodiModel.Input("codi"), io.Latent.Input("latent", tooltip="Sampled joint LATENT."), *more]
+    return [CodiModel.Input("codi", tooltip=CODI_TIP), io.Latent.Input("latent", tooltip="Sampled joint LATENT."), *more]
 
 
 class DecodeImage(io.ComfyNode):
@@ -32,9 +32,10 @@ class DecodeImage(io.ComfyNode):
             node_id="CoDiDecodeImage",
             display_name="CoDi Decode Image",
             description="Decodes the image of a joint LATENT and shows it.",
+            search_aliases=["latent to image", "vae decode"],
             is_output_node=True,
             inputs=_inputs(),
-            outputs=[io.Image.Output(display_name="image")],
+            outputs=[io.Image.Output(display_name="image", tooltip="For Save Image and any other image node.")],
         )
 
     @classmethod
@@ -52,6 +53,7 @@ class DecodeVideo(io.ComfyNode):
             node_id="CoDiDecodeVideo",
             display_name="CoDi Decode Video",
             description="Decodes the clip of a joint LATENT and plays it, with sound where one is connected.",
+            search_aliases=["latent to video", "frames", "vae decode"],
             is_output_node=True,
             inputs=_inputs(
                 io.Audio.Input("audio", optional=True, tooltip="Sound to put into the clip, from CoDi Decode Audio."),
@@ -92,9 +94,10 @@ class DecodeAudio(io.ComfyNode):
             node_id="CoDiDecodeAudio",
             display_name="CoDi Decode Audio",
             description="Decodes the sound of a joint LATENT and plays it.",
+            search_aliases=["latent to audio", "vocoder", "vae decode"],
             is_output_node=True,
             inputs=_inputs(),
-            outputs=[io.Audio.Output(display_name="audio")],
+            outputs=[io.Audio.Output(display_name="audio", tooltip="For Save Audio and any other audio node.")],
         )
 
     @classmethod
@@ -113,6 +116,7 @@ class DecodeText(io.ComfyNode):
             node_id="CoDiDecodeText",
             display_name="CoDi Decode Text",
             description="Decodes the caption of a joint LATENT and shows it.",
+            search_aliases=["caption", "image to text", "describe", "interrogate"],
             is_output_node=True,
             inputs=_inputs(
                 io.Int.Input(

@@ -14,16 +14,17 @@ from ..codi_models.errors import CoDiError
 from ..codi_models.media import MAX_SECONDS
 from ..codi_models.prompts import Prompt, encode_prompt
 from .host.handle import CoDiHandle
-from .schema import CodiModel, schema
+from .schema import CODI_TIP, CodiModel, schema
 
 
-def _schema(kind: str, description: str, prompt: Any) -> io.Schema:
+def _schema(kind: str, description: str, *prompt: Any, aliases: list[str]) -> io.Schema:
     return schema(
         node_id=f"CoDiEncode{kind}",
         display_name=f"CoDi Encode {kind}",
         description=description,
-        inputs=[CodiModel.Input("codi"), prompt],
-        outputs=[io.Conditioning.Output(display_name="conditioning")],
+        search_aliases=aliases,
+        inputs=[CodiModel.Input("codi", tooltip=CODI_TIP), *prompt],
+        outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="A point of the shared space, for samplers and mixers.")],
     )
 
 
@@ -45,7 +46,7 @@ class EncodeText(io.ComfyNode):
         text = io.String.Input(
             "text", multiline=True, dynamic_prompts=True, default="", tooltip="Any length; empty for an unconditional prompt."
         )
-        return _schema("Text", "A text prompt. Connect one with an empty text as negative.", text)
+        return _schema("Text", "A text prompt. Connect one with an empty text as negative.", text, aliases=["prompt", "clip text encode"])
 
     @classmethod
     def execute(cls, codi: CoDiHandle, text: str) -> io.NodeOutput:
@@ -57,11 +58,17 @@ class EncodeImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return _schema("Image", "A picture prompt. A batch of pictures goes with a batch of outputs.", io.Image.Input("image"))
+        image = io.Image.Input("image", tooltip="One picture, or a batch: one prompt for each.")
+        mask = io.Mask.Input("mask", optional=True, tooltip="Where to look: the picture is cut to the box around what is marked.")
+        description = "A picture prompt. A batch of pictures goes with a batch of outputs."
+        return _schema("Image", description, image, mask, aliases=["image prompt", "clip vision", "variation"])
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, image: Tensor) -> io.NodeOutput:
-        return _conditioning(codi, [Prompt("image", picture) for picture in _pixels(image)])
+    def execute(cls, codi: CoDiHandle, image: Tensor, mask: Tensor | None = None) -> io.NodeOutput:
+        pictures = _pixels(image)
+        if mask is not None:
+            return _conditioning(codi, [Prompt("image", picture) for picture in _cut(pictures, mask)])
+        return _conditioning(codi, [Prompt("image", picture) for picture in pictures])
 
 
 class EncodeAudio(io.ComfyNode):
@@ -69,7 +76,8 @@ class EncodeAudio(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return _schema("Audio", f"A sound prompt, up to {MAX_SECONDS / 60:g} minutes.", io.Audio.Input("audio"))
+        audio = io.Audio.Input("audio", tooltip="Any sample rate; channels are averaged. A batch gives one prompt for each sound.")
+        return _schema("Audio", f"A sound prompt, up to {MAX_SECONDS / 60:g} minutes.", audio, aliases=["sound prompt", "clap", "listen"])
 
     @classmethod
     def execute(cls, codi: CoDiHandle, audio: dict | None) -> io.NodeOutput:
@@ -96,7 +104,7 @@ class EncodeVideo(io.ComfyNode):
             types=[io.Video, io.Image],
             tooltip="A VIDEO, or its frames as a batch of images. Sound is ignored: use CoDi Encode Audio.",
         )
-        return _schema("Video", "A clip prompt, from a video or from frames.", clip)
+        return _schema("Video", "A clip prompt, from a video or from frames.", clip, aliases=["clip prompt", "video to audio", "foley"])
 
     @classmethod
     def execute(cls, codi: CoDiHandle, video: Any) -> io.NodeOutput:
@@ -117,3 +125,20 @@ def _pixels(image: Tensor) -> Tensor:
     if image.shape[-1] == 1:
         image = image.expand(-1, -1, -1, 3)
     return image[..., :3].movedim(-1, 1).float().cpu()
+
+
+def _cut(pictures: Tensor, mask: Tensor) -> list[Tensor]:
+    """Pictures (B, 3, H, W) cut to the boxes around their masks (B or 1, h, w), which are scaled to the pictures' size.
+
+    Raises CoDiError where a mask marks nothing, or where there are not as many masks as pictures."""
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
+    if len(mask) not in (1, len(pictures)):
+        raise CoDiError(f"{len(mask)} masks do not go with {len(pictures)} pictures: give one mask, or one per picture")
+    marked = torch.nn.functional.interpolate(mask, size=pictures.shape[-2:], mode="bilinear")[:, 0] > 0.5  # (B, H, W)
+    cut = []
+    for picture, where in zip(pictures, marked.expand(len(pictures), -1, -1), strict=True):
+        rows, columns = where.any(dim=1).nonzero(), where.any(dim=0).nonzero()
+        if not len(rows):
+            raise CoDiError("the mask marks nothing of the picture: paint where to look, or disconnect it")
+        cut.append(picture[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1])
+    return cut

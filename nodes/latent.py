@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..codi_models.config import MODALITIES
 from .host import handle, parts
-from .schema import CodiModel, schema
+from .schema import CODI_TIP, CodiModel, schema
 
 
 class EmptyJointLatent(io.ComfyNode):
@@ -20,8 +20,9 @@ class EmptyJointLatent(io.ComfyNode):
             node_id="CoDiEmptyJointLatent",
             display_name="CoDi Empty Joint Latent",
             description="Chooses what is generated, and how large. The defaults suit codi-mini.",
+            search_aliases=["empty latent", "outputs", "size", "duration"],
             inputs=[
-                CodiModel.Input("codi"),
+                CodiModel.Input("codi", tooltip=CODI_TIP),
                 *[io.Boolean.Input(m, default=True, tooltip=f"Generate {m}.") for m in MODALITIES],
                 io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
                 io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),

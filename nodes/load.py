@@ -11,7 +11,7 @@ from ..codi_models.errors import CoDiError
 from .host import compose, folders, handle
 from .host.denoiser import DENOISERS, denoiser_model
 from .host.vae import PictureVAE, SoundVAE
-from .schema import ADVANCED, CodiModel, schema
+from .schema import ADVANCED, CODI_TIP, CodiModel, schema
 
 _DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
@@ -73,8 +73,9 @@ class Load(io.ComfyNode):
             node_id="CoDiLoad",
             display_name="Load CoDi",
             description="Opens a CoDi model. Networks load when a node first needs them.",
+            search_aliases=["codi model", "checkpoint", "open"],
             inputs=[_name()],
-            outputs=[CodiModel.Output(display_name="codi")],
+            outputs=[CodiModel.Output(display_name="codi", tooltip="For all of CoDi's nodes that encode, decode or make denoisers.")],
         )
 
     @classmethod
@@ -95,14 +96,15 @@ class Denoiser(io.ComfyNode):
             node_id="CoDiDenoiser",
             display_name="CoDi Denoiser",
             description="One denoiser as a MODEL of its own. It samples alone, or together with others after CoDi Compose.",
+            search_aliases=["unet", "diffusion model", "one modality"],
             inputs=[
-                CodiModel.Input("codi"),
+                CodiModel.Input("codi", tooltip=CODI_TIP),
                 io.Combo.Input(
                     "denoiser", options=list(DENOISERS), tooltip="vision makes images and clips, audio makes sound, text makes captions."
                 ),
                 _dtype(),
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A MODEL for any sampler, or for CoDi Compose.")],
         )
 
     @classmethod
@@ -119,7 +121,8 @@ class LoadVAE(io.ComfyNode):
             node_id="CoDiVAE",
             display_name="CoDi VAE",
             description="CoDi's autoencoders for the stock nodes VAE Decode, VAE Encode, VAE Decode Audio and VAE Encode Audio.",
-            inputs=[CodiModel.Input("codi")],
+            search_aliases=["autoencoder", "audio vae", "vae loader"],
+            inputs=[CodiModel.Input("codi", tooltip=CODI_TIP)],
             outputs=[
                 io.Vae.Output(display_name="picture VAE", tooltip="Decodes the first part of a joint LATENT: clip, else image."),
                 io.Vae.Output(display_name="sound VAE", tooltip="Decodes the last part of a joint LATENT: sound."),

@@ -12,6 +12,9 @@ CodiModel = io.Custom("CODI_MODEL")
 """An opened model folder (nodes.host.handle.CoDiHandle)."""
 
 
+CODI_TIP = "The opened model, from Load CoDi or Load CoDi (joint)."
+
+
 def schema(**fields: Any) -> io.Schema:
     """io.Schema without the fields that an older host does not know."""
     fields.setdefault("category", CATEGORY)

@@ -16,9 +16,10 @@ class ShowText(io.ComfyNode):
             node_id="CoDiShowText",
             display_name="CoDi Show Text",
             description="Shows a text on the node and hands it on.",
+            search_aliases=["display text", "print", "preview text"],
             is_output_node=True,
-            inputs=[io.String.Input("text", force_input=True)],
-            outputs=[io.String.Output(display_name="text")],
+            inputs=[io.String.Input("text", force_input=True, tooltip="Any text.")],
+            outputs=[io.String.Output(display_name="text", tooltip="The same text.")],
         )
 
     @classmethod

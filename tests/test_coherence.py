@@ -129,7 +129,9 @@ def test_points_are_drawn_where_they_are():
         where = (picture * 255 - torch.tensor(kind)).abs().amax(dim=-1) < 2
         rows, columns = where.nonzero(as_tuple=True)
         assert len(rows) > 60
-        dots = [(int(c), int(r)) for r, c in zip(rows, columns, strict=True) if bool(where[max(r - 3, 0) : r + 4, max(c - 3, 0) : c + 4].all())]
+        dots = [
+            (int(c), int(r)) for r, c in zip(rows, columns, strict=True) if bool(where[max(r - 3, 0) : r + 4, max(c - 3, 0) : c + 4].all())
+        ]
         found.append(dots[len(dots) // 2])
     left, right, top = found
     assert left[0] < top[0] < right[0] and abs(left[1] - right[1]) < 5 and top[1] < left[1] - 20

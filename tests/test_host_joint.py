@@ -6,6 +6,7 @@ import pytest
 import torch
 from host.graph import ALIGNMENT, SAMPLING, base_graph, node, sampled, shown
 from host.session import Failed
+from host.setting import PACK
 
 ALL = ("video", "image", "text", "audio")
 
@@ -130,25 +131,46 @@ def test_latents_are_scaled_part_by_part(session):
     assert set(model.process_latent_in(packed).unique().tolist()) == {0.5, 2.0, 3.0}
 
 
-@pytest.mark.parametrize(
-    ("names", "composed", "picture"),
-    [
-        (("video", "audio"), None, True),
-        (("image",), None, True),
-        (("text", "audio"), ("image", "text", "audio"), True),
-        (("text", "audio"), None, False),
-    ],
-    ids=["clip", "image", "no picture asked", "no picture composed"],
-)
-def test_progress_and_preview(session, names, composed, picture):
+@pytest.mark.parametrize("names", [("video", "image", "text", "audio"), ("video",), ("text", "audio"), ("audio",), ("text",)], ids="-".join)
+def test_progress_and_a_preview_of_every_stream(session, names):
     session.forget()
-    session.run(shown(sampled(*names, composed=composed, steps=3), ["sample", 0]), preview_method="latent2rgb")
+    session.run(shown(sampled(*names, steps=3), ["sample", 0]), preview_method="latent2rgb")
     steps = [d for k, d in session.events if k == "progress" and d["max"] == 3]
     values = [d["value"] for d in steps]
     assert values == sorted(set(values)) and values[-1] == 3  # the host drops updates that follow within a tenth of a second
-    for step in steps:
-        assert (step["preview"] is not None) == picture
-        assert not picture or step["preview"][1].size == (8, 8)
+    pictures = [d["preview"][1] for d in steps]
+    height = (132 if set(names) - {"text"} else 0) + (30 if "text" in names else 0)
+    assert {p.size for p in pictures} == {(384, height)}
+    columns = torch.frombuffer(bytearray(pictures[-1].tobytes()), dtype=torch.uint8).view(height, 384, 3).float()
+    if set(names) - {"text"}:
+        assert columns[:132].std() > 3  # something is drawn
+
+
+def test_no_preview_is_drawn_where_none_is_asked_for(session):
+    session.forget()
+    session.run(shown(sampled("image", "audio", steps=3), ["sample", 0]), preview_method="none")
+    assert all(d["preview"] is None for k, d in session.events if k == "progress" and d["max"] == 3)
+
+
+def test_previews_show_the_decoded_latents_roughly(session):
+    from codi.codi_models.worlds import bounce, render
+
+    if not (PACK / "weights" / "codi-mini" / "config.json").is_file():
+        pytest.skip("codi-mini is not here: nothing is in the latents of autoencoders that were not trained")
+    codi = session.pack.nodes.host.handle.open_handle("codi-mini")
+    preview = session.pack.nodes.host.preview
+    generator = torch.Generator().manual_seed(5)
+    scenes = bounce.sample_scenes(8, generator=generator, held_out="include")
+    nuisance = bounce.sample_nuisance(8, generator=generator)
+    pixels, sound = render.render_image(scenes, nuisance) * 2 - 1, render.render_audio(scenes, nuisance)
+    z = codi.model.picture_autoencoder.encode(pixels) * codi.config.picture_autoencoder.scale
+    drawn = torch.stack([preview.apply(preview.colour_map(codi), row) for row in z]).movedim(-1, 1)
+    wanted = torch.nn.functional.interpolate(pixels, size=z.shape[-2:], mode="area")
+    assert (drawn - wanted).square().mean() < 0.5 * wanted.var()
+    z = codi.model.sound_autoencoder.encode(sound) * codi.config.sound_autoencoder.scale
+    loud = torch.stack([preview.apply(preview.loudness_map(codi), row) for row in z]).squeeze(-1)
+    energy = torch.nn.functional.interpolate(codi.model.sound_autoencoder.mel(sound), size=z.shape[-2:], mode="area")[:, 0]
+    assert torch.corrcoef(torch.stack([loud.flatten(), energy.flatten()]))[0, 1] > 0.5
 
 
 def test_interrupt_stops_the_run_and_not_the_host(session):
