@@ -24,6 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="anneal each stage so that it ends after this many minutes at the latest")
     parser.add_argument("--pause-after", type=float, help="save and stop after this many minutes; the same command goes on from there")
     parser.add_argument("--again", action="store_true", help="train a finished stage further, starting from its weights")
+    parser.add_argument(
+        "--sheets", type=float, default=10.0, help="minutes between sample sheets in the log; 0 for none (default: %(default)s)"
+    )
+    parser.add_argument("--shards", type=int, help="batches of a step, shared among the processes (default: one for each)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="CPU threads")
     options = parser.parse_args(argv)
@@ -40,6 +44,7 @@ def _run(options: argparse.Namespace) -> int:
     from accelerate.utils import DistributedDataParallelKwargs, set_seed
 
     from .loop import Schedule, train
+    from .sheets import SampleSheet
     from .workspace import Workspace
 
     if options.threads:
@@ -60,8 +65,11 @@ def _run(options: argparse.Namespace) -> int:
             accelerator.wait_for_everyone()
         recipe = RECIPES[stage]
         objective = recipe.objective(space)
-        schedule = Schedule(steps=options.steps or recipe.steps, minutes=options.minutes, pause_after=options.pause_after)
-        if not train(objective, schedule, accelerator=accelerator, run=run, seed=options.seed):
+        schedule = Schedule(
+            steps=options.steps or recipe.steps, minutes=options.minutes, pause_after=options.pause_after, shards=options.shards
+        )  # fmt: skip
+        sheet = SampleSheet(space) if options.sheets else None
+        if not train(objective, schedule, accelerator=accelerator, run=run, seed=options.seed, sheet=sheet, sheet_every=options.sheets):
             print(f"{stage}: paused; run the same command again to go on")
             return 0
         if accelerator.is_main_process:

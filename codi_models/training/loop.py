@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,9 @@ class Schedule:
     pause_after: float | None = None  # minutes of this sitting, after which the state is saved and training stops
     save_every: float = 3.0  # minutes
     warmup: int = 100
+    shards: int | None = None
+    """Batches of a step, drawn from streams of their own and averaged; None for one a process. What a step learns from depends on this
+    number alone, not on how many processes share the work: two processes do what one does with `shards=2`, its doubled batch."""
 
     def progress(self, step: int, elapsed: float) -> float:
         """Share of the run that is done, 0..1."""
@@ -70,22 +75,71 @@ class _Average:
         torch._foreach_lerp_(self.shadow, [p.detach() for p in parameters], weight)
 
 
-def step_generator(device: torch.device, seed: int, step: int, process: int) -> torch.Generator:
-    """Random stream of one step on one process, so that a resumed run sees the batches it would have seen."""
-    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) * 1009 + process)
+def step_generator(device: torch.device, seed: int, step: int, shard: int) -> torch.Generator:
+    """Random stream of one batch of one step, so that a resumed run sees the batches it would have seen."""
+    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) * 1009 + shard)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Errors of the disk inside the block become CoDiError."""
+    try:
+        yield
+    except OSError as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CoDiError(f"cannot write {path} ({reason}): make room; the same command goes on from the last whole checkpoint") from error
 
 
 def _save(path: Path, state: dict[str, object]) -> None:
+    """A checkpoint, whole or not at all: until it lies safely on the disk, the one before it stays."""
     partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with _writing(path):
+        try:
+            with open(partial, "wb") as file:
+                try:
+                    torch.save(state, file)
+                except RuntimeError as error:  # how torch reports a full disk
+                    raise OSError(str(error).splitlines()[0]) from error
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
-def train(objective: Objective, schedule: Schedule, *, accelerator: Accelerator, run: Path, seed: int = 0, log_every: int = 25) -> bool:
+def _load(path: Path, device: torch.device) -> dict[str, Any]:
+    """What `_save` wrote. Raises CoDiError for a damaged file."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # the many kinds that a damaged archive raises
+        raise CoDiError(f"{path} is no whole checkpoint ({str(error).splitlines()[0]}): remove it to start this stage afresh") from error
+
+
+def _shards(count: int, processes: int, process: int) -> range:
+    """Batches of a step that fall to one process. Raises CoDiError where they cannot be shared out evenly."""
+    if count < 1 or count % processes:
+        raise CoDiError(f"{count} batches a step cannot be shared by {processes} processes: give a multiple of {processes}")
+    return range(process, count, processes)
+
+
+Sheet = Callable[[Objective, Any, int], None]
+"""`sheet(objective, writer, step)` adds pictures or texts of what the stage makes to a TensorBoard writer."""
+
+
+def train(
+    objective: Objective, schedule: Schedule, *,
+    accelerator: Accelerator, run: Path, seed: int = 0, log_every: int = 25, progress: Callable[[int, float, float], None] | None = None,
+    sheet: Sheet | None = None, sheet_every: float = 10.0,
+) -> bool:  # fmt: skip
     """Train until the schedule ends, resuming from `run/state.pt` where there is one.
 
-    Leaves the averaged weights in `objective`. Returns False if it paused before the end. Logs scalars to `run` in TensorBoard's format.
+    Leaves the averaged weights in `objective`. Returns False if it paused before the end. Logs scalars to `run` in TensorBoard's format,
+    and what `sheet` adds, every `sheet_every` minutes and at the end. progress: called after every step with the steps done, the share of
+    the run that is done and the loss; an exception that it raises ends the run after saving its state.
+    Raises CoDiError for a loss that is not finite (before it reaches the weights), a full disk, and the state of another configuration.
     """
+    from accelerate.utils import broadcast
     from torch.utils.tensorboard import SummaryWriter
 
     run.mkdir(parents=True, exist_ok=True)
@@ -96,7 +150,7 @@ def train(objective: Objective, schedule: Schedule, *, accelerator: Accelerator,
     average = _Average(objective, objective.ema_decay)
     step, elapsed = 0, 0.0
     if state_file.exists():
-        state = torch.load(state_file, map_location=device, weights_only=True)
+        state = _load(state_file, device)
         if len(state["shadow"]) != len(parameters):
             raise CoDiError(
                 f"{state_file} belongs to another configuration ({len(state['shadow'])} tensors, here {len(parameters)}): "
@@ -107,6 +161,8 @@ def train(objective: Objective, schedule: Schedule, *, accelerator: Accelerator,
         average.shadow = [tensor.to(device) for tensor in state["shadow"]]
         step, elapsed = state["step"], state["elapsed"]
     model, optimiser = accelerator.prepare(objective, optimiser)
+    processes = accelerator.num_processes
+    mine = _shards(schedule.shards or processes, processes, accelerator.process_index)
     writer = SummaryWriter(str(run)) if accelerator.is_main_process else None
 
     def save() -> None:
@@ -115,43 +171,80 @@ def train(objective: Objective, schedule: Schedule, *, accelerator: Accelerator,
             _save(state_file, {"objective": plain.state_dict(), "optimiser": optimiser.state_dict(), "shadow": average.shadow,
                                "step": step, "elapsed": elapsed})  # fmt: skip
 
-    started = last_save = time.monotonic()
-    before = elapsed
-    while (progress := schedule.progress(step, elapsed)) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = objective.learning_rate * schedule.factor(step, progress)
-        loss, logs = model(step, step_generator(device, seed, step, accelerator.process_index))
+    def shared(value: float) -> float:
+        """The main process's value: clocks differ, and processes must end together."""
+        return value if processes == 1 else float(broadcast(torch.tensor(value, dtype=torch.float64, device=device)))
+
+    def show() -> None:
+        if writer and sheet:
+            objective.eval()
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), _writing(run):
+                sheet(objective, writer, step)
+            objective.train()
+
+    def once() -> tuple[float, dict[str, float]]:
+        """One step of the optimiser: the loss and what else is logged, means over all batches of the step."""
         optimiser.zero_grad(set_to_none=True)
-        accelerator.backward(loss)
+        sums: dict[str, Tensor] = {}
+        for position, shard in enumerate(mine):
+            last = position == len(mine) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                loss, logs = model(step, step_generator(device, seed, step, shard))
+                accelerator.backward(loss / len(mine))
+            for key, value in {"loss": loss, **logs}.items():
+                sums[key] = sums.get(key, 0) + value.detach() / len(mine)
+        names = sorted(sums)
+        means = torch.stack([sums[name].float() for name in names])
+        values = dict(zip(names, (accelerator.reduce(means, "mean") if processes > 1 else means).tolist(), strict=True))
+        if not math.isfinite(values["loss"]):
+            raise CoDiError(
+                f"{run.name}: the loss is {values['loss']} at step {step}. The weights have not taken it, and the last checkpoint is "
+                "whole; lower the learning rate or look at the data"
+            )
         accelerator.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
+        return values.pop("loss"), values
+
+    started = last_save = last_sheet = time.monotonic()
+    before = elapsed
+    while (done := schedule.progress(step, elapsed)) < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = objective.learning_rate * schedule.factor(step, done)
+        loss, logs = once()
         average.update(parameters, step)
         step += 1
         now = time.monotonic()
-        elapsed = before + now - started
-        if step % log_every == 0 or step == schedule.steps:
-            values = {"loss": float(loss.detach()), **{k: float(v.detach()) for k, v in logs.items()}}
-            if not math.isfinite(values["loss"]):
-                raise CoDiError(f"{run.name}: the loss is {values['loss']} at step {step}; lower the learning rate or look at the data")
-            if writer:
-                for key, value in values.items():
+        elapsed = shared(before + now - started)
+        if writer and (step % log_every == 0 or step == schedule.steps):
+            with _writing(run):
+                for key, value in {"loss": loss, **logs}.items():
                     writer.add_scalar(key, value, step)
-                if step % (log_every * 5) == 0:
-                    text = "  ".join(f"{k} {v:.4f}" for k, v in values.items())
-                    print(f"{run.name}: step {step} ({progress:.0%}, {elapsed / step:.3f} s a step)  {text}", flush=True)
+            if step % (log_every * 5) == 0:
+                text = "  ".join(f"{k} {v:.4f}" for k, v in {"loss": loss, **logs}.items())
+                print(f"{run.name}: step {step} ({done:.0%}, {elapsed / step:.3f} s a step)  {text}", flush=True)
+        if progress:
+            try:
+                progress(step, schedule.progress(step, elapsed), loss)
+            except BaseException:
+                save()
+                raise
+        if now - last_sheet > 60 * sheet_every:
+            show()
+            last_sheet = time.monotonic()
         if (now - last_save) > 60 * schedule.save_every:
             save()
             last_save = now
-        if schedule.pause_after and now - started > 60 * schedule.pause_after:
+        if schedule.pause_after and elapsed - before > 60 * schedule.pause_after:
             save()
             return False
     save()
-    if writer:
-        writer.close()
     plain = accelerator.unwrap_model(model)
     with torch.no_grad():
         for parameter, mean in zip(parameters, average.shadow, strict=True):
             parameter.copy_(mean)
+    show()
+    if writer:
+        writer.close()
     plain.eval()
-    print(f"{run.name}: done after {step} steps, {elapsed / 60:.1f} minutes", flush=True)
+    accelerator.print(f"{run.name}: done after {step} steps, {elapsed / 60:.1f} minutes", flush=True)
     return True
