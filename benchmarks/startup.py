@@ -2,7 +2,7 @@
 
 python benchmarks/startup.py [--host COMFYUI_FOLDER] [--repeats 5] [--first-run]
 
-Starts the host in turn without and with the pack (`main.py --quick-test-for-ci`, which ends once the server is up) and compares medians. Whole
+Starts the host in turn without and with the pack (`main.py --quick-test-for-ci`, which ends once the server is up); compares medians. Whole
 starts differ by more than the pack costs, so its share is also taken from the interpreter's record of imports (`python -X importtime`).
 --first-run starts one server more, queues the workflow text_to_everything and tells when each output was there.
 """
