@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-from .errors import CoDiError
+from .errors import CoDiError, out_of_memory
 
 COMMANDS = {
     "generate": (".cli.generate", "any mix of prompts to any set of outputs, as files"),
@@ -32,6 +32,11 @@ def main(argv: list[str]) -> int:
         return int(command.main(argv[1:]) or 0)
     except CoDiError as error:
         print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        print("error: out of memory. Use a smaller --batch-size, fewer frames or a smaller --size, or --dtype fp16", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,5 +1,16 @@
-"""The one exception for bad input: its text names what was given, what is accepted, and what to do."""
+"""Exceptions for what a user can act on: their text names what was given, what is accepted, and what to do."""
 
 
 class CoDiError(ValueError):
     """Raised for input that CoDi cannot use. Nodes show its text as it is; the command line prints it and exits with 2."""
+
+
+class WriteError(CoDiError):
+    """Raised where a file cannot be written: no room, no right, no such place."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that the memory of the device or of the machine does not suffice."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's class, without loading torch
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("can't allocate memory", "out of memory"))

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from .errors import CoDiError
+from .errors import WriteError
 
 _STALE_SECONDS = 600  # a file being written changes far more often
 
@@ -21,7 +21,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Yields a temporary path (same folder, same suffix) that becomes `path` when the block ends without exception.
 
     An exception, KeyboardInterrupt included, removes the temporary file and leaves an older `path` as it was.
-    Raises CoDiError where the folder cannot be made or written."""
+    Raises WriteError where the folder cannot be made or written."""
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
@@ -29,16 +29,16 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise CoDiError(f"cannot write {path}: {error.strerror or error}. Give a folder that can be written and has room") from error
+        raise WriteError(f"cannot write {path}: {error.strerror or error}. Give a folder that can be written and has room") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text as a whole file."""
+    """Write UTF-8 text as a whole file. Bytes of file names that are no UTF-8 are written as escapes that JSON reads back."""
     with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def sha256(path: str | Path, progress: Callable[[int], None] | None = None) -> str:

@@ -5,6 +5,8 @@ Pixels are float32 in 0..1, channels first: a picture (3, H, W), a clip (F, 3, H
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import wave
 from collections.abc import Iterator
 from fractions import Fraction
@@ -22,7 +24,7 @@ MAX_SECONDS = 600.0
 """Longest sound or clip taken as a prompt. A prompt becomes one embedding: beyond minutes it says nothing in particular."""
 
 _FORMATS = (
-    "wav,w64,aiff,flac,mp3,ogg,aac,mov,mp4,m4a,matroska,webm,avi,mpegts,mpeg,flv,asf,gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
+    "wav,w64,aiff,au,caf,flac,mp3,ogg,aac,ac3,amr,wv,mov,mp4,m4a,matroska,webm,avi,mpegts,mpeg,flv,asf,gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
 )
 """Containers that are opened. Others are not media (the library draws text files as pictures) or lead to other files (playlists)."""
 
@@ -41,8 +43,8 @@ def read_image(path: str | Path) -> Tensor:
     try:
         with Image.open(path) as file:
             picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I;16"):  # Pillow would cut 16-bit greys at 255 instead of scaling them
-                picture = Image.fromarray((np.asarray(picture, dtype=np.float32) / 257).astype(np.uint8))
+            if picture.mode[0] in "IF":  # Pillow would cut greys of more than 8 bits at 255 instead of scaling them
+                picture = Image.fromarray(_grey_bytes(np.asarray(picture, dtype=np.float32), picture.mode))
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -149,6 +151,16 @@ def _bytes(pixels: Tensor) -> Tensor:
     return (pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
 
 
+def _grey_bytes(values: np.ndarray, mode: str) -> np.ndarray:
+    """Greys of more than 8 bits -> uint8. 32-bit modes do not say what white is: 1, 255 or 65535, the first that none exceeds."""
+    brightest = float(np.nanmax(values, initial=0.0))
+    if mode.startswith("I;16") or brightest > 255:
+        white = 65535.0
+    else:
+        white = 1.0 if mode == "F" and brightest <= 1 else 255.0
+    return (np.nan_to_num(values).clip(0, white) * (255 / white)).astype(np.uint8)
+
+
 def _pixels(frame: Any) -> Tensor:
     """Decoded frame -> (3, H, W), turned as the camera's rotation mark says."""
     pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1).float() / 255  # (3, H, W)
@@ -156,8 +168,14 @@ def _pixels(frame: Any) -> Tensor:
 
 
 def _must_exist(path: str | Path, kind: str) -> None:
-    if not Path(path).is_file():
-        raise CoDiError(f"no file at {path}: give {_KINDS[kind]}")
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        reason = "no file" if isinstance(error, FileNotFoundError) else f"no readable file ({getattr(error, 'strerror', None) or error})"
+        name = str(path) if len(str(path)) < 300 else f"{str(path)[:300]}..."
+        raise CoDiError(f"{reason} at {name or repr(name)}: give {_KINDS[kind]}") from error
+    if not stat.S_ISREG(mode):
+        raise CoDiError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'no regular file'}: give {_KINDS[kind]}")
 
 
 @contextlib.contextmanager
