@@ -9,6 +9,7 @@ from .errors import CoDiError, out_of_memory
 
 COMMANDS = {
     "generate": (".cli.generate", "any mix of prompts to any set of outputs, as files"),
+    "batch": (".cli.batch", "every item of a manifest, on one machine or many"),
     "train": (".training.cli", "train a model on Bounce World"),
     "evaluate": (".evaluation.cli", "measure a model by Bounce World's judge"),
     "convert": (".cli.convert", "the published checkpoint to a model folder"),

@@ -49,10 +49,12 @@ def shares(weights: Sequence[float] | None, count: int) -> list[float]:
         raise CoDiError(f"{len(weights)} weights for {count} prompts: give one weight per prompt")
     if not all(map(math.isfinite, weights)):
         raise CoDiError(f"weights must be finite numbers, got {weights}")
-    total = math.fsum(weights)
-    if abs(total) <= 1e-6 * max(map(abs, weights)):
-        raise CoDiError(f"the weights {weights} sum to {total:g}; they are divided by their sum, so it must not be 0. Change one of them")
-    return [w / total for w in weights]
+    largest = max(map(abs, weights)) or 1.0
+    scaled = [w / largest for w in weights]  # only ratios matter; sums of huge numbers would overflow, products of tiny ones vanish
+    total = math.fsum(scaled)
+    if abs(total) <= 1e-6:
+        raise CoDiError(f"the weights {weights} sum to {sum(weights):g}; they are divided by their sum, so it must not be 0. Change one")
+    return [w / total for w in scaled]
 
 
 def _spherical_mean(points: Tensor, share: Tensor, start: Tensor) -> Tensor:

@@ -6,12 +6,13 @@ import contextlib
 import hashlib
 import os
 import re
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from .errors import WriteError
+from .errors import CoDiError, WriteError
 
 _STALE_SECONDS = 600  # a file being written changes far more often
 
@@ -29,10 +30,32 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}. Give a folder that can be written and has room") from error
+        raise unwritable(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def output_folder(path: str | Path) -> Path:
+    """A folder to write to, which need not exist yet: what can be known of it before there is anything to write.
+
+    Raises CoDiError where nothing or a file is named, WriteError where it cannot be made or written."""
+    folder = Path(path)
+    if not str(path):
+        raise CoDiError("the folder to write to has an empty name: give a folder")
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise CoDiError(f"{folder} is a file: give a folder")
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        with tempfile.TemporaryFile(dir=there):
+            return folder
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> WriteError:
+    """The error to raise where a path could not be written."""
+    return WriteError(f"cannot write {path}: {error.strerror or error}. Give a folder that can be written and has room")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -24,7 +24,8 @@ MAX_SECONDS = 600.0
 """Longest sound or clip taken as a prompt. A prompt becomes one embedding: beyond minutes it says nothing in particular."""
 
 _FORMATS = (
-    "wav,w64,aiff,au,caf,flac,mp3,ogg,aac,ac3,amr,wv,mov,mp4,m4a,matroska,webm,avi,mpegts,mpeg,flv,asf,gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
+    "wav,w64,aiff,au,caf,flac,mp3,ogg,aac,ac3,amr,wv,mov,mp4,m4a,matroska,webm,avi,mpegts,mpeg,flv,asf,"
+    "gif,apng,image2,png_pipe,jpeg_pipe,webp_pipe,bmp_pipe"
 )
 """Containers that are opened. Others are not media (the library draws text files as pictures) or lead to other files (playlists)."""
 

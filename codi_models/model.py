@@ -220,8 +220,14 @@ def find_model(model: str | Path) -> Path:
     """Folder of a shipped model name or a path. Raises CoDiError naming what was looked for and which names exist."""
     shipped = sorted(p.name for p in SHIPPED.iterdir() if (p / "config.json").is_file()) if SHIPPED.is_dir() else []
     folder = SHIPPED / model if str(model) in shipped else Path(model)
-    if not (folder / "config.json").is_file():
-        raise CoDiError(f"no CoDi model at {str(model)!r}: give a folder with a config.json, or one of {shipped or 'no shipped models'}")
+    try:
+        found = (folder / "config.json").is_file()
+    except OSError:  # a name too long, a folder that may not be looked into
+        found = False
+    if not found:
+        raise CoDiError(
+            f"no CoDi model at {str(model)[:300]!r}: give a folder with a config.json, or one of {shipped or 'no shipped models'}"
+        )
     return folder
 
 
@@ -234,6 +240,10 @@ def _device(device: str | torch.device) -> torch.device:
         raise CoDiError(f"unknown device {str(device)!r}: give auto, cpu, cuda or cuda:N") from error
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise CoDiError(f"device {device} is not there: this machine offers {torch.cuda.device_count()} CUDA devices. Give cpu or auto")
+    try:
+        torch.zeros(1, device=place).cpu()
+    except (RuntimeError, AssertionError) as error:  # a backend that this build or this machine lacks; the meta device
+        raise CoDiError(f"device {device} cannot compute here: give auto, cpu, cuda or cuda:N") from error
     return place
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from ..conditioning import MIX_METHODS
 from ..config import MODALITIES
 from ..errors import CoDiError
-from ..files import write_text
+from ..files import output_folder, write_text
 from ..model import CoDi
 from ..pipeline import CoDiPipeline
 from ..prompts import PROMPT_KINDS, Prompt
@@ -35,9 +35,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(_joined(argv, parser))
     prompts = _weighted(args.prompts or [], args.weights)
     outputs = [name.strip() for name in args.outputs.split(",") if name.strip()]
-    folder = Path(args.out)
-    if folder.exists() and not folder.is_dir():
-        raise CoDiError(f"--out {folder} is a file: give a folder")
+    folder = output_folder(args.out)
     begin = time.perf_counter()
     model = CoDi.from_pretrained(args.model, device=args.device, dtype=args.dtype)
     names = ("seed", "count", "steps", "cfg", "sampler", "wiring", "alignment", "alignment_guidance", "mix", "frames", "size", "batch_size")
@@ -65,7 +63,7 @@ def _run(model: CoDi, prompts: list[Prompt], settings: Settings, folder: Path, *
                 record: dict[str, Any] = {"index": i, "seed": sample.seed, "files": []}
                 written.append(record)
                 with _interrupts_waiting():  # so that what is told is exactly what was written
-                    write_sample(sample, folder, i, raw=raw, written=record["files"])
+                    write_sample(sample, folder, f"{i:03d}", raw=raw, written=record["files"])
                 writing += time.perf_counter() - start
         complete = True
     except KeyboardInterrupt:
@@ -82,7 +80,7 @@ def _run(model: CoDi, prompts: list[Prompt], settings: Settings, folder: Path, *
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "weights": model.hashes(),
-            "versions": _versions(),
+            "versions": versions(),
             "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
             "complete": complete,
             "samples": [record for record in written if record["files"]],
@@ -170,11 +168,12 @@ def _weighted(prompts: list[Prompt], weights: str | None) -> list[Prompt]:
     return [Prompt(p.kind, p.value, w) for p, w in zip(prompts, numbers, strict=True)]
 
 
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            versions[package] = importlib.metadata.version(package)
+            found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return versions
+            found[package] = "not installed"
+    return found

@@ -11,12 +11,11 @@ from ..files import whole_file, write_text
 from ..pipeline import Sample
 
 
-def write_sample(sample: Sample, folder: Path, index: int, *, raw: bool, written: list[str]) -> None:
-    """Write what the sample holds as `00i_<output>.<kind>`; names are added to `written` as files become whole.
+def write_sample(sample: Sample, folder: Path, stem: str, *, raw: bool, written: list[str]) -> None:
+    """Write what the sample holds as `<stem>_<output>.<kind>`; names are added to `written` as files become whole.
 
-    The clip carries the sound where both are outputs. `raw` adds `00i_raw.npz`: image (H, W, 3) and video (F, H, W, 3) in
+    The clip carries the sound where both are outputs. `raw` adds `<stem>_raw.npz`: image (H, W, 3) and video (F, H, W, 3) in
     0..1, audio (N,) in -1..1, float32, and sample_rate."""
-    stem = f"{index:03d}"
 
     def done(name: str) -> None:
         written.append(name)
