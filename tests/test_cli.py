@@ -96,13 +96,99 @@ def test_no_prompt_is_unconditional(generate):
     (["--outputs", "image,smell"], "smell"),
     (["--outputs", ","], "no output"),
     (["--out", "TEXT"], "is a file"),
+    (["--out", ""], "empty name"),
+    (["--out", "/proc/nowhere"], "cannot write"),
+    (["--out", "n" * 300], "cannot write"),
+    (["--model", "m" * 5000], "no CoDi model"),
+    (["--image", "n" * 5000], "no readable file"),
+    (["--image", "FOLDER"], "is a folder"),
+    (["--device", "meta"], "cannot compute here"),
+    (["--seed", str(2**63)], "below 2**63"),
+    (["--text", "a", "--text", "b", "--weights", "1,-1"], "sum to 0"),
+    (["--text", "a", "--weights", "1e400"], "finite"),
+    (["--count", "0"], "count 0"),
+    (["--steps", "501"], "1 to 500"),
+    (["--cfg", "nan"], "cfg nan"),
+    (["--frames", "31"], "between 1 and 30"),
+    (["--batch-size", "0"], "batch size 0"),
 ])  # fmt: skip
 def test_bad_input_is_one_message_and_leaves_nothing(generate, tmp_path, capsys, options, message):
     (tmp_path / "notes.txt").write_text("no sound and no picture " * 20)
-    options = [str(tmp_path / "notes.txt") if option == "TEXT" else option for option in options]
+    options = [{"TEXT": str(tmp_path / "notes.txt"), "FOLDER": str(tmp_path)}.get(option, option) for option in options]
     assert generate("--outputs", "image", *options) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and len(error.strip().splitlines()) == 1
+    assert not generate.out.exists()
+
+
+COMBINATIONS = [
+    ("text", "image,video,audio,text"), ("text,audio", "image"), ("image,audio", "video"), ("video", "audio,text"), ("audio", "image,text"),
+    ("image", "text"), ("text,image,audio,video", "image,audio"), ("video,video", "video"), ("image,image,text", "audio,video"),
+    ("", "text,audio"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given, wanted", COMBINATIONS)
+def test_ten_mixes_of_prompts_to_sets_of_outputs(generate, prompts, given, wanted):
+    kinds, outputs = [kind for kind in given.split(",") if kind], wanted.split(",")
+    options = [argument for kind in kinds for argument in (f"--{kind}", prompts[kind])]
+    if kinds:
+        options += ["--weights", ",".join(str(1 - 0.75 * (i == 1)) for i in range(len(kinds)))]
+    assert generate(*options, "--outputs", wanted, "--raw", "--seed", "3") == 0
+    suffix = {"image": "png", "video": "mp4", "audio": "wav", "text": "txt"}
+    assert {p.name for p in generate.out.iterdir()} == {f"000_{o}.{suffix[o]}" for o in outputs} | {"000_raw.npz", "run.json"}
+    run, raw = json.loads((generate.out / "run.json").read_text()), np.load(generate.out / "000_raw.npz")
+    assert [(p["kind"], p["value"]) for p in run["prompts"]] == [(kind, prompts[kind]) for kind in kinds]
+    assert set(run["outputs"]) == set(outputs) and set(raw) == {"sample_rate", *outputs} - {"text"}
+    for name in set(outputs) - {"text"}:
+        low = -1 if name == "audio" else 0
+        assert np.isfinite(raw[name]).all() and raw[name].min() >= low and raw[name].max() <= 1 and raw[name].std() > 0
+    encoders = {"clap.safetensors" if kind == "audio" else "clip.safetensors" for kind in kinds or ["text"]}
+    assert {name for name in run["weights"] if name.startswith("cl")} == encoders
+    if "video" in outputs:
+        import av
+
+        with av.open(str(generate.out / "000_video.mp4")) as file:
+            assert len(file.streams.audio) == ("audio" in outputs)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    """A prompt of each kind, as the command line takes it."""
+    folder = tmp_path_factory.mktemp("prompts")
+    media.write_png(folder / "p.png", torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    media.write_wav(folder / "s.wav", torch.rand(20480, generator=torch.Generator().manual_seed(2)) - 0.5, 16000)
+    media.write_mp4(folder / "c.mp4", torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(3)), 6.25)
+    return {"text": "a red circle", "image": str(folder / "p.png"), "audio": str(folder / "s.wav"), "video": str(folder / "c.mp4")}
+
+
+TEXTS = {
+    "empty": "", "10000 words": "word " * 10_000, "one long word": "x" * 50_000, "lines": "a\nred\ncircle",
+    "unicode": "ein Kreis \u202e \U0001f534 \x00", "bytes": "no UTF-8 \udcff",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+def test_any_text_is_a_prompt(generate, text):
+    assert generate("--text", text, "--outputs", "image", "--steps", "1") == 0
+    assert json.loads((generate.out / "run.json").read_text(encoding="utf-8"))["prompts"][0]["value"] == text
+
+
+def test_weights_matter_by_their_ratios_alone(generate):
+    arrays = []
+    for weights in ("1,2", "0.75e308,1.5e308", "-1e-300,-2e-300"):
+        assert generate("--text", "a", "--text", "b", "--weights", weights, "--outputs", "image", "--raw") == 0
+        arrays.append(np.load(generate.out / "000_raw.npz")["image"])
+    assert all(np.allclose(arrays[0], other, atol=1e-4) for other in arrays[1:])
+
+
+def test_out_of_memory_is_told_with_a_hint(generate, monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr("codi.codi_models.pipeline.CoDiPipeline.generate", full)
+    assert generate("--outputs", "image", "--text", "a") == 2
+    assert "error: out of memory" in (error := capsys.readouterr().err) and "--batch-size" in error
     assert not generate.out.exists()
 
 

@@ -1,12 +1,17 @@
 """Files in and out: what is written is read back, and what cannot be read is named."""
 
+import json
+import os
+import sys
 import wave
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from codi.codi_models import media
 from codi.codi_models.errors import CoDiError
+from codi.codi_models.files import write_text
 from PIL import Image
 
 COLOURS = torch.tensor(
@@ -148,3 +153,129 @@ def test_odd_sizes_are_refused_and_leave_nothing(tmp_path):
     with pytest.raises(CoDiError, match="15x15"):
         media.write_mp4(tmp_path / "odd.mp4", torch.rand(2, 3, 15, 15), 6.25)
     assert list(tmp_path.iterdir()) == []
+
+
+def wav(path, bits, channels, rate, samples=4000):
+    """A sine of amplitude 0.5 in all channels, as whole numbers of 8, 16, 24 or 32 bits or as 32-bit floats."""
+    import av
+
+    codec = {8: "pcm_u8", 16: "pcm_s16le", 24: "pcm_s24le", 32: "pcm_s32le", "float": "pcm_f32le"}[bits]
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[channels]
+    sine = 0.5 * np.sin(np.arange(samples) / 10, dtype=np.float32)
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate, layout=layout)
+        frame = av.AudioFrame.from_ndarray(np.tile(sine, (channels, 1)), format="fltp", layout=layout)
+        frame.sample_rate, frame.pts = rate, 0
+        for block in av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate).resample(frame):
+            file.mux(stream.encode(block))
+        file.mux(stream.encode(None))
+    return torch.from_numpy(sine)
+
+
+@pytest.mark.parametrize("bits, channels, rate", [(8, 1, 8000), (16, 6, 48000), (24, 2, 96000), (32, 1, 44100), ("float", 2, 22050)])
+def test_wav_of_every_kind(tmp_path, bits, channels, rate):
+    sine = wav(tmp_path / "a.wav", bits, channels, rate)
+    sound, found = media.read_audio(tmp_path / "a.wav")
+    assert found == rate and sound.shape == sine.shape
+    assert (sound - sine).abs().max() < (0.02 if bits == 8 else 1e-3)
+
+
+@pytest.mark.parametrize("name, codec", [
+    ("a.mp3", "libmp3lame"), ("a.flac", "flac"), ("a.ogg", "libopus"), ("a.m4a", "aac"), ("a.aiff", "pcm_s16be"), ("a.caf", "pcm_s16be"),
+    ("a.au", "pcm_s16be"),
+])  # fmt: skip
+def test_sound_files(tmp_path, name, codec):
+    import av
+
+    rate, path = 48000, tmp_path / name
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate, layout="stereo")
+        sine = np.tile(0.5 * np.sin(2 * np.pi * 480 * np.arange(rate // 2) / rate, dtype=np.float32), (2, 1))
+        frame = av.AudioFrame.from_ndarray(sine, format="fltp", layout="stereo")
+        frame.sample_rate, frame.pts = rate, 0
+        convert = av.AudioResampler(
+            format=stream.codec_context.format, layout="stereo", rate=rate, frame_size=stream.codec_context.frame_size
+        )
+        for block in [*convert.resample(frame), *convert.resample(None)]:
+            file.mux(stream.encode(block))
+        file.mux(stream.encode(None))
+    sound, found = media.read_audio(path)
+    middle = torch.fft.rfft(sound[8000:18000]).abs()
+    assert found == rate and middle.argmax() == 100  # 480 Hz in bins of 4.8
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])  # a download that broke off
+    try:
+        assert 0 < len(media.read_audio(path)[0]) < len(sound)
+    except CoDiError as error:
+        assert "damaged" in str(error)
+
+
+def test_picture_modes(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    expected = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    for mode, suffix in (
+        ("L", "png"),
+        ("LA", "png"),
+        ("P", "png"),
+        ("1", "png"),
+        ("CMYK", "jpg"),
+        ("RGB", "tiff"),
+        ("RGB", "webp"),
+        ("RGB", "bmp"),
+    ):
+        picture.convert(mode).save(tmp_path / f"{mode}.{suffix}")
+        back = media.read_image(tmp_path / f"{mode}.{suffix}")
+        assert back.shape == expected.shape and back.mean() == pytest.approx(float(expected.mean()), abs=0.1)
+    grey = pixels.astype(np.float32).mean(axis=2)
+    for name, values in (("float", grey / 255), ("int", (grey * 257).astype(np.int32)), ("byte", grey.astype(np.int32))):
+        Image.fromarray(values).save(tmp_path / f"{name}.tiff")
+        assert (media.read_image(tmp_path / f"{name}.tiff")[0] - torch.from_numpy(grey) / 255).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("name, codec, form, size", [
+    ("a.webm", "libvpx-vp9", "yuv420p", (33, 17)), ("a.mkv", "ffv1", "gray", (40, 30)), ("a.avi", "mpeg4", "yuv420p", (64, 48)),
+    ("a.mp4", "libx264", "yuv444p", (33, 17)), ("ten.mp4", "libx265", "yuv420p10le", (64, 48)), ("one.mp4", "libx264", "yuv420p", (64, 48)),
+])  # fmt: skip
+def test_clips_of_other_programs_with_frames_at_uneven_times(tmp_path, name, codec, form, size):
+    import av
+
+    count = 1 if name == "one.mp4" else 12
+    with av.open(str(tmp_path / name), "w") as file:
+        stream = file.add_stream(codec, rate=12, options={"x265-params": "log-level=none"} if codec == "libx265" else {})
+        (stream.width, stream.height), stream.pix_fmt, base = size, form, Fraction(1, 1000)
+        stream.time_base = stream.codec_context.time_base = base
+        for i in range(count):
+            frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), 20 * i, np.uint8), format="rgb24").reformat(format=form)
+            frame.pts, frame.time_base = 37 * i * i, base
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode(None))
+    frames = media.read_video(tmp_path / name, 4)
+    assert frames.shape == (min(count, 4), 3, size[1], size[0])
+    levels = [1, 4, 7, 10] if count > 1 else [0]
+    assert torch.allclose(frames.mean(dim=(1, 2, 3)), torch.tensor(levels) * 20 / 255, atol=0.03)
+
+
+def test_names_that_cannot_be_looked_up_and_names_that_are_no_utf8(tmp_path):
+    for name in ("", "n" * 5000, "\0", str(tmp_path / "a.png" / "b.png")):
+        (tmp_path / "a.png").write_bytes(b"x")
+        with pytest.raises(CoDiError, match="no (readable )?file"):
+            media.read_image(name)
+    if os.name != "nt":
+        os.mkfifo(tmp_path / "pipe.wav")  # would wait for a writer for ever
+        with pytest.raises(CoDiError, match="no regular file"):
+            media.read_audio(tmp_path / "pipe.wav")
+    if sys.platform == "linux":  # others do not take such names
+        odd = tmp_path / "odd \udcff.png"
+        media.write_png(odd, torch.rand(3, 8, 8))
+        assert media.read_image(odd).shape == media.read_video(odd, 1)[0].shape == (3, 8, 8)
+        write_text(tmp_path / "names.json", json.dumps([str(odd)], ensure_ascii=False))
+        assert json.loads((tmp_path / "names.json").read_text(encoding="utf-8")) == [str(odd)]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may read everything")
+@pytest.mark.parametrize("read", [media.read_image, media.read_audio])
+def test_files_that_may_not_be_read(tmp_path, read):
+    media.write_png(tmp_path / "a.png", torch.rand(3, 8, 8))
+    (tmp_path / "a.png").chmod(0)
+    with pytest.raises(CoDiError, match="a.png cannot be read"):
+        read(tmp_path / "a.png")
