@@ -116,6 +116,24 @@ def _load(path: Path, device: torch.device) -> dict[str, Any]:
         raise CoDiError(f"{path} is no whole checkpoint ({str(error).splitlines()[0]}): remove it to start this stage afresh") from error
 
 
+def _learnt(objective: nn.Module) -> dict[str, Tensor]:
+    """State of an objective without its frozen parameters, which are where they came from."""
+    frozen = {name for name, p in objective.named_parameters() if not p.requires_grad}
+    return {name: value for name, value in objective.state_dict().items() if name not in frozen}
+
+
+def _restore(objective: nn.Module, learnt: dict[str, Tensor], path: Path) -> None:
+    """Put back what `_learnt` gave. Raises CoDiError where it belongs to other networks."""
+    try:
+        missing, unknown = objective.load_state_dict(learnt, strict=False)
+    except RuntimeError as error:
+        raise CoDiError(
+            f"{path} belongs to another configuration ({str(error).splitlines()[-1].strip()}): remove it to start afresh"
+        ) from error
+    if unknown or set(missing) & set(_learnt(objective)):
+        raise CoDiError(f"{path} belongs to another configuration ({(unknown + missing)[0]}): remove it to start afresh")
+
+
 def _shards(count: int, processes: int, process: int) -> range:
     """Batches of a step that fall to one process. Raises CoDiError where they cannot be shared out evenly."""
     if count < 1 or count % processes:
@@ -156,7 +174,7 @@ def train(
                 f"{state_file} belongs to another configuration ({len(state['shadow'])} tensors, here {len(parameters)}): "
                 "remove it to start afresh"
             )
-        objective.load_state_dict(state["objective"])
+        _restore(objective, state["objective"], state_file)
         optimiser.load_state_dict(state["optimiser"])
         average.shadow = [tensor.to(device) for tensor in state["shadow"]]
         step, elapsed = state["step"], state["elapsed"]
@@ -168,7 +186,7 @@ def train(
     def save() -> None:
         if accelerator.is_main_process:
             plain = accelerator.unwrap_model(model)
-            _save(state_file, {"objective": plain.state_dict(), "optimiser": optimiser.state_dict(), "shadow": average.shadow,
+            _save(state_file, {"objective": _learnt(plain), "optimiser": optimiser.state_dict(), "shadow": average.shadow,
                                "step": step, "elapsed": elapsed})  # fmt: skip
 
     def shared(value: float) -> float:
