@@ -54,7 +54,7 @@ class UNet2D(UNet):
         if x.dim() not in (4, 5) or x.shape[1] != config.in_channels:
             clip = f" or (batch, {config.in_channels}, frames, height, width)" if config.temporal else ""
             raise CoDiError(f"latent of shape {shape}: this denoiser takes (batch, {config.in_channels}, height, width){clip}")
-        multiple = 2 ** (max(len(config.channel_mult), len(config.connector_mult)) - 1)
+        multiple = 2 ** (len(config.channel_mult) - 1)  # the environment encoder takes any size
         if x.shape[-2] % multiple or x.shape[-1] % multiple:
             raise CoDiError(f"latent of {x.shape[-2]} x {x.shape[-1]}: height and width must be multiples of {multiple}")
         if x.dim() == 4:

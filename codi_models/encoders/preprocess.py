@@ -22,6 +22,9 @@ MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation of CLIP's training pixels."""
 
+LONG_SIDE = 4
+"""Aspect ratio up to which a picture is resized as a whole."""
+
 SAMPLE_RATES = (1000, 768000)
 """Lowest and highest sample rate that is taken for sound, in Hz."""
 
@@ -51,16 +54,23 @@ def rgb(pixels: Tensor, what: str = "picture") -> Tensor:
 def resize_picture(pixels: Tensor, size: int) -> Tensor:
     """Centre square of pictures (N, 3, H, W) at size x size, through 8 bits and Pillow's bicubic filter as published.
 
-    The short side becomes `size` and the middle of the long side is kept; only that part is ever computed, so that extreme
+    The short side becomes `size` and the middle of the long side is kept. Up to LONG_SIDE times the short side the whole picture
+    is resized and then cropped, to the last bit as published; of longer ones only the middle is ever computed, so that extreme
     aspect ratios cost nothing. Returns float32 in 0..1 on the CPU, multiples of 1/255.
     """
     from PIL import Image
 
     height, width = pixels.shape[-2:]
     short = min(height, width)
+    whole = (size * width // short, size * height // short)
     box = (*_centre(width, short, size), *_centre(height, short, size))
     bytes_ = (pixels.float() * 255).to(torch.uint8).movedim(1, -1).contiguous().cpu().numpy()  # (N, H, W, 3), truncated
-    pictures = [Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC, (box[0], box[2], box[1], box[3])) for p in bytes_]
+    if max(whole) <= LONG_SIDE * size:
+        left, top = ((side - size) // 2 for side in whole)
+        crop = (left, top, left + size, top + size)
+        pictures = [Image.fromarray(p).resize(whole, Image.Resampling.BICUBIC).crop(crop) for p in bytes_]
+    else:
+        pictures = [Image.fromarray(p).resize((size, size), Image.Resampling.BICUBIC, (box[0], box[2], box[1], box[3])) for p in bytes_]
     return torch.from_numpy(np.stack([np.asarray(p) for p in pictures])).movedim(-1, 1).float() / 255
 
 

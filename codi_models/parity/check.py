@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fixture import COMPARED, Fixture
+from .fixture import INPUT, Fixture
 from .report import FAIL, OK, SKIPPED, Report, Row
-from .watch import fit
+from .watch import SAMPLED, fit
 
 RELATIVE = 1e-4
 """Tolerance where neither the fixture nor its family says another."""
@@ -27,7 +27,7 @@ class Check:
 
     def __init__(self, fixture: Fixture, report: Report, *, tolerance: float = RELATIVE) -> None:
         self.fixture, self.report, self.tolerance = fixture, report, tolerance
-        self._open = dict.fromkeys(name for name in fixture.tensors if name.startswith(COMPARED))
+        self._open = dict.fromkeys(name for name in fixture.tensors if not name.startswith(INPUT))
         self._rows = len(report.rows)
         for name, facts in (fixture.info.get("tensors") or {}).items():
             if name not in fixture.tensors:
@@ -42,20 +42,24 @@ class Check:
 
     def tensor(
         self, name: str, ours: Tensor | Callable[[], Tensor], *,
-        tolerance: float | None = None, absolute: bool = False, batch: int | None = None,
+        tolerance: float | None = None, absolute: bool = False,
     ) -> None:  # fmt: skip
-        """Hold `ours`, in its own layout, against tensor `name`; nothing happens where the fixture has none or it was compared."""
-        if name not in self._open:
+        """Hold `ours`, in its own layout, against tensor `name` and against recorded parts of it (`name_every4`).
+
+        Nothing happens where the fixture has neither, or they were compared."""
+        names = [other for other in self._open if other == name or SAMPLED.sub("", other) == name]
+        if not names:
             return
-        published = self.fixture.tensors[name]
-        value = fit(ours if isinstance(ours, Tensor) else ours(), published.shape, name)
-        if value is None:
-            shape = tuple((ours if isinstance(ours, Tensor) else ours()).shape)
-            self.fact(name, False, f"shape {shape} instead of {tuple(published.shape)}")
-            return
-        error = difference(value, published, absolute=absolute)
-        allowed, why = self._allowed(name, self.tolerance if tolerance is None else tolerance), "absolute error" if absolute else ""
-        self._add(name, error, allowed, error <= allowed, why)
+        ours = ours if isinstance(ours, Tensor) else ours()
+        for name in names:
+            published = self.fixture.tensors[name]
+            value = fit(ours, published.shape, name)
+            if value is None:
+                self.fact(name, False, f"shape {tuple(ours.shape)} instead of {tuple(published.shape)}")
+                continue
+            error = difference(value, published, absolute=absolute)
+            allowed = self._allowed(name, self.tolerance if tolerance is None else tolerance)
+            self._add(name, error, allowed, error <= allowed, "absolute error" if absolute else "")
 
     def exact(self, name: str, ours: Tensor) -> None:
         """Hold integers against tensor `name`; the error is the number of places that differ."""

@@ -15,7 +15,7 @@ from .check import MEL_ABSOLUTE, Check
 from .configs import clap_config
 from .keys import check_keys, layout_of
 from .networks import Networks
-from .watch import SAMPLED, Watch
+from .watch import Watch
 
 SOURCE_RATE = 16000
 WRAPPER_TOLERANCE = 1e-3
@@ -36,7 +36,7 @@ def check_htsat(check: Check, networks: Networks) -> None:
         _sampled(check, f"mid/waveform_{config.sample_rate // 1000}k_last", waveform)
         pictures: list[Tensor] = []
         hook = net.patch_embed.register_forward_pre_hook(lambda _module, inputs, kept=pictures: kept.append(inputs[0]))
-        paths = {name: SAMPLED.sub("", name.removeprefix("mid/")) for name in check.open("mid/")}
+        paths = {name: name.removeprefix("mid/") for name in check.open("mid/")}
         with Watch(net, {**paths, "mid/logmel_power_db": "mel"}) as watch:
             check.tensor(f"out/embedding{label}", net(waveform))
         hook.remove()

@@ -111,14 +111,14 @@ def run_fixture(folder: Path, name: str, report: Report, networks: Networks) -> 
 def runner_of(fixture: Fixture) -> Runner:
     """What runs a fixture. Raises CoDiError for one of an unknown kind."""
     official = fixture.info.get("official_class")
-    if isinstance(official, str):
-        for part, runner in BY_CLASS:
-            if part in official:
-                return runner
-        raise CoDiError(f"unknown official class {official!r}; known are {', '.join(part for part, _ in BY_CLASS)}")
+    for part, runner in BY_CLASS if isinstance(official, str) else ():
+        if part.lower() in str(official).lower():
+            return runner
     for field, runner in BY_FIELD:
         if field in fixture.info:
             return runner
+    if official is not None:
+        raise CoDiError(f"unknown official class {official!r}; known are {', '.join(part for part, _ in BY_CLASS)}")
     fields = ", ".join(sorted(field for field, _ in BY_FIELD))
     raise CoDiError(f"{fixture.name}.json names no official_class and has none of the fields {fields}")
 

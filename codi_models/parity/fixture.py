@@ -13,8 +13,8 @@ from torch import Tensor
 from ..checkpoints import read_weights
 from ..errors import CoDiError
 
-COMPARED = ("out/", "mid/", "alt_plain_skip/", "paper_swap/")
-"""Prefixes of tensors that a run is held against; `in/` are its inputs."""
+INPUT = "in/"
+"""Prefix of the tensors that a run starts from; it is held against all others: `out/`, `mid/` and labelled variants."""
 
 
 @dataclass(frozen=True)

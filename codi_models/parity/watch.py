@@ -15,7 +15,7 @@ SAMPLED = re.compile(r"_(every|first|last)_?(\d+)(?=_|$)")
 
 
 class Watch:
-    """Context in which the results of modules are kept. `paths`: name -> path below `root`.
+    """Context in which the results of modules are kept. `paths`: name -> path below `root`, which may say what part is recorded.
 
     A list of modules that is never called itself has the result of its last child that ran, as if it were called."""
 
@@ -28,7 +28,7 @@ class Watch:
     def __enter__(self) -> Watch:
         for name, path in self.paths.items():
             try:
-                module = self.root.get_submodule(path)
+                module = self.root.get_submodule(SAMPLED.sub("", path))
             except AttributeError:
                 continue
             self._listen(name, module)
