@@ -157,6 +157,8 @@ def around_sampling(
     if denoise_mask is not None and to_the_end:  # some samplers leave kept parts off by up to a tenth
         mask, given = denoise_mask.to(out), latent_image.to(out)
         out = torch.where(mask == 0, given, out * mask + given * (1 - mask))
+    if not bool(torch.isfinite(out).all()):
+        raise CoDiError("the latents became infinite or NaN while sampling: lower cfg or the alignment, or load the model as fp32")
     return out
 
 
