@@ -1,7 +1,8 @@
-"""Pictures of numbers, drawn with Pillow: a matrix of similarities, points on two axes, a spectrogram."""
+"""Pictures of numbers, drawn with Pillow: a matrix of similarities, points on two axes, a spectrogram, a loss."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -91,6 +92,37 @@ def draw_spectrogram(loudness: Tensor, size: tuple[int, int]) -> Image.Image:
     colour = levels[index] * (1 - part) + levels[index + 1] * part  # (T, M, 3)
     pixels = colour.transpose(0, 1).flip(0).round().to(torch.uint8).contiguous().numpy()  # (M, T, 3)
     return Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+
+
+def draw_curve(values: Sequence[float], title: str, *, size: tuple[int, int] = (640, 360)) -> Image.Image:
+    """Picture of a loss over its steps, logarithmic where all values are above 0: every value faint, their running mean bright."""
+    width, height = size
+    picture = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(picture)
+    draw.text((12, 10), clipped(title, width - 24, 16), INK, font(16))
+    finite = [v for v in values if math.isfinite(v)]
+    if not finite:
+        return picture
+    logarithmic = min(finite) > 0
+    heights = [math.log10(v) if logarithmic else v for v in finite]
+    low, high = min(heights), max(heights)
+    span = max(high - low, 1e-9)
+    left, right, top, bottom = 72, width - 16, 44, height - 40
+
+    def line(points: Sequence[float], colour: tuple[int, int, int], thick: int) -> None:
+        step = (right - left) / max(1, len(points) - 1)
+        draw.line([(left + i * step, bottom - (p - low) / span * (bottom - top)) for i, p in enumerate(points)], colour, thick)
+
+    mean, smooth = heights[0], []
+    for i, value in enumerate(heights):
+        mean += (value - mean) / min(i + 1, max(1, len(heights) // 20))
+        smooth.append(mean)
+    line(heights, FAINT, 1)
+    line(smooth, COLOURS["video"], 3)
+    for place, value in ((bottom, low), (top, high)):
+        draw.text((left - 8, place), f"{10**value if logarithmic else value:.3g}", INK, font(14), anchor="rm")
+    draw.text(((left + right) / 2, height - 18), f"{len(finite)} steps, now {finite[-1]:.4g}", FAINT, font(14), anchor="mm")
+    return picture
 
 
 def to_picture(image: Image.Image) -> Tensor:

@@ -20,6 +20,7 @@ from .mix import ConditionMixer
 from .preview import Preview
 from .sample import JointSampler
 from .show_text import ShowText
+from .train import Train
 
 MINIMUM = (0, 8, 0)
 NODES: list[type[io.ComfyNode]] = [
@@ -51,6 +52,7 @@ NODES: list[type[io.ComfyNode]] = [
     FromCLIP,
     FromCLIPVision,
     ToCLIPVision,
+    Train,
     BounceScene,
 ]
 

@@ -134,15 +134,12 @@ def changed(tiny: Path, out: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_alignment_changes_environment_encoders_and_connectors_only(tiny: Path, pairs: Path, tmp_path: Path, bf16: bool) -> None:
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
-
-    AcceleratorState._reset_state()
+def test_alignment_changes_environment_encoders_and_connectors_only(
+    tiny: Path, pairs: Path, tmp_path: Path, bf16: bool, accelerator
+) -> None:
     said: list[str] = []
     run = settings(tiny, pairs, tmp_path, bf16=bf16, checkpointing=bf16, learning_rate=0.01)
-    assert train_own(run, accelerator=Accelerator(cpu=True, mixed_precision="bf16" if bf16 else "no"), say=said.append)
-    AcceleratorState._reset_state()
+    assert train_own(run, accelerator=accelerator, say=said.append)
     found = changed(tiny, run.out)
     assert set(found) == {"vision_denoiser", "audio_denoiser", "text_denoiser"}
     assert all("connecter" in key for keys in found.values() for key in keys)

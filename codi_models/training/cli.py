@@ -12,9 +12,8 @@ from pathlib import Path
 
 from ..config import CoDiConfig
 from ..errors import CoDiError
+from . import OWN_STAGES
 from .recipes import RECIPES
-
-OWN_STAGES = ("bridging", "denoiser", "alignment")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,9 +86,7 @@ def _run_own(options: argparse.Namespace) -> int:
         seed=options.seed, shards=options.shards, pause_after=options.pause_after, sheets=options.sheets, again=options.again,
     )  # fmt: skip
     run.check()
-    accelerator = Accelerator(
-        mixed_precision="bf16" if run.bf16 else "no", kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)]
-    )
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     set_seed(options.seed)
 
     def encoding(done: int, count: int) -> None:

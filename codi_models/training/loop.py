@@ -134,6 +134,16 @@ def _restore(objective: nn.Module, learnt: dict[str, Tensor], path: Path) -> Non
         raise CoDiError(f"{path} belongs to another configuration ({(unknown + missing)[0]}): remove it to start afresh")
 
 
+def _log(run: Path) -> Any:
+    """TensorBoard's writer; None where it is not installed, for training does not need it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        print("no log is written: it needs the package tensorboard", flush=True)
+        return None
+    return SummaryWriter(str(run))
+
+
 def _shards(count: int, processes: int, process: int) -> range:
     """Batches of a step that fall to one process. Raises CoDiError where they cannot be shared out evenly."""
     if count < 1 or count % processes:
@@ -154,11 +164,11 @@ def train(
 
     Leaves the averaged weights in `objective`. Returns False if it paused before the end. Logs scalars to `run` in TensorBoard's format,
     and what `sheet` adds, every `sheet_every` minutes and at the end. progress: called after every step with the steps done, the share of
-    the run that is done and the loss; an exception that it raises ends the run after saving its state.
+    the run that is done and the loss; an exception that it raises ends the run after saving its state,
+    with the averaged weights of that step in `objective`.
     Raises CoDiError for a loss that is not finite (before it reaches the weights), a full disk, and the state of another configuration.
     """
     from accelerate.utils import broadcast
-    from torch.utils.tensorboard import SummaryWriter
 
     run.mkdir(parents=True, exist_ok=True)
     device, state_file = accelerator.device, run / "state.pt"
@@ -181,7 +191,7 @@ def train(
     model, optimiser = accelerator.prepare(objective, optimiser)
     processes = accelerator.num_processes
     mine = _shards(schedule.shards or processes, processes, accelerator.process_index)
-    writer = SummaryWriter(str(run)) if accelerator.is_main_process else None
+    writer = _log(run) if accelerator.is_main_process else None
 
     def save() -> None:
         if accelerator.is_main_process:
@@ -192,6 +202,12 @@ def train(
     def shared(value: float) -> float:
         """The main process's value: clocks differ, and processes must end together."""
         return value if processes == 1 else float(broadcast(torch.tensor(value, dtype=torch.float64, device=device)))
+
+    def settle() -> None:
+        """The averaged weights into the objective."""
+        with torch.no_grad():
+            for parameter, mean in zip(parameters, average.shadow, strict=True):
+                parameter.copy_(mean)
 
     def show() -> None:
         if writer and sheet:
@@ -245,6 +261,7 @@ def train(
                 progress(step, schedule.progress(step, elapsed), loss)
             except BaseException:
                 save()
+                settle()
                 raise
         if now - last_sheet > 60 * sheet_every:
             show()
@@ -256,13 +273,10 @@ def train(
             save()
             return False
     save()
-    plain = accelerator.unwrap_model(model)
-    with torch.no_grad():
-        for parameter, mean in zip(parameters, average.shadow, strict=True):
-            parameter.copy_(mean)
+    settle()
     show()
     if writer:
         writer.close()
-    plain.eval()
+    accelerator.unwrap_model(model).eval()
     accelerator.print(f"{run.name}: done after {step} steps, {elapsed / 60:.1f} minutes", flush=True)
     return True

@@ -19,6 +19,7 @@ from ..errors import CoDiError
 from ..files import whole_file
 from ..model import CoDi, find_model
 from ..prompts import Prompt, encode_prompt
+from . import OWN_STAGES
 from .encoded import encode_records, kept_media
 from .loop import Objective, Schedule, train
 from .memory import alignment_memory, checkpoint_blocks, describe
@@ -30,7 +31,6 @@ from .workspace import Workspace
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-STAGES = ("bridging", "denoiser", "alignment")
 Say = Callable[[str], None]
 
 
@@ -60,7 +60,7 @@ class OwnRun:
     def check(self) -> None:
         """Raises CoDiError for values that cannot be used."""
         checks = [
-            (self.stage in STAGES, f"unknown stage {self.stage!r}: give one of {', '.join(STAGES)}"),
+            (self.stage in OWN_STAGES, f"unknown stage {self.stage!r}: give one of {', '.join(OWN_STAGES)}"),
             (self.stage != "denoiser" or self.modality in MODALITIES, f"stage denoiser needs a modality: one of {', '.join(MODALITIES)}"),
             (self.steps >= 1, f"steps {self.steps} must be 1 or more"),
             (self.batch >= 1, f"batch {self.batch} must be 1 or more"),
@@ -94,6 +94,7 @@ def train_own(
 ) -> bool:  # fmt: skip
     """Train one stage; the same call goes on from where it was interrupted. Returns False if it paused before the end.
 
+    An exception that `progress` raises ends the run; the next one goes on from there, and what was learnt so far is in the model folder.
     encoding: called with the media encoded so far and all; progress: as for `loop.train`. Raises CoDiError for settings and data that
     cannot be used, and where `out` cannot become a model folder."""
     run.check()
@@ -111,19 +112,36 @@ def train_own(
                 shutil.rmtree(folder)
         space = OpenedWorkspace(run.out, accelerator.device)
         objective = build(run, space, records, say=say if accelerator.is_main_process else lambda _: None, encoding=encoding)
+    if run.bf16:
+        in_bfloat16(objective, accelerator.device)
     if run.learning_rate:
         objective.learning_rate = run.learning_rate
     schedule = Schedule(steps=run.steps, pause_after=run.pause_after, warmup=min(100, max(1, run.steps // 10)), shards=run.shards)
     sheet = SampleSheet(space) if run.sheets else None
+    stopped: list[bool] = []
+
+    def told(step: int, share: float, loss: float) -> None:
+        try:
+            if progress:
+                progress(step, share, loss)
+        except BaseException:
+            stopped.append(True)
+            raise
+
     settings: dict[str, Any] = {
         "seed": run.seed,
-        "progress": progress,
+        "progress": told,
         "sheet": sheet,
         "sheet_every": run.sheets,
         "log_every": max(1, min(25, run.steps // 20)),
     }
-    if not train(objective, schedule, accelerator=accelerator, run=folder, **settings):
-        return False
+    try:
+        if not train(objective, schedule, accelerator=accelerator, run=folder, **settings):
+            return False
+    except BaseException:
+        if stopped and accelerator.is_main_process:
+            objective.write()  # what was learnt so far is a model that can be tried
+        raise
     if accelerator.is_main_process:
         objective.write()
         done.write_text("finished\n", encoding="utf-8")
@@ -186,6 +204,11 @@ def build(run: OwnRun, space: Workspace, records: list[Record], *, say: Say, enc
         for net in nets:
             checkpoint_blocks(net)
     return objective
+
+
+def in_bfloat16(objective: Objective, device: torch.device) -> None:
+    """Let an objective compute in bfloat16 where that is safe; what learns stays in float32."""
+    objective.forward = torch.autocast(device.type, torch.bfloat16)(objective.forward)  # type: ignore[method-assign]
 
 
 def _bridging(
