@@ -89,15 +89,31 @@ class Weighted:
         return self.tokens.shape
 
 
-def group_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """`norm(x)`, around a fault of torch on CPU.
+_FEW_VALUES = 1 << 18
 
-    The backward pass of GroupNorm crashes there where a channels-last input needs no gradient and the weights do: a trainable
-    connector behind a frozen layer.
+
+def group_norm(norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm(x)`, around two weaknesses of torch on CPU where values lie channels last.
+
+    Of small maps the norm takes several times as long as a copy and the norm of the copy. And its backward pass crashes where the
+    input needs no gradient and the weights do: a trainable connector behind a frozen layer.
     """
-    if torch.is_grad_enabled() and not x.requires_grad and x.device.type == "cpu":
+    if x.device.type == "cpu" and (x.numel() <= _FEW_VALUES or torch.is_grad_enabled() and not x.requires_grad):
         x = x.contiguous()
     return norm(x)
+
+
+def _as_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any, **__: Any) -> Tensor:
+    return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+def pointwise(layer: nn.Module) -> nn.Module:
+    """Compute a convolution of kernel 1 as one matrix product, (B, C, ...) -> (B, C', ...) with channels last in memory.
+
+    Only the convolution itself is exchanged, so that injected operations still cast, patch and stream the weight.
+    """
+    layer._conv_forward = _as_linear  # type: ignore[assignment]
+    return layer
 
 
 class Downsample(nn.Module):
@@ -140,13 +156,14 @@ class ResBlock(nn.Module):
         self.tokens = tokens
         size, width, out_width = (3, channels, out_channels) if tokens is None else (1, channels * tokens, out_channels * tokens)
 
-        def conv(inside: int) -> nn.Module:
-            return operations.Conv2d(inside, out_width, size, padding=size // 2, **extra)
+        def conv(inside: int, size: int = size) -> nn.Module:
+            layer = operations.Conv2d(inside, out_width, size, padding=size // 2, **extra)
+            return pointwise(layer) if size == 1 else layer
 
         self.in_layers = nn.ModuleList([operations.GroupNorm(norm_groups, width, **extra), nn.SiLU(), conv(width)])
         self.emb_layers = nn.ModuleList([nn.SiLU(), operations.Linear(emb_channels, out_width, **extra)])
         self.out_layers = nn.ModuleList([operations.GroupNorm(norm_groups, out_width, **extra), nn.SiLU(), nn.Identity(), conv(out_width)])
-        self.skip_connection = nn.Identity() if width == out_width else operations.Conv2d(width, out_width, 1, **extra)
+        self.skip_connection = nn.Identity() if width == out_width else conv(width, 1)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x (B*F, C, H, W), emb (B, emb_channels) already through its SiLU, F frames a sample -> (B*F, C', H, W)"""
@@ -265,10 +282,10 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         extra = dict(dtype=dtype, device=device)
         self.norm = operations.GroupNorm(norm_groups, channels, eps=1e-6, **extra)
-        self.proj_in = operations.Conv2d(channels, channels, 1, **extra)
+        self.proj_in = pointwise(operations.Conv2d(channels, channels, 1, **extra))
         block = TransformerBlock(channels, context_dim, heads, attention=attention, operations=operations, **extra)
         self.transformer_blocks = nn.ModuleList([block])
-        self.proj_out = operations.Conv2d(channels, channels, 1, **extra)
+        self.proj_out = pointwise(operations.Conv2d(channels, channels, 1, **extra))
 
     def fold(self, context: Tensor) -> Branch:
         """The cross-attention branch of a context of one token (B, 1, context_dim), or of one a frame (B, F, 1, context_dim)."""
