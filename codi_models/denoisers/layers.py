@@ -107,12 +107,12 @@ def _as_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any, **__: An
     return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
-def pointwise(layer: nn.Module) -> nn.Module:
+def pointwise(layer: Any) -> Any:
     """Compute a convolution of kernel 1 as one matrix product, (B, C, ...) -> (B, C', ...) with channels last in memory.
 
     Only the convolution itself is exchanged, so that injected operations still cast, patch and stream the weight.
     """
-    layer._conv_forward = _as_linear  # type: ignore[assignment]
+    layer._conv_forward = _as_linear
     return layer
 
 
