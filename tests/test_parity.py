@@ -155,6 +155,24 @@ def test_keys_that_differ(change: Any, words: str, tmp_path: Path) -> None:
     assert words in next(row.why for row in report.rows if row.tensor == "keys")
 
 
+def test_keys_listed_elsewhere(tmp_path: Path) -> None:
+    report = changed(tmp_path, "hifigan", info=lambda info: info.update(keys="see manifest.json"))
+    assert report.passed
+    assert next(row.why for row in report.rows if row.tensor == "keys") == "194 ours; the json says 'see manifest.json'"
+
+
+def test_inputs_and_outputs_in_other_types(tmp_path: Path) -> None:
+    def convert(tensors: dict[str, Tensor]) -> None:
+        tensors["in/timesteps"] = tensors["in/timesteps"].int()
+        tensors["in/emb"] = tensors["in/emb"].double()
+        tensors["out/fcblock"] = tensors["out/fcblock"].half()
+
+    report = changed(tmp_path, "unet_blocks", tensors=convert)
+    assert report.passed
+    row = next(row for row in report.rows if row.tensor == "out/fcblock")
+    assert row.why == "stored in float16" and row.tolerance is not None and row.tolerance < 6e-4
+
+
 def test_number_of_keys_that_differs(tmp_path: Path) -> None:
     assert bad(changed(tmp_path, "ddim_text", info=lambda info: info.update(n_keys=1145))) == [("n_keys", FAIL)]
 

@@ -75,6 +75,8 @@ def test_a_clip_of_one_frame_is_a_picture():
 def test_strings_are_cut_into_one_piece_an_id():
     cases = json.loads((PARITY / "text_io.json").read_text())["gpt2_decode"]
     pieces = gpt2_pieces(cases, 50257)
-    assert (pieces[257], pieces[582], pieces[319], pieces[837]) == (" a", " man", " on", " ,")
+    assert (pieces[257], pieces[582], pieces[319], pieces[837]) == (b" a", b" man", b" on", b" ,")
     twice = [{"ids": [1, 2, 1, 3], "decoded_raw": " ab ba abc"}, {"ids": [3, 3], "decoded_raw": "cc"}]
-    assert gpt2_pieces(twice, 9) == {1: " ab", 2: " ba", 3: "c"}
+    assert gpt2_pieces(twice, 9) == {1: b" ab", 2: b" ba", 3: b"c"}
+    split = [{"ids": [4, 5], "decoded_raw": "é"}]  # one character in two pieces
+    assert gpt2_pieces(split, 9) == {4: b"\xc3", 5: b"\xa9"}

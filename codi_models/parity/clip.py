@@ -45,9 +45,11 @@ def check_clip(check: Check, networks: Networks) -> None:
             check.tensor(f"out/image_embedding{label}", net.encode_image(pixels))
         _compare(check, net, watch)
     for label, clip in fixture.labels("in/video_pixels"):
-        label = label.removeprefix("_b_f_c_h_w")
+        label = label.replace("_b_f_c_h_w", "")
         with _watch(check, net, "video", label) as watch:
-            check.tensor(f"out/video_embedding{label}", net.encode_video(clip, still_as_image=False))
+            embedding = net.encode_video(clip, still_as_image=False)
+        check.tensor(f"out/video_embedding{label}", embedding)
+        check.tensor(f"out/video{label}_embedding", embedding)
         _compare(check, net, watch)
         for name in check.open("out/video_"):
             match = CLIP_LENGTH.match(name)

