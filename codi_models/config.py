@@ -64,6 +64,7 @@ class AutoencoderConfig:
 
     in_channels: int
     latent_channels: int
+    inner_channels: int = 0  # between the convolutions and the 1x1 maps to and from the latent; 0 = latent_channels
     model_channels: int = 128
     channel_mult: tuple[int, ...] = (1, 2, 4, 4)
     num_blocks: int = 2

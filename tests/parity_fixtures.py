@@ -24,6 +24,7 @@ from codi.codi_models.config import (
     UNetConfig,
     VocoderConfig,
 )
+from codi.codi_models.denoisers.layers import SpatialTransformer
 from codi.codi_models.denoisers.temporal import TemporalModule, log_distances
 from codi.codi_models.denoisers.unet2d import UNet2D
 from codi.codi_models.denoisers.unet_text import TextUNet
@@ -176,15 +177,26 @@ def temporal(dim: int = 96, heads: int = 4, head_dim: int = 12, frames: int = 11
 def picture(attention: tuple[bool, ...] = (False, True)) -> Made:
     """Two levels, one of them with attention, two blocks each."""
     net = fill(PictureAutoencoder(AutoencoderConfig(
-        in_channels=3, latent_channels=5, model_channels=32, channel_mult=(2, 1), num_blocks=2, attention=attention, scale=1.0,
+        in_channels=3, latent_channels=5, inner_channels=4, model_channels=32, channel_mult=(2, 1), num_blocks=2,
+        attention=attention, scale=1.0,
     )), "other")  # fmt: skip
     tensors = {"in/image": noise(1, 3, 12, 20), "in/video": noise(2, 3, 2, 8, 8), "in/z_video": noise(2, 5, 2, 4, 4)}
     for kind in ("image", "video"):
         tensors[f"out/mean_{kind}"], tensors[f"out/logvar_{kind}"] = net.moments(tensors[f"in/{kind}"])
     tensors["out/decoded_video"] = net.decode(tensors["in/z_video"])
-    dd = dict(double_z=True, z_channels=5, resolution=64, in_channels=3, out_ch=3, ch=32, ch_mult=[2, 1], num_res_blocks=2,
+    dd = dict(double_z=True, z_channels=4, resolution=64, in_channels=3, out_ch=3, ch=32, ch_mult=[2, 1], num_res_blocks=2,
               attn_resolutions=[64 // 2**i for i, attends in enumerate(attention) if attends], dropout=0.0)  # fmt: skip
     return described("AutoencoderKL", dict(ddconfig=dd, embed_dim=5), net, "other"), tensors
+
+
+def transformer(depth: int = 2) -> Made:
+    """A spatial transformer whose own width is not that of the feature map."""
+    net = fill(SpatialTransformer(64, 24, 3, 32, inner=48, depth=depth), "other", "spatial_transformer.")
+    x, contexts = noise(2, 64, 3, 5), {"1_token": noise(2, 1, 24), "7_tokens": noise(2, 7, 24)}
+    config = {"spatial_transformer": dict(in_channels=64, n_heads=3, d_head=16, depth=depth, context_dim=24)}
+    info = dict(official_class="SpatialTransformer", config=config, seed="other", keys=keys(net, "spatial_transformer."))
+    tensors = {"in/transformer_x": x} | {f"in/context_{name}": c for name, c in contexts.items()}
+    return info, tensors | {f"out/transformer_{name}": net(x, c) for name, c in contexts.items()}
 
 
 def vocoder() -> Made:
@@ -303,6 +315,8 @@ MAKERS = {
     "temporal": temporal,
     "kl_attention": picture,
     "kl_plain": lambda: picture((False, False)),
+    "transformer": transformer,
+    "narrow_transformer": lambda: transformer(1),
     "vocoder": vocoder,
     "mel": mel,
     "optimus": optimus,

@@ -128,8 +128,13 @@ def _attending(config: AutoencoderConfig) -> tuple[bool, ...]:
     return config.attention or (False,) * len(config.channel_mult)
 
 
+def _inner(config: AutoencoderConfig) -> int:
+    """Channels between the convolutions and the 1x1 maps to and from the latent."""
+    return config.inner_channels or config.latent_channels
+
+
 class Encoder(nn.Module):
-    """(B, in_channels, H, W) -> (B, 2 * latent_channels, H / f, W / f)."""
+    """(B, in_channels, H, W) -> (B, 2 * inner_channels, H / f, W / f)."""
 
     def __init__(self, config: AutoencoderConfig, *, full_precision_attention: bool, operations: Any, **factory: Any) -> None:
         super().__init__()
@@ -146,7 +151,7 @@ class Encoder(nn.Module):
             before = width
         self.mid = Middle(before, groups, full_precision=full_precision_attention, **shared)
         self.norm_out = operations.GroupNorm(groups, before, eps=NORM_EPS, **factory)
-        self.conv_out = operations.Conv2d(before, 2 * config.latent_channels, 3, padding=1, **factory)
+        self.conv_out = operations.Conv2d(before, 2 * _inner(config), 3, padding=1, **factory)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv_in(x)
@@ -157,14 +162,14 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, latent_channels, h, w) -> (B, in_channels, h * f, w * f); one ResBlock a level more than the encoder."""
+    """(B, inner_channels, h, w) -> (B, in_channels, h * f, w * f); one ResBlock a level more than the encoder."""
 
     def __init__(self, config: AutoencoderConfig, *, operations: Any, **factory: Any) -> None:
         super().__init__()
         shared = dict(factory, operations=operations)
         widths = [config.model_channels * m for m in config.channel_mult]
         groups = config.norm_groups
-        self.conv_in = operations.Conv2d(config.latent_channels, widths[-1], 3, padding=1, **factory)
+        self.conv_in = operations.Conv2d(_inner(config), widths[-1], 3, padding=1, **factory)
         self.mid = Middle(widths[-1], groups, full_precision=False, **shared)
         entering = widths[1:] + widths[-1:]  # width that level i receives from the level below it
         self.up = nn.ModuleList(
@@ -199,11 +204,11 @@ class KLAutoencoder(nn.Module):
         super().__init__()
         self.config = config
         factory: dict[str, Any] = dict(dtype=dtype, device=device)
-        channels = config.latent_channels
+        channels, inner = config.latent_channels, _inner(config)
         self.encoder = Encoder(config, full_precision_attention=full_precision_attention, operations=operations, **factory)
         self.decoder = Decoder(config, operations=operations, **factory)
-        self.quant_conv = operations.Conv2d(2 * channels, 2 * channels, 1, **factory)
-        self.post_quant_conv = operations.Conv2d(channels, channels, 1, **factory)
+        self.quant_conv = operations.Conv2d(2 * inner, 2 * channels, 1, **factory)
+        self.post_quant_conv = operations.Conv2d(channels, inner, 1, **factory)
 
     @property
     def factor(self) -> int:

@@ -273,31 +273,37 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer over the positions of a feature map, attending to a context; the connectors are such transformers too."""
+    """Transformer over the positions of a feature map, attending to a context; the connectors are such transformers too.
+
+    `inner`: its own width, by default that of the feature map. UNets have `depth` 1."""
 
     def __init__(
-        self, channels: int, context_dim: int, heads: int, norm_groups: int, *, attention: Attention = scaled_dot_product,
+        self, channels: int, context_dim: int, heads: int, norm_groups: int, *, inner: int | None = None, depth: int = 1,
+        attention: Attention = scaled_dot_product,
         operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None,
     ) -> None:  # fmt: skip
         super().__init__()
         extra = dict(dtype=dtype, device=device)
         self.norm = operations.GroupNorm(norm_groups, channels, eps=1e-6, **extra)
-        self.proj_in = pointwise(operations.Conv2d(channels, channels, 1, **extra))
-        block = TransformerBlock(channels, context_dim, heads, attention=attention, operations=operations, **extra)
-        self.transformer_blocks = nn.ModuleList([block])
-        self.proj_out = pointwise(operations.Conv2d(channels, channels, 1, **extra))
+        width = inner or channels
+        self.proj_in = pointwise(operations.Conv2d(channels, width, 1, **extra))
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(width, context_dim, heads, attention=attention, operations=operations, **extra) for _ in range(depth)
+        )
+        self.proj_out = pointwise(operations.Conv2d(width, channels, 1, **extra))
 
     def fold(self, context: Tensor) -> Branch:
-        """The cross-attention branch of a context of one token (B, 1, context_dim), or of one a frame (B, F, 1, context_dim)."""
+        """Cross-attention branch (depth 1) of a context of one token (B, 1, context_dim), or of one a frame (B, F, 1, context_dim)."""
         context = context.flatten(1, 2) if context.ndim == 4 else context
         return Branch(self.transformer_blocks[0].attn2.fold(context))  # type: ignore[union-attr, operator]
 
     def forward(self, x: Tensor, context: Tensor | Branch | Weighted, strength: float | Tensor = 1.0) -> Tensor:
         """x (B*F, C, H, W), context (B, n, context_dim) or its branch -> x + strength * change, strength a number or (B,)"""
-        if isinstance(context, Tensor) and context.shape[-2] == 1:
+        if isinstance(context, Tensor) and context.shape[-2] == 1 and len(self.transformer_blocks) == 1:
             context = self.fold(context)
-        h = self.proj_in(group_norm(self.norm, x))
-        h = self.transformer_blocks[0](h.flatten(2).transpose(1, 2), context)  # (B*F, H*W, C)
+        h = self.proj_in(group_norm(self.norm, x)).flatten(2).transpose(1, 2)  # (B*F, H*W, C)
+        for block in self.transformer_blocks:
+            h = block(h, context)
         h = self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))  # (B*F, C, H, W)
         if isinstance(strength, Tensor):
             frames = x.shape[0] // strength.shape[0]

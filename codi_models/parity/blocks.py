@@ -46,9 +46,8 @@ def check_blocks(check: Check, networks: Networks) -> None:
         blocks["fcblock"] = ResBlock(channels, out_channels, c["emb_channels"], NORM_GROUPS, tokens=tokens)
     if "spatial_transformer" in config:
         c = config["spatial_transformer"]
-        if c["n_heads"] * c["d_head"] != c["in_channels"] or c.get("depth", 1) != 1:
-            raise CoDiError(f"spatial transformer {c}: ours has n_heads * d_head equal to in_channels, and depth 1, as all published ones")
-        blocks["spatial_transformer"] = SpatialTransformer(c["in_channels"], c["context_dim"], c["n_heads"], NORM_GROUPS)
+        size = dict(inner=c["n_heads"] * c["d_head"], depth=c.get("depth", 1))
+        blocks["spatial_transformer"] = SpatialTransformer(c["in_channels"], c["context_dim"], c["n_heads"], NORM_GROUPS, **size)
     if blocks:
         blocks = networks.filled(lambda: blocks, fixture.seed, key=str(config))
         check_keys(check, layout_of(blocks))

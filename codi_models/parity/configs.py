@@ -88,11 +88,11 @@ def clap_config(official: Mapping[str, Any]) -> CLAPConfig:
 def autoencoder_config(official: Mapping[str, Any]) -> AutoencoderConfig:
     """`ddconfig` and `embed_dim` of the official KL autoencoders, without the factor between latent and diffusion space."""
     dd = official["ddconfig"]
-    _only(dd, double_z=True, out_ch=dd["in_channels"], dropout=0, downsample_time=False, z_channels=official["embed_dim"])
+    _only(dd, double_z=True, out_ch=dd["in_channels"], dropout=0, downsample_time=False)
     resolutions = [dd.get("resolution", 256) // 2**level for level in range(len(dd["ch_mult"]))]
     attending = tuple(resolution in (dd.get("attn_resolutions") or ()) for resolution in resolutions)
     return AutoencoderConfig(
-        in_channels=dd["in_channels"], latent_channels=official["embed_dim"], model_channels=dd["ch"],
+        in_channels=dd["in_channels"], latent_channels=official["embed_dim"], inner_channels=dd["z_channels"], model_channels=dd["ch"],
         channel_mult=tuple(dd["ch_mult"]), num_blocks=dd["num_res_blocks"], attention=attending if any(attending) else (), scale=1.0,
     )  # fmt: skip
 
