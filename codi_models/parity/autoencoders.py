@@ -19,7 +19,7 @@ from .check import MEL_ABSOLUTE, Check
 from .configs import autoencoder_config, mel_config, vocoder_config
 from .keys import check_keys, layout_of
 from .networks import Networks
-from .watch import Watch, fit
+from .watch import Watch
 
 FRAMES_PER_SECOND = 102.4
 """Mel frames that the published code takes for a second of sound."""
@@ -83,8 +83,7 @@ def check_vocoder(check: Check, networks: Networks) -> None:
     """HiFi-GAN from log-mel (B, mel bins, frames) to the waveform with the samples that the published network adds."""
     fixture = check.fixture
     config = vocoder_config(fixture.setting("config"))
-    net = networks.filled(lambda: Vocoder(config), fixture.seed, key=str(config))
-    check_keys(check, layout_of(net))
+    net = networks.checked(check, lambda: Vocoder(config), config, PREFIXES["vocoder"])
     for label, logmel in fixture.labels("in/mel"):
         with _watching(check, net, ""):
             check.tensor(f"out/waveform{label}", net(logmel.transpose(1, 2), trim=False))
@@ -113,11 +112,8 @@ class _watching(Watch):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        for name in self.paths if error[0] is None else ():
-            shape = self.check.fixture.tensors[name].shape
-            result = self.result(name, shape)
-            if result is not None and fit(result, shape, name) is not None:
-                self.check.tensor(name, result)
+        if error[0] is None:
+            self.check.watched(self)
 
 
 def _frames(info: Mapping[str, Any]) -> int:

@@ -13,7 +13,6 @@ from ..denoisers.layers import ResBlock, SpatialTransformer, timestep_embedding
 from ..denoisers.temporal import TemporalModule, log_distances
 from ..errors import CoDiError
 from .check import Check
-from .keys import check_keys, layout_of
 from .networks import Networks
 from .watch import Watch
 
@@ -49,8 +48,7 @@ def check_blocks(check: Check, networks: Networks) -> None:
         size = dict(inner=c["n_heads"] * c["d_head"], depth=c.get("depth", 1))
         blocks["spatial_transformer"] = SpatialTransformer(c["in_channels"], c["context_dim"], c["n_heads"], NORM_GROUPS, **size)
     if blocks:
-        blocks = networks.filled(lambda: blocks, fixture.seed, key=str(config))
-        check_keys(check, layout_of(blocks))
+        blocks = networks.checked(check, lambda: blocks, f"blocks {config}")
     for name in ("resblock", "fcblock"):
         for label, x in fixture.labels(f"in/{name}_x"):
             if name in blocks:
@@ -67,10 +65,9 @@ def check_temporal(check: Check, networks: Networks) -> None:
     check.tolerance = BLOCK_TOLERANCE
     fixture, config = check.fixture, check.fixture.setting("config")
     heads, head_dim = config.get("heads", 8), config.get("dim_head")
-    module = networks.filled(
-        lambda: TemporalModule(config["dim"], NORM_GROUPS, heads=heads, head_dim=head_dim), fixture.seed, key=f"temporal {config}"
+    module = networks.checked(
+        check, lambda: TemporalModule(config["dim"], NORM_GROUPS, heads=heads, head_dim=head_dim), f"temporal {config}"
     )
-    check_keys(check, layout_of(module))
 
     def run(network: nn.Module, x: Tensor) -> Tensor:  # (B, C, F, H, W) -> the same
         frames = x.shape[2]
@@ -82,10 +79,7 @@ def check_temporal(check: Check, networks: Networks) -> None:
         static = STATIC_TOLERANCE if "static" in label else None
         with Watch(module, {name: PATHS.get(path, path) for name, path in paths.items()} if not label else {}) as watch:
             check.tensor(f"out/y{label}", run(module, x), tolerance=static)
-        for name in watch.paths:
-            result = watch.result(name, fixture.tensors[name].shape)
-            if result is not None:
-                check.tensor(name, result)
+        check.watched(watch)
         for precision, dtype in HALF.items():
             name = f"out/y{label}_{precision}_weights_and_input"
             if name in fixture.tensors:

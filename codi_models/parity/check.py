@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .fixture import INPUT, Fixture
 from .report import FAIL, OK, SKIPPED, Report, Row
-from .watch import SAMPLED, fit
+from .watch import SAMPLED, Watch, fit
 
 RELATIVE = 1e-4
 """Tolerance where neither the fixture nor its family says another."""
@@ -64,6 +64,15 @@ class Check:
                 stored = torch.finfo(published.dtype).eps / 2
                 allowed, why = allowed + stored, f"stored in {str(published.dtype).removeprefix('torch.')}"
             self._add(name, error, allowed, error <= allowed, why)
+
+    def watched(self, watch: Watch) -> None:
+        """Hold what modules gave against the intermediates that `watch` is named for, where it has the shape of them."""
+        for name in watch.paths:
+            if name in self._open:
+                shape = self.fixture.tensors[name].shape
+                result = watch.result(name, shape)
+                if result is not None and fit(result, shape, name) is not None:
+                    self.tensor(name, result)
 
     def exact(self, name: str, ours: Tensor) -> None:
         """Hold integers against tensor `name`; the error is the number of places that differ."""

@@ -13,7 +13,6 @@ from ..encoders.clap import CLAPEncoder
 from ..encoders.htsat import HTSAT
 from .check import MEL_ABSOLUTE, Check
 from .configs import clap_config
-from .keys import check_keys, layout_of
 from .networks import Networks
 from .watch import Watch
 
@@ -26,8 +25,7 @@ def check_htsat(check: Check, networks: Networks) -> None:
     """The audio branch alone, from sound at 16 kHz: resampled, repeated and padded as the wrapper does."""
     fixture = check.fixture
     config = clap_config(fixture.setting("config"))
-    net: HTSAT = networks.filled(lambda: HTSAT(config), fixture.seed, key=str(config))
-    check_keys(check, layout_of(net), PREFIXES["clap"] + "model.audio_branch.")
+    net: HTSAT = networks.checked(check, lambda: HTSAT(config), f"htsat {config}", PREFIXES["clap"] + "model.audio_branch.")
     samples = int((fixture.info.get("info") or {}).get("samples_after_repeatpad", config.clip_seconds * config.sample_rate))
     for label, sound in fixture.labels("in/waveform_16k"):
         waveform = preprocess.resample(sound.flatten(1), SOURCE_RATE, config.sample_rate)
@@ -42,11 +40,10 @@ def check_htsat(check: Check, networks: Networks) -> None:
         hook.remove()
         for name in check.open("mid/spectrogram_image"):
             check.tensor(name, pictures[0])
-        for name in watch.paths:
-            result = watch.result(name, fixture.tensors[name].shape) if name in fixture.tensors else None
-            decibels = name == "mid/logmel_power_db"
-            if result is not None:
-                check.tensor(name, result, tolerance=MEL_ABSOLUTE if decibels else None, absolute=decibels)
+        decibels = watch.result("mid/logmel_power_db")
+        if decibels is not None:
+            check.tensor("mid/logmel_power_db", decibels, tolerance=MEL_ABSOLUTE, absolute=True)
+        check.watched(watch)
 
 
 def _sampled(check: Check, prefix: str, waveform: Tensor) -> None:
@@ -59,8 +56,7 @@ def check_clap(check: Check, networks: Networks) -> None:
     check.tolerance = WRAPPER_TOLERANCE
     fixture = check.fixture
     config = clap_config(fixture.setting("config"))
-    net: CLAPEncoder = networks.filled(lambda: CLAPEncoder(config), fixture.seed, key=str(config))
-    check_keys(check, layout_of(net), PREFIXES["clap"])
+    net: CLAPEncoder = networks.checked(check, lambda: CLAPEncoder(config), config, PREFIXES["clap"])
     sounds = dict(fixture.labels("in/waveform_"))  # label, such as 16k or 10s_16k -> (B, 1, samples)
     for name in check.open("out/embedding"):
         label = name.removeprefix("out/embedding").strip("_")

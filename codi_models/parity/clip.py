@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import re
 
-from torch import Tensor
-
 from ..conversion.layout import PREFIXES
 from ..encoders.clip import CLIPEncoder
 from .check import Check
 from .configs import clip_config
-from .keys import check_keys, layout_of
 from .networks import Networks
 from .watch import Watch
 
@@ -34,8 +31,7 @@ def check_clip(check: Check, networks: Networks) -> None:
     """Embeddings of every input, clips also by their first frames alone."""
     fixture = check.fixture
     config = clip_config(fixture.setting("config"))
-    net: CLIPEncoder = networks.filled(lambda: CLIPEncoder(config), fixture.seed, key=str(config))
-    check_keys(check, layout_of(net), PREFIXES["clip"])
+    net: CLIPEncoder = networks.checked(check, lambda: CLIPEncoder(config), config, PREFIXES["clip"])
     for label, ids in fixture.labels("in/token_ids"):
         with _watch(check, net, "text", label) as watch:
             check.tensor(f"out/text_embedding{label}", net.encode_text(ids))
@@ -68,7 +64,7 @@ def _watch(check: Check, net: CLIPEncoder, kind: str, label: str) -> Watch:
 
 
 def _compare(check: Check, net: CLIPEncoder, watch: Watch) -> None:
-    for name in watch.paths:
-        result: Tensor | None = watch.result(name, check.fixture.tensors[name].shape)
-        if result is not None:
-            check.tensor(name, net.text_model.final_layer_norm(result) if name == "mid/text_last_hidden_state" else result)
+    last = "mid/text_last_hidden_state"  # ours is read before the last norm, which only the end token passes
+    if last in watch.paths and (result := watch.result(last)) is not None:
+        check.tensor(last, net.text_model.final_layer_norm(result))
+    check.watched(watch)

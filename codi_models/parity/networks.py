@@ -13,8 +13,9 @@ from ..checkpoints import without_random_init
 from ..denoisers.unet import UNet
 from ..denoisers.unet2d import UNet2D
 from ..denoisers.unet_text import TextUNet
+from .check import Check
 from .configs import text_unet_config, unet_config
-from .keys import Layout, layout_of
+from .keys import Layout, check_keys, layout_of
 from .recipe import fill
 
 KEPT_BYTES = 1 << 30
@@ -41,6 +42,12 @@ class Networks:
                 self._kept.clear()
             self._kept[name] = (fill(network, seed, prefix, untouched).eval().requires_grad_(False), size)
         return self._kept[name][0]
+
+    def checked(self, check: Check, build: Callable[[], nn.Module], config: Any, prefix: str = "") -> Any:
+        """The network of a fixture, filled, its keys held against those that the fixture lists; prefix as in `keys.problems`."""
+        network = self.filled(build, check.fixture.seed, key=str(config))
+        check_keys(check, layout_of(network), prefix)
+        return network
 
     def unet(self, part: str, config: Mapping[str, Any], seed: str) -> UNet:
         """A UNet of the official joint class by its name there."""

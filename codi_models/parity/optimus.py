@@ -10,7 +10,6 @@ from ..autoencoders.optimus import TextAutoencoder
 from ..conversion.layout import PREFIXES
 from .check import Check
 from .configs import optimus_config
-from .keys import check_keys, layout_of
 from .networks import Networks
 from .watch import Watch
 
@@ -22,8 +21,7 @@ def check_optimus(check: Check, networks: Networks) -> None:
     """Encoder, decoder and greedy continuations."""
     fixture = check.fixture
     config = optimus_config(fixture.setting("config"))
-    net: TextAutoencoder = networks.filled(lambda: TextAutoencoder(config), fixture.seed, key=str(config))
-    check_keys(check, layout_of(net), PREFIXES["text_autoencoder"])
+    net: TextAutoencoder = networks.checked(check, lambda: TextAutoencoder(config), config, PREFIXES["text_autoencoder"])
     for label, ids in fixture.labels("in/bert_ids"):
         with Watch(net.encoder, {"sequence": "encoder.layer", "dense": "pooler.dense"}) as watch:
             mean, logvar = net.moments(ids)
@@ -38,10 +36,7 @@ def check_optimus(check: Check, networks: Networks) -> None:
         mids = {name: name.removeprefix("mid/decoder.") for name in check.open("mid/decoder.") if not label}
         with Watch(transformer, mids) as watch:
             check.tensor(f"out/logits{label}", net.logits(fixture["in/z"], ids))
-        for name in mids:
-            result = watch.result(name, fixture.tensors[name].shape)
-            if result is not None:
-                check.tensor(name, result)
+        check.watched(watch)
     for name in check.open("out/greedy_ids"):
         if match := GREEDY.match(name):
             first, row = int(match[1]), int(match[2])

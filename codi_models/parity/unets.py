@@ -87,17 +87,10 @@ def _single(check: Check, networks: Networks) -> None:
         with Watch(net, mids) as watch:
             noise = net(x, timesteps, context)
         check.tensor(f"out/{label}", noise)
-        _watched(check, watch)
+        check.watched(watch)
         if f"alt_plain_skip/{label}" in fixture.tensors:
             with plain_skip(net):
                 check.tensor(f"alt_plain_skip/{label}", net(x, timesteps, context))
-
-
-def _watched(check: Check, watch: Watch) -> None:
-    for name in watch.paths:
-        result = watch.result(name, check.fixture.tensors[name].shape)
-        if result is not None:
-            check.tensor(name, result)
 
 
 @contextlib.contextmanager
@@ -143,7 +136,7 @@ def _joint(check: Check, networks: Networks) -> None:
         noise = joint(latents, timesteps, context, wiring="self")
     for kind in latents:
         check.tensor(f"out/{kind}", noise[kind])
-    _watched(check, watch)
+    check.watched(watch)
     if check.open("paper_swap/"):
         for kind, swapped in joint(latents, timesteps, context, wiring="cross").items():
             check.tensor(f"paper_swap/{kind}", swapped)
