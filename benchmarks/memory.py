@@ -11,6 +11,7 @@ convolution kernels, and what the allocator holds in reserve.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import weakref
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -108,7 +110,8 @@ class Official:
         size = self.config.clip.image_size
         if kind == "audio":
             clap: Any = self.networks["clap"].to("meta")  # its constant filters too
-            return peak_of(lambda: clap.encode_audio(self.empty(1, clap.clip_samples, dtype=torch.float32)))
+            with mock.patch("torch.autocast", lambda *_, **__: contextlib.nullcontext()):  # which does not know the meta device
+                return peak_of(lambda: clap.encode_audio(self.empty(1, clap.clip_samples, dtype=torch.float32)))
         calls: dict[str, Callable[[Any], Any]] = {
             "text": lambda clip: clip.encode_text(self.empty(1, self.config.clip.text_positions, dtype=torch.int64)),
             "image": lambda clip: clip.encode_image(self.empty(1, 3, size, size)),
@@ -185,16 +188,21 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the numbers")
     args = parser.parse_args()
     official = Official(DTYPES[args.dtype])
-    print(f"computed from allocated tensors, {args.dtype}, pictures {args.size} px, clips {args.frames} x {args.video_size} px; GB = 1e9 bytes")
+    sizes = f"pictures {args.size} px, clips {args.frames} x {args.video_size} px"
+    print(f"computed from allocated tensors, {args.dtype}, {sizes}; GB = 1e9 bytes")
     print("\n| component | weights, GB |\n| --- | ---: |")
     for name in COMPONENTS:
         print(f"| {name}{' (float32)' if name in FULL else ''} | {official.weights(name) / 1e9:.2f} |")
     results = {}
     for name, (prompts, outputs) in RUNS.items():
         result = results[name] = measure(official, prompts, outputs, size=args.size, video_size=args.video_size, frames=args.frames)
-        print(f"\n{name}:\n\n| stage | weights | activations | alone | with all before it still loaded |\n| --- | ---: | ---: | ---: | ---: |")
+        print(
+            f"\n{name}:\n\n| stage | weights | activations | alone | with all before it still loaded |\n| --- | ---: | ---: | ---: | ---: |"
+        )
         for row in result["rows"]:
-            print("| " + " | ".join([row["stage"], *(f"{row[k] / 1e9:.2f}" for k in ("weights", "activations", "alone", "together"))]) + " |")
+            print(
+                "| " + " | ".join([row["stage"], *(f"{row[k] / 1e9:.2f}" for k in ("weights", "activations", "alone", "together"))]) + " |"
+            )
         print(
             f"\npeak {result['alone'] / 1e9:.2f} GB where the host offloads what is not in use, {result['together'] / 1e9:.2f} GB where it "
             f"keeps everything; target {TARGETS[name] / 1e9:.0f} GB in fp16"

@@ -75,32 +75,44 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         return _metadata(file)
 
 
+def read_layout(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Key -> dtype as the format spells it (F32, F16, BF16, I64, ...) and shape, from the header. Raises CoDiError naming the file."""
+    with _opened(path) as file:
+        slices = {key: file.get_slice(key) for key in file.keys()}
+        return {key: (part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
+
+
 def load_weights(module: nn.Module, path: str | Path) -> None:
     """Copy a safetensors file into `module`, tensor by tensor, into the dtype and device that the module has.
 
-    Every key and shape must match (of tied parameters one key is enough). Raises CoDiError naming the file and
-    the first keys that are missing, unknown or of another shape; the module is then left untouched."""
+    Raises CoDiError as `check_weights`; the module is then left untouched."""
+    check_weights(module, path)
+    target = module.state_dict()
+    with _opened(path) as file, torch.no_grad():
+        for key in file.keys():
+            target[key].copy_(file.get_tensor(key))
+
+
+def check_weights(module: nn.Module, path: str | Path) -> None:
+    """Every key and shape of a safetensors file must be the module's (of tied parameters one key is enough); no tensor is read.
+
+    Raises CoDiError naming the file and the first keys that are missing, unknown or of another shape."""
     target = module.state_dict()
     tied = aliases(module)
-    with _opened(path) as file:
-        keys = set(file.keys())
-        missing = [k for k in target if k not in keys and k not in tied]
-        unknown = sorted(keys - set(target))
-        shapes = {k: tuple(file.get_slice(k).get_shape()) for k in keys & set(target)}
-        wrong = [f"{k} is {shapes[k]} instead of {tuple(target[k].shape)}" for k in target if k in shapes and shapes[k] != target[k].shape]
-        problems = [
-            f"{len(found)} {label}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
-            for label, found in (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
-            if found
-        ]
-        if problems:
-            raise CoDiError(
-                f"{path} does not hold the weights of this {type(module).__name__} ({'; '.join(problems)}). "
-                "It belongs to another component or another configuration: use the file that came with this config.json"
-            )
-        with torch.no_grad():
-            for key in keys:
-                target[key].copy_(file.get_tensor(key))
+    shapes = {key: shape for key, (_, shape) in read_layout(path).items()}
+    missing = [k for k in target if k not in shapes and k not in tied]
+    unknown = sorted(set(shapes) - set(target))
+    wrong = [f"{k} is {shapes[k]} instead of {tuple(target[k].shape)}" for k in target if k in shapes and shapes[k] != target[k].shape]
+    problems = [
+        f"{len(found)} {label}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}"
+        for label, found in (("missing", missing), ("unknown", unknown), ("of another shape", wrong))
+        if found
+    ]
+    if problems:
+        raise CoDiError(
+            f"{path} does not hold the weights of this {type(module).__name__} ({'; '.join(problems)}). "
+            "It belongs to another component or another configuration: use the file that came with this config.json"
+        )
 
 
 def _metadata(file: Any) -> dict[str, str]:

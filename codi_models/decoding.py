@@ -17,25 +17,33 @@ DECODERS = {
 }
 """Components that decode an output."""
 
+PIXELS_AT_ONCE = 8 * 256 * 256  # pictures and frames beyond that many pixels are decoded one part after another
+
 
 @torch.inference_mode()
 def decode_pixels(model: CoDi, latents: Tensor) -> Tensor:
     """(B, 4, h, w) or (B, 4, F, h, w) in diffusion space -> (B, 3, H, W) or (B, F, 3, H, W), float32 in 0..1."""
-    pixels = model.picture_autoencoder.decode(latents / model.config.picture_autoencoder.scale).float()
-    pixels = pixels if latents.ndim == 4 else pixels.transpose(1, 2)
+    autoencoder, scale = model.picture_autoencoder, model.config.picture_autoencoder.scale
+    z = (latents / scale).to(model.precision("picture_autoencoder"))
+    frames = z if z.ndim == 4 else z.transpose(1, 2).flatten(0, 1)  # (B * F, 4, h, w)
+    size = frames.shape[-2] * frames.shape[-1] * autoencoder.factor**2
+    pixels = torch.cat([autoencoder.decode(part).float() for part in frames.split(max(1, PIXELS_AT_ONCE // size))])
+    pixels = pixels if latents.ndim == 4 else pixels.unflatten(0, (latents.shape[0], latents.shape[2]))
     return ((pixels + 1) / 2).clamp(0, 1)
 
 
 @torch.inference_mode()
 def decode_sound(model: CoDi, latents: Tensor) -> Tensor:
     """(B, C, T / f, M / f) in diffusion space -> (B, N), float32 in -1..1, N = hop_length * T, at `config.mel.sample_rate`."""
-    logmel = model.sound_autoencoder.decode(latents / model.config.sound_autoencoder.scale)  # (B, 1, T, M)
-    return model.vocoder(logmel).float().clamp(-1, 1)
+    z = (latents / model.config.sound_autoencoder.scale).to(model.precision("sound_autoencoder"))
+    logmel = model.sound_autoencoder.decode(z)  # (B, 1, T, M)
+    return model.vocoder(logmel.to(model.precision("vocoder"))).float().clamp(-1, 1)
 
 
 @torch.inference_mode()
 def decode_text(model: CoDi, latents: Tensor, seeds: Sequence[int]) -> list[str]:
     """(B, D) in diffusion space -> B captions; `seeds` draw the words where the model's temperature is not 0."""
     config = model.config.text_autoencoder
-    ids = model.text_autoencoder.generate(latents / config.scale, temperature=config.temperature, seeds=list(seeds))
+    z = (latents / config.scale).to(model.precision("text_autoencoder"))
+    ids = model.text_autoencoder.generate(z, temperature=config.temperature, seeds=list(seeds))
     return model.text_tokenizers.decode(ids, faithful=False)

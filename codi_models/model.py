@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import load_weights, read_metadata, read_weights, save_weights, without_random_init
+from .checkpoints import check_weights, load_weights, read_metadata, read_weights, save_weights, without_random_init
 from .config import MODALITIES, CoDiConfig
 from .errors import CoDiError
 from .files import sha256, whole_file
@@ -67,14 +67,34 @@ def build_component(
 def load_component(
     name: str, config: CoDiConfig, path: str | Path, *, operations: Any = nn, dtype: Any = None, device: Any = None, **extra: Any
 ) -> nn.Module:
-    """Build a component and fill it from its file; evaluation mode, gradients off. Raises CoDiError as `load_weights` does."""
-    named = read_metadata(path).get("component", name)
-    if named != name:
-        raise CoDiError(f"{path} holds the weights of {named}, not of {name}. Restore the files of the model folder")
+    """Build a component and fill it from its file; evaluation mode, gradients off. Raises CoDiError as `check_component` does."""
+    _check_file(name, Path(path))
     with without_random_init():
         network = build_component(name, config, operations=operations, dtype=dtype, device=device, **extra)
     load_weights(network, path)
     return network.eval().requires_grad_(False)
+
+
+def check_component(name: str, config: CoDiConfig, path: str | Path) -> None:
+    """Whether a file holds a component's weights, every key and shape; no tensor is read.
+
+    Raises CoDiError where it is missing (naming how to get it), not whole, another component's or of another configuration."""
+    _check_file(name, Path(path))
+    check_weights(build_component(name, config, device="meta"), path)
+
+
+def _check_file(name: str, path: Path) -> None:
+    """The file is there, and its header does not name another component."""
+    if not path.is_file():
+        from .conversion.layout import published_file
+
+        raise CoDiError(
+            f"{path} is missing, so {name} cannot be used. In a folder made from the published checkpoint: "
+            f"`python -m codi_models convert {published_file(name)} --out {path.parent}` adds it; else restore the model folder"
+        )
+    named = read_metadata(path).get("component", name)
+    if named != name:
+        raise CoDiError(f"{path} holds the weights of {named}, not of {name}. Restore the files of the model folder")
 
 
 def save_component(name: str, network: nn.Module, config: CoDiConfig, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
@@ -202,6 +222,10 @@ class CoDi:
         from .autoencoders.tokenizers import TextTokenizers
 
         return TextTokenizers(self.folder, self.config.text_autoencoder)
+
+    def precision(self, name: str) -> torch.dtype:
+        """Dtype that a component computes in."""
+        return self.dtype
 
     def path(self, name: str) -> Path:
         """File of a component."""

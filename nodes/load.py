@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..codi_models.config import DENOISER_OF, MODALITIES
 from ..codi_models.errors import CoDiError
-from .host import compose, folders, handle
+from .host import compose, costs, folders, handle
 from .host.denoiser import DENOISERS, denoiser_model
 from .host.vae import PictureVAE, SoundVAE
 from .schema import ADVANCED, CODI_TIP, CodiModel, schema
@@ -37,8 +37,10 @@ class LoadJoint(io.ComfyNode):
         return schema(
             node_id="CoDiLoadJoint",
             display_name="Load CoDi (joint)",
-            description="Loads the denoisers of the chosen outputs as one joint MODEL. What is switched off is not loaded.",
+            description="Loads the denoisers of the chosen outputs as one joint MODEL, and shows what the model's parts cost. "
+            "What is switched off is not loaded.",
             search_aliases=["codi", "any-to-any", "codi-mini"],
+            has_intermediate_output=True,
             inputs=[
                 _name(),
                 *[io.Boolean.Input(m, default=True, tooltip=f"The MODEL can make {m}.") for m in MODALITIES],
@@ -61,7 +63,7 @@ class LoadJoint(io.ComfyNode):
             raise CoDiError(f"no output chosen: switch on at least one of {', '.join(MODALITIES)}")
         codi = handle.open_handle(name)
         members = [denoiser_model(codi, d, dtype) for d in DENOISERS if d in needed]
-        return io.NodeOutput(compose.compose(members), codi)
+        return io.NodeOutput(compose.compose(members), codi, ui=ui.PreviewText(costs.describe(codi, dtype)))
 
 
 class Load(io.ComfyNode):
@@ -72,7 +74,8 @@ class Load(io.ComfyNode):
         return schema(
             node_id="CoDiLoad",
             display_name="Load CoDi",
-            description="Opens a CoDi model. Networks load when a node first needs them.",
+            description="Opens a CoDi model and shows what its parts cost. Networks load when a node first needs them.",
+            has_intermediate_output=True,
             search_aliases=["codi model", "checkpoint", "open"],
             inputs=[_name()],
             outputs=[CodiModel.Output(display_name="codi", tooltip="For all of CoDi's nodes that encode, decode or make denoisers.")],
@@ -84,7 +87,8 @@ class Load(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        return io.NodeOutput(handle.open_handle(name))
+        codi = handle.open_handle(name)
+        return io.NodeOutput(codi, ui=ui.PreviewText(costs.describe(codi)))
 
 
 class Denoiser(io.ComfyNode):

@@ -16,7 +16,7 @@ from ...codi_models.config import DENOISER_OF, MODALITIES
 from ...codi_models.denoisers.unet2d import UNet2D
 from ...codi_models.denoisers.unet_text import TextUNet
 from ...codi_models.errors import CoDiError
-from ...codi_models.model import DTYPES, load_component
+from ...codi_models.model import DTYPES, check_component
 from .handle import CoDiHandle, open_handle
 from .latent_model import FRAMES, LatentModel, ScheduleConfig, frame_prompts, wrap_sampling
 from .lora import denoiser_patcher
@@ -70,16 +70,19 @@ def reload_denoiser(name: str, component: str, dtype: str, disable_dynamic: bool
     return denoiser_model(open_handle(name), component, dtype, disable_dynamic=disable_dynamic)
 
 
+def weight_dtype(dtype: str, parameters: int, stored: torch.dtype | None) -> torch.dtype:
+    """Dtype of a denoiser's weights: the one asked for, or with `auto` what the host chooses for that many parameters."""
+    return DTYPES.get(dtype) or mm.unet_dtype(
+        model_params=parameters, supported_dtypes=list(ScheduleConfig.supported_inference_dtypes), weight_dtype=stored
+    )
+
+
 def _build(codi: CoDiHandle, component: str, dtype: str, disable_dynamic: bool) -> Any:
     config, path = getattr(codi.config, component), codi.model.path(component)
-    load_component(component, codi.config, path, device="meta")  # every key and shape is checked before the host loads leniently
+    check_component(component, codi.config, path)  # every key and shape is checked before the host loads leniently
     weights, _ = read_weights(path)
     load, rest = mm.get_torch_device(), mm.unet_offload_device()
-    chosen = DTYPES.get(dtype) or mm.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=list(ScheduleConfig.supported_inference_dtypes),
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
+    chosen = weight_dtype(dtype, comfy.utils.calculate_parameters(weights), comfy.utils.weight_dtype(weights))
 
     def network(*, device: Any, operations: Any, **_: Any) -> torch.nn.Module:
         cls: Any = HostTextUNet if component == "text_denoiser" else HostUNet2D

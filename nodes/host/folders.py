@@ -30,7 +30,7 @@ def model_folder(name: str) -> Path:
     if name not in found:
         raise CoDiError(
             f"no CoDi model named {name!r}: a model is a folder with a config.json in {', '.join(str(r) for r in _roots())}; "
-            f"found there: {', '.join(found) or 'none'}"
+            f"found there: {', '.join(found) or 'none'}{_unconverted()}"
         )
     return found[name]
 
@@ -40,8 +40,19 @@ def _roots() -> list[Path]:
 
 
 def _found() -> dict[str, Path]:
+    """Folders with a config.json: below a root (also one level deeper, as `folder/name`), and a root that is a model itself."""
     found: dict[str, Path] = {}
     for root in _roots():
-        for file in sorted(root.glob("*/config.json")):
-            found.setdefault(file.parent.name, file.parent)
+        files = [*root.glob("config.json"), *sorted(root.glob("*/config.json")), *sorted(root.glob("*/*/config.json"))]
+        for folder in (file.parent for file in files):
+            name = folder.relative_to(root).as_posix() if folder != root else root.name
+            found.setdefault(name, folder)
     return found
+
+
+def _unconverted() -> str:
+    """Advice where checkpoint files lie in the folders as they were published."""
+    files = [str(path) for root in _roots() for depth in ("*.pth", "*/*.pth") for path in sorted(root.glob(depth))]
+    if not files:
+        return ""
+    return f". {files[0]} has to be converted first: python -m codi_models convert {' '.join(files)} --out {Path(files[0]).parent / 'codi'}"

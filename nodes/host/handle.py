@@ -11,10 +11,14 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ...codi_models.model import CoDi, build_component, load_component
+from ...codi_models.checkpoints import read_weights
+from ...codi_models.model import CoDi, build_component, check_component
 from .folders import model_folder
 
 _ENCODERS = ("clip", "clap")
+_SOUND = ("sound_autoencoder", "vocoder")
+_COPIES = 8  # widest feature maps that an autoencoder holds at once, rounded up
+_ACTIVATIONS = 256 << 20  # bytes that the other networks compute in at most, at official sizes
 _opened: weakref.WeakValueDictionary[tuple, CoDiHandle] = weakref.WeakValueDictionary()
 
 
@@ -28,6 +32,7 @@ class HostedCoDi(CoDi):
             opened.folder, opened.config, device=mm.text_encoder_device(), dtype=opened.dtype, operations=comfy.ops.manual_cast
         )
         self.patchers: dict[str, Any] = {}
+        self._working: dict[str, int] = {}
 
     def component(self, name: str) -> torch.nn.Module:
         """The network of that name, on its compute device. Raises CoDiError as CoDi.component does."""
@@ -36,18 +41,37 @@ class HostedCoDi(CoDi):
             # The plain patcher: these networks are small beside the denoisers and are used in one piece.
             self.patchers[name] = comfy.model_patcher.ModelPatcher(self._read(name), load_device=self.place(name), offload_device=rest)
         patcher = self.patchers[name]
-        mm.load_models_gpu([patcher], memory_required=mm.module_size(patcher.model))
+        mm.load_models_gpu([patcher], memory_required=self._working.get(name, _ACTIVATIONS))
         return patcher.model
+
+    def reserve(self, name: str, places: int) -> None:
+        """Tells how many pixels (or mel bins) an autoencoder works on next, so that the host makes room for its activations."""
+        autoencoder = self.config.picture_autoencoder if name == "picture_autoencoder" else self.config.sound_autoencoder
+        self._working[name] = places * autoencoder.model_channels * _COPIES * self.precision(name).itemsize
+
+    def precision(self, name: str) -> torch.dtype:
+        """Dtype of a component, chosen as the host chooses for text encoders and for VAEs: float32 on a CPU; on a GPU half precision,
+        but float32 for sound and, where the GPU has no bfloat16, for pictures."""
+        device = self.place(name)
+        if mm.is_device_cpu(device):
+            return torch.float32
+        if name == "picture_autoencoder" or name in _SOUND:
+            return mm.vae_dtype(device, [torch.float32] if name in _SOUND else [torch.bfloat16, torch.float32])
+        chosen = mm.text_encoder_dtype(device)
+        return chosen if chosen in (torch.float16, torch.bfloat16, torch.float32) else torch.float16
 
     def place(self, name: str) -> torch.device:
         """Device that a component computes on, chosen by the host."""
         return mm.text_encoder_device() if name in _ENCODERS else mm.vae_device()
 
     def _read(self, name: str) -> torch.nn.Module:
-        """Hosts that stream weights leave layers empty until a state dict is assigned: check the file on plain layers first."""
-        checked = load_component(name, self.config, self.path(name), dtype=self.dtype, device="cpu")
-        network = build_component(name, self.config, operations=self.operations, dtype=self.dtype, device="cpu")
-        network.load_state_dict(checked.state_dict(), assign=True)
+        """A network with its weights, in memory once: what has the right dtype stays in the mapped file until it moves to a GPU."""
+        check_component(name, self.config, self.path(name))
+        dtype = self.precision(name)
+        network = build_component(name, self.config, operations=self.operations, dtype=dtype, device="cpu")
+        weights, _ = read_weights(self.path(name))
+        # Hosts that stream weights leave layers empty until a state dict is assigned.
+        network.load_state_dict({k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}, assign=True)
         self.loaded[name] = network
         return network.eval().requires_grad_(False)
 

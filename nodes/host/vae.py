@@ -8,7 +8,7 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ...codi_models.decoding import decode_pixels, decode_sound
+from ...codi_models.decoding import PIXELS_AT_ONCE, decode_pixels, decode_sound
 from ...codi_models.encoders.preprocess import rgb
 from ...codi_models.errors import CoDiError
 from .handle import CoDiHandle
@@ -28,6 +28,8 @@ class PictureVAE:
         if z.ndim not in (4, 5) or z.shape[1] != self.codi.config.picture_autoencoder.latent_channels:
             raise CoDiError(f"a latent of shape {tuple(z.shape)} is no picture or clip of {self.codi.name}")
         z = z.to(self.codi.model.place("picture_autoencoder"), torch.float32) * self.codi.config.picture_autoencoder.scale
+        scaled_by = factor(self.codi.config.picture_autoencoder)
+        self._reserve(z.shape[-2] * scaled_by, z.shape[-1] * scaled_by)
         pixels = decode_pixels(self.codi.model, z)  # (B, 3, H, W) or (B, F, 3, H, W)
         return pixels.movedim(-3, -1).to(mm.intermediate_device())
 
@@ -46,11 +48,19 @@ class PictureVAE:
         height, width = (side // unit * unit for side in pixels.shape[1:3])
         top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
         pixels = rgb(pixels[:, top : top + height, left : left + width].movedim(-1, 1).float())
-        pixels = pixels.to(self.codi.model.place("picture_autoencoder"), torch.float32)
-        return self.codi.model.picture_autoencoder.encode(pixels * 2 - 1).to(mm.intermediate_device())
+        model, at_once = self.codi.model, self._reserve(height, width)
+        device, dtype = model.place("picture_autoencoder"), model.precision("picture_autoencoder")
+        autoencoder = model.picture_autoencoder
+        parts = [autoencoder.encode((part.to(device) * 2 - 1).to(dtype)).float() for part in pixels.split(at_once)]
+        return torch.cat(parts).to(mm.intermediate_device())
+
+    def _reserve(self, height: int, width: int) -> int:
+        """Room for as many pictures as are worked on at once, and their number."""
+        self.codi.model.reserve("picture_autoencoder", max(PIXELS_AT_ONCE, height * width))
+        return max(1, PIXELS_AT_ONCE // (height * width))
 
     def decode_tiled(self, z: Any, **_: Any) -> Tensor:
-        """As `decode`: these pictures are small enough to be decoded whole."""
+        """As `decode`, which never works on more than a few pictures at once."""
         return self.decode(z)
 
     def encode_tiled(self, pixels: Tensor, **_: Any) -> Tensor:
@@ -95,6 +105,8 @@ class SoundVAE:
         z = z.unbind()[-1] if z.is_nested else z
         if z.ndim != 4 or z.shape[1] != self.codi.config.sound_autoencoder.latent_channels:
             raise CoDiError(f"a latent of shape {tuple(z.shape)} is no sound of {self.codi.name}")
+        for name in ("sound_autoencoder", "vocoder"):
+            self.codi.model.reserve(name, self._bins(z.shape[0], z.shape[2] * factor(self.codi.config.sound_autoencoder)))
         z = z.to(self.codi.model.place("sound_autoencoder"), torch.float32) * self.codi.config.sound_autoencoder.scale
         return decode_sound(self.codi.model, z).unsqueeze(-1).to(mm.intermediate_device())
 
@@ -103,6 +115,7 @@ class SoundVAE:
         """(B, samples, channels) at `audio_sample_rate` -> (B, C, t, m)."""
         sound = samples.mean(-1).to(self.codi.model.place("sound_autoencoder"), torch.float32)
         frames = mel_frames(self.codi.config, sound.shape[1] / self.audio_sample_rate)
+        self.codi.model.reserve("sound_autoencoder", self._bins(sound.shape[0], frames))
         return self.codi.model.sound_autoencoder.encode(sound, frames=frames).to(mm.intermediate_device())
 
     def decode_tiled(self, z: Any, **_: Any) -> Tensor:
@@ -111,3 +124,7 @@ class SoundVAE:
 
     def throw_exception_if_invalid(self) -> None:
         """The host asks before it encodes; this VAE was checked when it was opened."""
+
+    def _bins(self, batch: int, frames: int) -> int:
+        """Places of a log-mel."""
+        return batch * frames * self.codi.config.mel.n_mels
