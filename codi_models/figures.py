@@ -20,6 +20,7 @@ COLOURS = {
     "mix": (190, 139, 240),
 }
 """Colour of a point by its kind; others are drawn in the colour of ink."""
+_LABEL = 20  # height of a point's name
 _LOW, _MIDDLE, _HIGH = (58, 82, 160), (38, 41, 48), (233, 122, 66)  # similarity -1, 0, 1
 _HEAT = ((8, 8, 20), (70, 20, 110), (190, 55, 85), (250, 150, 40), (252, 250, 180))  # silence to loud
 
@@ -76,7 +77,7 @@ def draw_points(
     draw.line((24, float(origin[1]), width - 24, float(origin[1])), FAINT)
     draw.line((float(origin[0]), 24, float(origin[0]), height - 48), FAINT)
     said = f"first axis {shares[0]:.0%} of the differences, second axis {shares[1]:.0%}"
-    draw.text((width / 2, height - 22), said, FAINT, font(14), anchor="mm")
+    draw.text((width / 2, height - 22), said, FAINT, font(18), anchor="mm")
     taken: list[tuple[float, float, float, float]] = []
     for place, label, kind in zip(places.tolist(), labels, kinds, strict=True):
         _point(draw, place, label, COLOURS.get(kind, INK), taken, size)
@@ -140,17 +141,17 @@ def from_picture(pixels: Tensor) -> Image.Image:
 def _point(draw: Any, place: list[float], label: str, colour: tuple, taken: list, size: tuple[int, int]) -> None:
     """A dot, and its label at the first side where it covers neither another label nor the border."""
     x, y = place
-    draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=colour, outline=INK)
-    text = clipped(label, 210, 15)
-    length = font(15).getlength(text)
-    sides = [(x + 11, y - 9), (x - 11 - length, y - 9), (x - length / 2, y - 28), (x - length / 2, y + 10)]
-    sides += [(x + 11, y - 9 + shift) for shift in (18, -18, 36, -36, 54, -54)]
-    boxes = [(a, b, a + length, b + 18) for a, b in sides]
+    draw.ellipse((x - 8, y - 8, x + 8, y + 8), fill=colour, outline=INK)
+    text = clipped(label, 280, _LABEL)
+    length = font(_LABEL).getlength(text)
+    sides = [(x + 13, y - 12), (x - 13 - length, y - 12), (x - length / 2, y - 36), (x - length / 2, y + 12)]
+    sides += [(x + 13, y - 12 + shift) for shift in (24, -24, 48, -48, 72, -72)]
+    boxes = [(a, b, a + length, b + 24) for a, b in sides]
     inside = [b for b in boxes if b[0] >= 0 and b[1] >= 0 and b[2] <= size[0] and b[3] <= size[1] - 34]
     free = [b for b in inside if not any(b[0] < t[2] and t[0] < b[2] and b[1] < t[3] and t[1] < b[3] for t in taken)]
     box = (free or inside or boxes)[0]
     taken.append(box)
-    draw.text((box[0], box[1]), text, colour, font(15))
+    draw.text((box[0], box[1]), text, colour, font(_LABEL))
 
 
 def _blend(value: float) -> tuple[int, int, int]:

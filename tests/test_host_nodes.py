@@ -9,7 +9,7 @@ from codi.codi_models.conditioning import mix
 from codi.codi_models.model import CoDi
 from codi.codi_models.worlds import judge
 from host.graph import decoded, node, outputs, sampled, shown
-from host.setting import HOST, PACK, host_version
+from host.setting import HOST, host_version
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +168,3 @@ def test_a_changed_model_file_is_loaded_again(session, base):
     assert value(session, graph, ["load", 1]) is first
     os.utime(base / "models" / "codi" / "tiny" / "config.json", ns=(1, 1))
     assert value(session, graph, ["load", 1]) is not first
-
-
-def test_english_texts_are_those_of_the_schemas(session):
-    import json
-
-    from host.make_locales import definitions
-
-    written = json.loads((PACK / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert written == definitions(session), "run tests/host/make_locales.py"

@@ -1,10 +1,14 @@
-"""Writes locales/en/nodeDefs.json from the nodes' schemas: the texts that translators start from.
+"""Writes locales/<language>/nodeDefs.json: English from the nodes' schemas, the others from locales/translations.json.
 
-python tests/host/make_locales.py"""
+    python tests/host/make_locales.py
+
+Translations stand side by side under their English text, each text once however many nodes use it. {a} and {b} in a text
+stand for modalities, whose names are in "words". To add a language, add its code to LANGUAGES and to every text."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from host.session import Session  # noqa: E402
 from host.setting import HOST, PACK, import_pack  # noqa: E402
+
+LANGUAGES = ("zh", "ja", "de")
+LOCALES = PACK / "locales"
 
 
 def texts(entry: Any) -> dict[str, str]:
@@ -38,16 +45,67 @@ def definitions(session: Session) -> dict[str, Any]:
     return found
 
 
+class Translations:
+    """locales/translations.json; `missing` and `used` collect what was asked for."""
+
+    def __init__(self) -> None:
+        read = json.loads((LOCALES / "translations.json").read_text(encoding="utf-8"))
+        self.words, self.texts = read["words"], read["texts"]
+        names = "|".join(self.words)
+        self.patterns = {
+            re.compile(
+                "".join(f"(?P<{p[1]}>{names})" if p in ("{a}", "{b}") else re.escape(p) for p in re.split(r"(\{[ab]\})", text))
+            ): text
+            for text in self.texts
+            if "{a}" in text
+        }
+        self.missing: set[str] = set()
+        self.used: set[str] = set()
+
+    def __call__(self, english: str, language: str) -> str:
+        """The text in a language; the English one where it is missing."""
+        if english in self.texts:
+            self.used.add(english)
+            return self.texts[english].get(language) or self._lacking(english)
+        for pattern, text in self.patterns.items():
+            if match := pattern.fullmatch(english):
+                self.used.add(text)
+                words = {key: self.words[word][language] for key, word in match.groupdict().items()}
+                return self.texts[text][language].format(**words) if language in self.texts[text] else self._lacking(text)
+        return self._lacking(english)
+
+    def _lacking(self, english: str) -> str:
+        self.missing.add(english)
+        return english
+
+    def unused(self) -> set[str]:
+        """Texts of the file that no node has."""
+        return set(self.texts) - self.used
+
+
+def translated(tree: Any, language: str, translations: Translations) -> Any:
+    """The definitions with every text in a language."""
+    if isinstance(tree, str):
+        return translations(tree, language) if tree else tree
+    return {key: translated(value, language, translations) for key, value in tree.items()}
+
+
 def main() -> None:
     """Command line."""
     import_pack()
     if HOST is None:
         raise SystemExit("no ComfyUI found: set COMFYUI_PATH to its folder")
     with tempfile.TemporaryDirectory() as base:
-        text = json.dumps(definitions(Session(HOST, Path(base), PACK)), indent=2, ensure_ascii=False)
-    target = PACK / "locales" / "en" / "nodeDefs.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text + "\n", encoding="utf-8")
+        english = definitions(Session(HOST, Path(base), PACK))
+    translations = Translations()
+    trees = {"en": english, **{language: translated(english, language, translations) for language in LANGUAGES}}
+    for language, tree in trees.items():
+        target = LOCALES / language / "nodeDefs.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    for kind, found in (("not translated", translations.missing), ("of no node", translations.unused())):
+        for text in sorted(found):
+            print(f"{kind}: {text}")
 
 
 if __name__ == "__main__":

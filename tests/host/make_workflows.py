@@ -23,36 +23,36 @@ from host.setting import HOST, PACK, import_pack, make_base  # noqa: E402
 
 TARGET = PACK / "example_workflows"
 SOURCE = PACK / "tests" / "workflows"
-_COLUMN = {  # from left to right, in the order of the work
-    "CoDiLoadJoint": 0,
-    "CoDiBounceScene": 0,
-    "CoDiEncodeText": 1,
-    "CoDiEncodeImage": 1,
-    "CoDiEncodeAudio": 1,
-    "CoDiEmptyJointLatent": 1,
-    "CoDiConditionMixer": 2,
-    "CoDiJointSampler": 3,
-}
 _WIDTH, _GAP = 340, 60
-_LAYOUT = """([columns, width, gap]) => {
-  const bottom = {};
+_HEIGHTS = {  # of nodes that show something, in pixels; the others are as tall as their widgets
+    "CoDiBounceScene": 460,
+    "CoDiCoherence": 620,
+    "CoDiDecodeImage": 300,
+    "CoDiDecodeVideo": 440,
+    "CoDiPreview": 560,
+    "CoDiSharedSpace": 420,
+    "SaveImage": 320,
+}
+_LAYOUT = """([heights, width, gap]) => {  // a node stands one column right of the last node that it waits for
+  const columns = {}, bottom = {};
   const nodes = [...app.graph._nodes].sort((a, b) => a.id - b.id);
-  const used = [...new Set(nodes.map(n => columns[n.type] ?? 4))].sort();
+  const before = (node) => (node.inputs ?? []).map((_, i) => node.getInputNode(i)).filter(Boolean);
+  const column = (node) => columns[node.id] ??= 1 + Math.max(-1, ...before(node).map(column));
   for (const node of nodes) {
-    const column = used.indexOf(columns[node.type] ?? 4);
+    const at = column(node);
     const control = node.widgets?.find(w => w.name == 'control_after_generate');
     if (control) control.value = 'fixed';
     const size = node.computeSize();
-    const shows = {CoDiDecodeImage: 300, CoDiDecodeVideo: 440, CoDiBounceScene: 460}[node.type] ?? 0;
-    node.setSize([width, Math.max(size[1], shows)]);
-    node.pos = [column * (width + gap), bottom[column] ?? 0];
-    bottom[column] = node.pos[1] + node.size[1] + gap;
+    node.setSize([width, Math.max(size[1], heights[node.type] ?? 0)]);
+    node.pos = [at * (width + gap), bottom[at] ?? 0];
+    bottom[at] = node.pos[1] + node.size[1] + gap;
   }
   app.graph.setDirtyCanvas(true, true);
 }"""
 _FIT = """() => {
   const style = document.createElement('style');
-  style.textContent = '.p-toast, .minimap-main-container, [class*="minimap"] { display: none !important }';
+  style.textContent = '.p-toast, .minimap-main-container, [class*="minimap"], .p-buttongroup { display: none !important }';
+  app.canvas.show_info = false;
   document.head.append(style);
   const boxes = app.graph._nodes.map(n => [n.pos[0], n.pos[1] - 40, n.pos[0] + n.size[0], n.pos[1] + n.size[1]]);
   const edge = (i, pick) => pick(...boxes.map(b => b[i]));
@@ -70,7 +70,7 @@ def make(page: Any, name: str) -> None:
     """One workflow: UI format and thumbnail."""
     prompt = json.loads((SOURCE / f"{name}.json").read_text(encoding="utf-8"))
     page.open_api(prompt, name)
-    page.page.evaluate(_LAYOUT, [_COLUMN, _WIDTH, _GAP])
+    page.page.evaluate(_LAYOUT, [_HEIGHTS, _WIDTH, _GAP])
     graph = json.loads(page.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
     graph["extra"] = {}
     page.open(graph)
