@@ -33,7 +33,7 @@ _HEIGHTS = {  # of nodes that show something, in pixels; the others are as tall 
     "CoDiSharedSpace": 420,
     "SaveImage": 320,
 }
-_LAYOUT = """([heights, width, gap]) => {  // a node stands one column right of the last node that it waits for
+LAYOUT = """([heights, width, gap]) => {  // a node stands one column right of the last node that it waits for
   const columns = {}, bottom = {};
   const nodes = [...app.graph._nodes].sort((a, b) => a.id - b.id);
   const before = (node) => (node.inputs ?? []).map((_, i) => node.getInputNode(i)).filter(Boolean);
@@ -66,11 +66,16 @@ _FIT = """() => {
 }"""
 
 
+def layout_settings() -> list[Any]:
+    """Arguments of LAYOUT."""
+    return [_HEIGHTS, _WIDTH, _GAP]
+
+
 def make(page: Any, name: str) -> None:
     """One workflow: UI format and thumbnail."""
     prompt = json.loads((SOURCE / f"{name}.json").read_text(encoding="utf-8"))
     page.open_api(prompt, name)
-    page.page.evaluate(_LAYOUT, [_HEIGHTS, _WIDTH, _GAP])
+    page.page.evaluate(LAYOUT, layout_settings())
     graph = json.loads(page.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
     graph["extra"] = {}
     page.open(graph)

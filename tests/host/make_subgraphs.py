@@ -1,0 +1,171 @@
+"""Writes subgraphs/ from small prompts: the ready-made subgraphs that the host offers in its node library.
+
+    python tests/host/make_subgraphs.py
+
+Each is folded in the real front end. The nodes of `_OUTSIDE` stand for what users connect; they are left out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+from host.browser import open_page  # noqa: E402
+from host.graph import node, outputs  # noqa: E402
+from host.make_workflows import LAYOUT, layout_settings  # noqa: E402
+from host.server import Server  # noqa: E402
+from host.setting import HOST, PACK, import_pack, make_base  # noqa: E402
+
+TARGET = PACK / "subgraphs"
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """Name and description of a subgraph, the prompt that it is folded from, and the widgets shown outside (node, widget)."""
+
+    name: str
+    description: str
+    prompt: dict[str, dict]
+    shown: tuple[tuple[str, str], ...]
+
+
+def _core(*names: str, positive: str) -> dict[str, dict]:
+    """Loader to sampler for the named outputs; the positive prompt is the node `positive`."""
+    return {
+        "1": node("CoDiLoadJoint", name="codi-mini", dtype="auto", **outputs(*names)),
+        "2": node("CoDiEncodeText", codi=["1", 1], text=""),
+        "3": node("CoDiEmptyJointLatent", codi=["1", 1], **outputs(*names), width=64, height=64, frames=8, seconds=1.28, batch_size=1),
+        "4": node(
+            "CoDiJointSampler",
+            model=["1", 0],
+            positive=[positive, 0],
+            negative=["2", 0],
+            latent=["3", 0],
+            seed=1,
+            steps=25,
+            cfg=3.0,
+            sampler_name="ddim",
+            scheduler="ddim_uniform",
+            denoise=1.0,
+            wiring="cross",
+            alignment=1.0,
+            alignment_guidance=3.0,
+        ),
+        "5": node("CoDiPreview", codi=["1", 1], latent=["4", 0]),
+    }
+
+
+_SAVE = {
+    "image": ("SaveImage", "images", {"filename_prefix": "codi"}),
+    "video": ("SaveVideo", "video", {"filename_prefix": "codi", "format": "auto", "codec": "auto"}),
+    "audio": ("SaveAudio", "audio", {"filename_prefix": "codi"}),
+    "text": ("CoDiShowText", "text", {}),
+}
+
+
+def _ends(*names: str) -> dict[str, dict]:
+    slots = ("image", "video", "audio", "text")
+    ends = {}
+    for number, name in enumerate(names):
+        kind, field, more = _SAVE[name]
+        ends[f"9{number}"] = node(kind, **{field: ["5", slots.index(name)], **more})
+    return ends
+
+
+def _scene() -> dict:
+    return node("CoDiBounceScene", shape="star", colour="blue", beats="2", seed=1)
+
+
+_OUTSIDE = {kind for kind, _, _ in _SAVE.values()} | {"CoDiBounceScene"}
+_COMMON = (("4", "seed"), ("4", "steps"), ("4", "cfg"), ("1", "name"))
+BLUEPRINTS = (
+    Blueprint(
+        "Text to Everything (CoDi)",
+        "One sentence to picture, clip with its sound, and caption, denoised together.",
+        {
+            **_core("video", "image", "text", "audio", positive="6"),
+            "6": node("CoDiEncodeText", codi=["1", 1], text="a red square bounces twice"),
+            **_ends("image", "video", "audio", "text"),
+        },
+        (("6", "text"), *_COMMON),
+    ),
+    Blueprint(
+        "Audio to Image (CoDi)",
+        "A sound to a picture of what is heard.",
+        {**_core("image", positive="6"), "80": _scene(), "6": node("CoDiEncodeAudio", codi=["1", 1], audio=["80", 1]), **_ends("image")},
+        _COMMON,
+    ),
+    Blueprint(
+        "Image and Audio to Video (CoDi)",
+        "A picture and a sound, mixed, to a clip with its sound.",
+        {
+            **_core("video", "audio", positive="8"),
+            "80": _scene(),
+            "6": node("CoDiEncodeImage", codi=["1", 1], image=["80", 0]),
+            "7": node("CoDiEncodeAudio", codi=["1", 1], audio=["80", 1]),
+            "8": node(
+                "CoDiConditionMixer", **{"prompts.prompt0": ["6", 0], "prompts.prompt1": ["7", 0]}, weights="1, 1", method="renormalised"
+            ),
+            **_ends("video", "audio"),
+        },
+        (("8", "weights"), *_COMMON),
+    ),
+    Blueprint(
+        "Video to Text (CoDi)",
+        "A clip to a caption.",
+        {**_core("text", positive="6"), "80": _scene(), "6": node("CoDiEncodeVideo", codi=["1", 1], video=["80", 2]), **_ends("text")},
+        _COMMON,
+    ),
+)
+
+_FOLD = """([name, description, outside, shown]) => {
+  const inner = app.graph._nodes.filter(n => !outside.includes(n.type));
+  const { subgraph, node } = app.graph.convertToSubgraph(new Set(inner));
+  subgraph.name = name;
+  node.title = name;
+  for (const other of [...app.graph._nodes]) if (other !== node) app.graph.remove(other);
+  node.properties.proxyWidgets = shown;
+  node.pos = [0, 0];
+  const graph = JSON.parse(JSON.stringify(app.graph.serialize()));
+  Object.assign(graph.definitions.subgraphs[0], { name, description, category: "CoDi" });
+  for (const input of graph.nodes[0].inputs) input.link = null;
+  for (const output of graph.nodes[0].outputs) output.links = [];
+  graph.extra = {};
+  return JSON.stringify(graph);
+}"""
+
+
+def make(page: Any, blueprint: Blueprint) -> dict:
+    """One subgraph, in the form of the host's own blueprints."""
+    page.open_api(blueprint.prompt, "blueprint")
+    page.page.evaluate(LAYOUT, layout_settings())
+    shown = [list(pair) for pair in blueprint.shown]
+    return json.loads(page.page.evaluate(_FOLD, [blueprint.name, blueprint.description, sorted(_OUTSIDE), shown]))
+
+
+def main() -> None:
+    """Command line."""
+    import_pack()
+    if HOST is None:
+        raise SystemExit("no ComfyUI found: set COMFYUI_PATH to its folder")
+    TARGET.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(HOST, make_base(Path(folder)), PACK)
+        try:
+            with open_page(server.url) as page:
+                for blueprint in BLUEPRINTS:
+                    graph = make(page, blueprint)
+                    (TARGET / f"{blueprint.name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
+                    print(blueprint.name)
+        finally:
+            server.stop()
+
+
+if __name__ == "__main__":
+    main()
