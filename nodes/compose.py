@@ -65,7 +65,11 @@ class Compose(io.ComfyNode):
             node_id="CoDiCompose",
             display_name="CoDi Compose",
             description="Joins denoisers into one joint MODEL for any sampler. A LoRA on one of them stays in force.",
-            inputs=[io.Autogrow.Input("models", template=template), *alignment_inputs()],
+            search_aliases=["join models", "merge", "lock-step"],
+            inputs=[
+                io.Autogrow.Input("models", template=template, tooltip="MODELs from CoDi Denoiser, each denoiser once."),
+                *alignment_inputs(),
+            ],
             outputs=[io.Model.Output(display_name="model", tooltip="Joint MODEL.")],
         )
 
@@ -92,8 +96,9 @@ class Alignment(io.ComfyNode):
             node_id="CoDiAlignment",
             display_name="CoDi Alignment",
             description="Sets how the outputs of a joint MODEL listen to each other. The stock samplers follow it.",
+            search_aliases=["latent alignment", "wiring", "coupling"],
             inputs=[io.Model.Input("model", tooltip="A joint MODEL."), *alignment_inputs()],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[io.Model.Output(display_name="model", tooltip="The same MODEL with these settings.")],
         )
 
     @classmethod
@@ -133,7 +138,7 @@ class AlignmentMatrix(io.ComfyNode):
                     for listener, speaker in _PAIRS
                 ],
             ],
-            outputs=[io.Model.Output(display_name="model")],
+            outputs=[io.Model.Output(display_name="model", tooltip="The same MODEL with these settings.")],
         )
 
     @classmethod

@@ -48,7 +48,7 @@ class Guider(io.ComfyNode):
                     "Used instead of the MODEL's own.",
                 ),
             ],
-            outputs=[io.Guider.Output(display_name="guider")],
+            outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
         )
 
     @classmethod

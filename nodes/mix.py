@@ -23,8 +23,9 @@ class ConditionMixer(io.ComfyNode):
             node_id="CoDiConditionMixer",
             display_name="CoDi Condition Mixer",
             description="Mixes any number of text, image, audio and video prompts into one.",
+            search_aliases=["mix prompts", "blend", "average", "interpolate"],
             inputs=[
-                io.Autogrow.Input("prompts", template=template),
+                io.Autogrow.Input("prompts", template=template, tooltip="Prompts to mix; an input appears when the last is connected."),
                 io.String.Input(
                     "weights",
                     default="",
@@ -37,7 +38,7 @@ class ConditionMixer(io.ComfyNode):
                     tooltip="linear: weighted mean, as published. renormalised: the same at unit length. spherical: mean along the sphere.",
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning")],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="The mixture, a prompt like any other.")],
         )
 
     @classmethod

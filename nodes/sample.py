@@ -22,18 +22,33 @@ class JointSampler(io.ComfyNode):
             node_id="CoDiJointSampler",
             display_name="CoDi Joint Sampler",
             description="Generates all parts of a joint LATENT together. The same as KSampler after CoDi Alignment with these settings.",
+            search_aliases=["ksampler", "generate", "joint generation"],
             inputs=[
                 io.Model.Input("model", tooltip="A joint MODEL."),
                 io.Conditioning.Input("positive", tooltip="What to make, from CoDi's Encode nodes or the Condition Mixer."),
                 io.Conditioning.Input("negative", tooltip="What to move away from; CoDi Encode Text with an empty text for none."),
                 io.Latent.Input("latent", tooltip="From CoDi Empty Joint Latent."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True),
-                io.Int.Input("steps", default=25, min=1, max=1000),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Draws the noise that sampling starts from.",
+                ),
+                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Denoising steps."),
                 io.Float.Input(
                     "cfg", default=3.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance: how closely to follow the prompt."
                 ),
-                io.Combo.Input("sampler_name", options=list(comfy.samplers.KSampler.SAMPLERS), default="ddim"),
-                io.Combo.Input("scheduler", options=list(comfy.samplers.KSampler.SCHEDULERS), default="ddim_uniform"),
+                io.Combo.Input(
+                    "sampler_name", options=list(comfy.samplers.KSampler.SAMPLERS), default="ddim", tooltip="How a step is computed."
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=list(comfy.samplers.KSampler.SCHEDULERS),
+                    default="ddim_uniform",
+                    tooltip="How noise falls from step to step.",
+                ),
                 io.Float.Input(
                     "denoise", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="1 starts from noise; less keeps some of the given LATENT."
                 ),
@@ -46,7 +61,7 @@ class JointSampler(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent"),
+                io.Latent.Output(display_name="latent", tooltip="All parts, for CoDi Preview or the Decode nodes."),
                 io.Latent.Output(display_name="independent", tooltip="The same without alignment; nothing where the switch is off."),
             ],
         )

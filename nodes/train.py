@@ -60,7 +60,7 @@ class Train(io.ComfyNode):
                 io.Combo.Input(
                     "modality", options=list(MODALITIES), default="image", tooltip="What the denoiser makes; for the stage denoiser only."
                 ),
-                io.Int.Input("steps", default=200, min=1, max=1_000_000),
+                io.Int.Input("steps", default=200, min=1, max=1_000_000, tooltip="Steps in all; a run that goes on counts those done."),
                 io.Int.Input("batch", default=8, min=1, max=4096, tooltip="Examples of a step."),
                 io.Float.Input(
                     "learning_rate",
@@ -88,7 +88,7 @@ class Train(io.ComfyNode):
                     tooltip="Leave out media that cannot be read instead of stopping.",
                     extra_dict=ADVANCED,
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1),
+                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="Draws the order of the examples and the noise."),
             ],
             outputs=[
                 CodiModel.Output(display_name="codi", tooltip="The trained model, as Load CoDi would open it."),

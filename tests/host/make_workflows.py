@@ -22,6 +22,7 @@ from host.server import Server  # noqa: E402
 from host.setting import HOST, PACK, import_pack, make_base  # noqa: E402
 
 TARGET = PACK / "example_workflows"
+HELP = PACK / "web" / "docs" / "images"
 SOURCE = PACK / "tests" / "workflows"
 _WIDTH, _GAP = 340, 60
 _HEIGHTS = {  # of nodes that show something, in pixels; the others are as tall as their widgets
@@ -49,12 +50,15 @@ LAYOUT = """([heights, width, gap]) => {  // a node stands one column right of t
   }
   app.graph.setDirtyCanvas(true, true);
 }"""
-_FIT = """() => {
+_HELP = {"best_of_batch": "CoDiCoherence", "joint_and_independent": "CoDiPreview", "shared_space": "CoDiSharedSpace"}
+"""Workflow and the node in it that is photographed for the node's help page."""
+_FIT = """(only) => {
   const style = document.createElement('style');
   style.textContent = '.p-toast, .minimap-main-container, [class*="minimap"], .p-buttongroup { display: none !important }';
   app.canvas.show_info = false;
   document.head.append(style);
-  const boxes = app.graph._nodes.map(n => [n.pos[0], n.pos[1] - 40, n.pos[0] + n.size[0], n.pos[1] + n.size[1]]);
+  const seen = app.graph._nodes.filter(n => !only || n.type == only).slice(0, only ? 1 : undefined);
+  const boxes = seen.map(n => [n.pos[0], n.pos[1] - 40, n.pos[0] + n.size[0], n.pos[1] + n.size[1]]);
   const edge = (i, pick) => pick(...boxes.map(b => b[i]));
   const [left, top, right, low] = [edge(0, Math.min), edge(1, Math.min), edge(2, Math.max), edge(3, Math.max)];
   const view = app.canvas.canvas.getBoundingClientRect(), side = 90, above = 120;
@@ -83,16 +87,21 @@ def make(page: Any, name: str) -> None:
     if end != "execution_success" or page.crashes or page.complaints():
         raise SystemExit(f"{name}: {end} {page.crashes} {page.complaints()}")
     (TARGET / f"{name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
-    clip = page.page.evaluate(_FIT)
+    clip = page.page.evaluate(_FIT, None)
     page.page.wait_for_timeout(8000)  # until the notice of the finished job is gone
-    _thumbnail(page.page.screenshot(clip=clip), TARGET / f"{name}.jpg")
+    _thumbnail(page.page.screenshot(clip=clip), TARGET / f"{name}.jpg", (1200, 800))
+    if name in _HELP:
+        clip = page.page.evaluate(_FIT, _HELP[name])
+        page.page.wait_for_timeout(1500)
+        HELP.mkdir(exist_ok=True)
+        _thumbnail(page.page.screenshot(clip=clip), HELP / f"{_HELP[name]}.jpg", (560, 560))
 
 
-def _thumbnail(png: bytes, path: Path) -> None:
+def _thumbnail(png: bytes, path: Path, size: tuple[int, int]) -> None:
     from PIL import Image
 
     picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture.thumbnail((1200, 800))
+    picture.thumbnail(size)
     picture.save(path, quality=85, optimize=True)
 
 
