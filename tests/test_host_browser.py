@@ -1,22 +1,55 @@
-"""A shipped workflow in the real front end."""
+"""Shipped workflows in the real front end, in the classic canvas and in Nodes 2.0."""
 
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
-from host.browser import open_page
+import pytest
+from host.browser import Page, open_page
 from host.setting import PACK
 
 _MEDIA = "() => [...document.querySelectorAll('{0}')].filter(e => e.checkVisibility() && e.readyState >= 1 && e.duration > 1).length"
+_STEPS = "n => app.graph._nodes.flatMap(x => x.widgets ?? []).filter(w => w.name == 'steps').forEach(w => { w.value = n })"
+
+
+def shipped(folder: str, name: str) -> dict:
+    return json.loads((PACK / folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def run(page: Page, workflow: dict, focus: str) -> None:
+    """Open, run with few steps, and bring the first node of a kind to the middle."""
+    page.open(workflow)
+    assert page.page.evaluate("() => app.graph._nodes.length") == len(workflow["nodes"])
+    assert page.complaints() == []
+    page.page.evaluate(_STEPS, 4)
+    assert page.run() == "execution_success"
+    page.page.evaluate(
+        """kind => {
+          const node = app.graph._nodes.find(n => n.type == kind) ?? app.graph._nodes[0];
+          app.canvas.ds.scale = 0.9;
+          app.canvas.ds.offset = [500 - node.pos[0], 160 - node.pos[1]];
+          app.graph.setDirtyCanvas(true, true);
+        }""",
+        focus,
+    )
+    page.page.wait_for_timeout(1000)
+
+
+def shoot(page: Page, name: str) -> None:
+    """A screenshot, where CODI_SCREENSHOTS names a folder for them."""
+    if folder := os.environ.get("CODI_SCREENSHOTS"):
+        page.page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def assert_no_trouble(page: Page) -> None:
+    assert page.complaints() == [] and page.crashes == [] and page.missing == []
 
 
 def test_text_to_everything_is_shown(server):
-    workflow = json.loads((PACK / "example_workflows" / "text_to_everything.json").read_text(encoding="utf-8"))
     with open_page(server.url) as page:
-        page.open(workflow)
-        assert page.page.evaluate("() => app.graph._nodes.length") == len(workflow["nodes"])
-        assert page.complaints() == []
-        assert page.run() == "execution_success"
+        run(page, shipped("example_workflows", "text_to_everything"), "CoDiDecodeImage")
         page.page.evaluate("() => { app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [40, 120]; app.graph.setDirtyCanvas(true, true) }")
         page.page.wait_for_timeout(1500)
         pictures = page.page.evaluate(
@@ -28,4 +61,53 @@ def test_text_to_everything_is_shown(server):
         page.page.wait_for_function(_MEDIA.format("audio"), timeout=20_000)
         caption = page.page.locator(".codi-text").first
         assert caption.is_visible() and caption.text_content().strip()
-        assert page.complaints() == [] and page.crashes == [] and page.missing == []
+        assert_no_trouble(page)
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes2"])
+def test_preview_shows_picture_clip_sound_and_caption(server, nodes2):
+    prompt = json.loads((PACK / "tests" / "workflows" / "text_to_everything.json").read_text(encoding="utf-8"))
+    prompt = {i: n for i, n in prompt.items() if not n["class_type"].startswith("CoDiDecode")}
+    sampler = next(i for i, n in prompt.items() if n["class_type"] == "CoDiJointSampler")
+    loader = next(i for i, n in prompt.items() if n["class_type"] == "CoDiLoadJoint")
+    prompt[sampler]["inputs"]["steps"] = 4
+    latent = next(n for n in prompt.values() if n["class_type"] == "CoDiEmptyJointLatent")
+    latent["inputs"]["batch_size"] = 2
+    prompt["90"] = {"class_type": "CoDiPreview", "inputs": {"codi": [loader, 1], "latent": [sampler, 0]}}
+    with open_page(server.url, nodes2=nodes2) as page:
+        page.open_api(prompt, "preview")
+        graph = json.loads(page.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
+        run(page, graph, "CoDiPreview")
+        assert (page.page.locator("[data-node-id]").count() > 0) == nodes2
+        view = page.page.locator(".codi-preview")
+        page.page.wait_for_function(_MEDIA.format(".codi-preview video"), timeout=20_000)
+        page.page.wait_for_function(_MEDIA.format(".codi-preview audio"), timeout=20_000)
+        for part in (".codi-image", ".sound img"):
+            picture = view.locator(part)
+            assert picture.is_visible() and picture.evaluate("e => e.complete && e.naturalWidth") in (64, 512)
+        caption = view.locator(".caption")
+        assert caption.is_visible() and caption.text_content().strip()
+        first = view.locator("video").get_attribute("src")
+        view.locator(".pages button").last.click()
+        assert view.locator(".pages").text_content() == "‹2 / 2›" and view.locator("video").get_attribute("src") != first
+        # The clip carries the sound: a click into the spectrogram plays it from there.
+        page.page.wait_for_function(_MEDIA.format(".codi-preview video"), timeout=20_000)
+        place = view.locator("video").evaluate("e => { e.muted = true; e.loop = false; return e.duration }")
+        box = view.locator(".sound").bounding_box()
+        page.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.page.wait_for_function("() => document.querySelector('.codi-preview video').currentTime > 0.3", timeout=10_000)
+        assert place > 1
+        shoot(page, f"preview_{'nodes2' if nodes2 else 'classic'}")
+        assert_no_trouble(page)
+
+
+def test_a_blueprint_is_offered_and_runs(server):
+    offered = server.json("/global_subgraphs")
+    names = {entry["name"] for entry in offered.values()}
+    files = {p.stem for p in (PACK / "subgraphs").glob("*.json")}
+    assert len(files) >= 4 and files <= names
+    workflow = shipped("subgraphs", "Text to Everything (CoDi)")
+    with open_page(server.url) as page:
+        run(page, workflow, "")
+        assert page.page.evaluate("() => app.graph._nodes[0].widgets.map(w => w.name)")[:3] == ["text", "seed", "steps"]
+        assert_no_trouble(page)

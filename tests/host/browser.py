@@ -16,12 +16,12 @@ _OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disab
 class Page:
     """A loaded front end: open a workflow, run it, see what it shows. `crashes` and `missing` collect what went wrong."""
 
-    def __init__(self, page: Any, url: str) -> None:
+    def __init__(self, page: Any, url: str, nodes2: bool = False) -> None:
         self.page, self.crashes, self.missing = page, [], []
         # The front end itself asks servers outside, which a machine for tests may not reach.
         page.on("pageerror", lambda error: None if str(error) == "Failed to fetch" else self.crashes.append(str(error)))
         page.on("response", lambda r: self.missing.append(r.url) if r.status >= 400 and "/extensions/" in r.url else None)
-        page.request.post(url + "/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False})
+        page.request.post(url + "/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": nodes2})
         page.goto(url, timeout=120_000)
         page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.CoDiDecodeText", timeout=120_000)
         page.evaluate(
@@ -54,14 +54,14 @@ class Page:
 
 
 @contextmanager
-def open_page(url: str) -> Iterator[Page]:
-    """Page of a running server; skips the test where there is no Chromium or no playwright."""
+def open_page(url: str, *, nodes2: bool = False) -> Iterator[Page]:
+    """Page of a running server, in the classic canvas or in Nodes 2.0; skips the test where there is no Chromium or no playwright."""
     sync_api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
     with sync_api.sync_playwright() as player:
         browser = player.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
         try:
-            yield Page(browser.new_page(viewport={"width": 1600, "height": 1000}), url)
+            yield Page(browser.new_page(viewport={"width": 1600, "height": 1000}), url, nodes2)
         finally:
             browser.close()
