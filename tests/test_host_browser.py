@@ -109,5 +109,6 @@ def test_a_blueprint_is_offered_and_runs(server):
     workflow = shipped("subgraphs", "Text to Everything (CoDi)")
     with open_page(server.url) as page:
         run(page, workflow, "")
-        assert page.page.evaluate("() => app.graph._nodes[0].widgets.map(w => w.name)")[:3] == ["text", "seed", "steps"]
+        widgets = page.page.evaluate("() => app.graph._nodes[0].widgets.map(w => w.name)")
+        assert {"text", "seed", "steps", "cfg", "name"} <= set(widgets)
         assert_no_trouble(page)

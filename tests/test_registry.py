@@ -73,7 +73,8 @@ def test_icon_and_banner_have_the_registrys_sizes():
 
 def test_the_package_holds_what_runs_and_little_else():
     names = [name for name in tracked() if packed(name)]
-    for needed in ("__init__.py", "nodes/load.py", "codi_models/model.py", "web/codi.js", "locales/de/nodeDefs.json", "LICENSE", "README.md",
+    for needed in ("__init__.py", "nodes/load.py", "codi_models/model.py", "web/codi.js",
+                   "locales/de/nodeDefs.json", "LICENSE", "README.md",
                    "example_workflows/text_to_everything.json", "subgraphs/Video to Text (CoDi).json", "requirements.txt",
                    "tests/workflows/text_to_everything.json"):  # fmt: skip
         assert needed in names, needed
