@@ -105,7 +105,11 @@ class Server:
                 if kind in ("execution_success", "execution_error", "execution_interrupted") and data["prompt_id"] == run.id:
                     run.end, run.error = kind, data.get("exception_message", "")
                     break
-        run.outputs = self.json(f"/history/{run.id}").get(run.id, {}).get("outputs", {})
+        for _ in range(100):  # the host writes its history just after it says that a run has ended
+            if entry := self.json(f"/history/{run.id}").get(run.id):
+                run.outputs = entry["outputs"]
+                break
+            await asyncio.sleep(0.1)
 
     def file(self, shown: dict) -> bytes:
         """Contents of a file that a node showed."""
