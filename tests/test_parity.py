@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from codi.codi_models.__main__ import main
+from codi.codi_models.autoencoders.tokenizers import build_vocabularies
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.parity.cli import run_fixture, run_folder
 from codi.codi_models.parity.networks import Networks
@@ -198,6 +199,14 @@ def test_texts_that_differ(tmp_path: Path) -> None:
     assert dict(bad(report)) == {"bert_encode/0": FAIL, "caption_cleanup/0/official_final": FAIL, "emoji": SKIPPED}
 
 
+def test_vocabularies_at_hand(tmp_path: Path) -> None:
+    """Given files are used, and files of another size are told."""
+    build_vocabularies(["a dog"], tmp_path, 500, 600)
+    copied(tmp_path, "text_io")
+    rows = run_folder(tmp_path, ["text_io"], vocabularies=tmp_path).rows
+    assert [row.status for row in rows] == [SKIPPED] and "500 entries" in rows[0].why
+
+
 def test_tolerances_of_the_json(tmp_path: Path) -> None:
     report = changed(tmp_path, "unet_blocks", info=lambda info: info.update(tolerances={"out/resblock": 1e-12, "fcblock": 0.5}))
     assert bad(report) == [("out/resblock", FAIL)]
@@ -222,6 +231,7 @@ def test_listed_tensor_that_is_missing(tmp_path: Path) -> None:
     (lambda info: info.pop("official_class"), "names no official_class"),
     (lambda info: info.pop("seed"), "has no field 'seed'"),
     (lambda info: info["config"]["fcblock"].update(out_channels=[96, 2, 1]), "4 tokens in and 2 out"),
+    (lambda info: info["config"]["fcblock"].pop("channels"), "lacks the entry 'channels'"),
     (lambda info: info.update(config=7), "cannot be run"),
 ])  # fmt: skip
 def test_fixtures_that_cannot_be_run(change: Any, words: str, tmp_path: Path) -> None:

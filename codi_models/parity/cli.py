@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m codi_models parity", description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of fixtures, <name>.json and <name>.safetensors")
     parser.add_argument("--only", action="append", metavar="NAME", help="this fixture alone; may be repeated")
+    parser.add_argument("--vocabularies", type=Path, metavar="DIR", help="folder with the published tokenizers' vocabulary files")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of torch")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
     options = parser.parse_args(argv)
@@ -75,19 +76,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise CoDiError(f"--threads {options.threads}: give 1 or more")
         torch.set_num_threads(options.threads)
     begin = time.monotonic()
-    report = run_folder(options.folder, options.only, tell=lambda row: print(row, flush=True))
+    report = run_folder(options.folder, options.only, vocabularies=options.vocabularies, tell=lambda row: print(row, flush=True))
     print(f"{report.summary()}, {time.monotonic() - begin:.0f} s")
     if options.json is not None:
         write_text(options.json, json.dumps(report.as_dict(), indent=1) + "\n")
     return 0 if report.passed else 1
 
 
-def run_folder(folder: Path, only: Sequence[str] | None = None, *, tell: Callable[[Row], None] = lambda row: None) -> Report:
-    """Run the fixtures of a folder, all or those in `only`. Raises CoDiError where the folder has none or not those."""
+def run_folder(
+    folder: Path,
+    only: Sequence[str] | None = None,
+    *,
+    vocabularies: Path | None = None,
+    tell: Callable[[Row], None] = lambda row: None,
+) -> Report:
+    """Run the fixtures of a folder, all or those in `only`. `vocabularies` as in `Networks`. Raises CoDiError where the folder has none or not those."""
     names = fixture_names(folder)
     if unknown := [name for name in only or () if name not in names]:
         raise CoDiError(f"no fixture {', '.join(unknown)} in {folder}; there are {', '.join(names)}")
-    report, networks = Report(tell), Networks()
+    report, networks = Report(tell), Networks(vocabularies)
     for name in names if only is None else [name for name in names if name in only]:
         run_fixture(folder, name, report, networks)
     return report
@@ -104,6 +111,8 @@ def run_fixture(folder: Path, name: str, report: Report, networks: Networks) -> 
             check.finish()
     except CoDiError as error:
         report.add(Row(name, WHOLE, None, None, SKIPPED, _line(str(error))))
+    except KeyError as error:
+        report.add(Row(name, WHOLE, None, None, SKIPPED, f"{name}.json lacks the entry {error}, which this run needs"))
     except Exception as error:  # a fixture of unforeseen content must not hide the others
         report.add(Row(name, WHOLE, None, None, SKIPPED, _line(f"cannot be run: {type(error).__name__}: {error}")))
 

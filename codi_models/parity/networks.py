@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +27,10 @@ PARTS = ("unet_image", "unet_text", "unet_audio")
 
 
 class Networks:
-    """Builds networks on demand."""
+    """Builds networks on demand. `vocabularies`: folder with the published tokenizers' files, where there is one."""
 
-    def __init__(self) -> None:
+    def __init__(self, vocabularies: Path | None = None) -> None:
+        self.vocabularies = vocabularies
         self._kept: dict[str, tuple[nn.Module, int]] = {}
 
     def filled(self, build: Callable[[], nn.Module], seed: str, prefix: str = "", untouched: Iterable[str] = (), *, key: str) -> Any:
