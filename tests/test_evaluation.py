@@ -172,6 +172,10 @@ def test_choice_of_sections() -> None:
     assert cli.chosen(["a, headline", "H,A"]) == ["A", "headline", "H"]
     with pytest.raises(CoDiError, match="--only X.*headline"):
         cli.chosen(["X"])
+    assert cli.part_of("2/3") == (2, 3)
+    for wrong in ("0/2", "3/2", "1", "a/b", "-1/2"):
+        with pytest.raises(CoDiError, match="K/N"):
+            cli.part_of(wrong)
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +189,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_writes_tables_and_finds_its_cells_again(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     run = ["--model", str(tiny), "--samples", "2", "--steps", "1", "--out", str(tmp_path), "--device", "cpu", "--only", "C,headline"]
+    assert cli.main([*run, "--part", "2/2"]) == 0 and not (tmp_path / "README.md").exists()
+    assert len(list((tmp_path / "cells").iterdir())) == 7  # of 14 different cells
     assert cli.main(run) == 0
     data = json.loads((tmp_path / "C-synchrony.json").read_text(encoding="utf-8"))
     assert data["samples"] == 2 and data["overrides"] == {"steps": 1} and len(data["figures"]["rows"]) == 10

@@ -32,7 +32,7 @@ SECTIONS = {
 }
 """Letter -> module of this package; each keeps to `report.Section`."""
 
-FULL_SAMPLES, QUICK_SAMPLES = 64, 4
+FULL_SAMPLES, QUICK_SAMPLES = 64, 3
 QUICK: dict[str, Any] = {"steps": 10, "sampler": "dpmpp_2m"}
 
 
@@ -70,6 +70,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if len(cells) > 1:
         missing = laboratory.missing(everything)
         print(f"all sections: {len(missing)} cells missing, about {duration(laboratory.estimate(missing))} on this machine", flush=True)
+    if options.part:
+        mine, parts = part_of(options.part)
+        laboratory.fill(list(dict.fromkeys(everything))[mine - 1 :: parts])
+        print(f"part {options.part} is done; the same command without --part makes the tables once all parts are")
+        return 0
     facts = {
         "model": pipe.model.config.name,
         "samples": samples,
@@ -123,6 +128,9 @@ def _parser() -> argparse.ArgumentParser:
         "--cells", type=Path, help="folder of the finished cells, which are used again (default: cells in the --out folder)"
     )
     parser.add_argument("--any-code", action="store_true", help="use finished cells of other versions of the code, too")
+    parser.add_argument(
+        "--part", help="K/N: only fill every N-th cell from the K-th on; run N such commands side by side, then one without"
+    )
     parser.add_argument("--estimate", action="store_true", help="only say what is missing and how long it takes")
     return parser
 
@@ -135,6 +143,14 @@ def chosen(only: Sequence[str] | None) -> list[str]:
     if unknown := [name for name in names if name not in known]:
         raise CoDiError(f"--only {unknown[0]}: give some of {', '.join(known)}")
     return list(dict.fromkeys(names)) or list(SECTIONS)
+
+
+def part_of(text: str) -> tuple[int, int]:
+    """ "2/3" -> (2, 3). Raises CoDiError for anything else."""
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise CoDiError(f"--part {text}: give K/N with 1 <= K <= N, such as 1/2")
+    return int(number), int(count)
 
 
 def _write_section(out: Path, letter: str, title: str, report: Report, facts: dict[str, Any]) -> None:
