@@ -47,7 +47,9 @@ def save_weights(
     """Write a module's state dict (tied parameters once) or plain tensors as one safetensors file, whole or not at all.
 
     dtype converts floating-point tensors only; None keeps each as it is. Metadata are strings in the file's header,
-    stored as one JSON object: safetensors writes several entries in random order, and equal weights should be equal files."""
+    stored as one JSON object: safetensors writes several entries in random order, and equal weights should be equal files.
+    Raises CoDiError where the folder cannot be written or is full."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     skip: Iterable[str] = ()
@@ -60,7 +62,10 @@ def save_weights(
             # A copy in any case: safetensors refuses views that share storage.
             data[key] = tensor.detach().to(device="cpu", dtype=kind, copy=True).contiguous()
     with whole_file(path) as temporary:
-        save_file(data, str(temporary), metadata={METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True)})
+        try:
+            save_file(data, str(temporary), metadata={METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True)})
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(str(error)) from error
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -176,6 +176,29 @@ def test_media_are_encoded_once_and_a_pause_changes_nothing(tiny: Path, pairs: P
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_disk_that_is_full_when_weights_are_written(tiny: Path, pairs: Path, tmp_path: Path, accelerator, monkeypatch) -> None:
+    from safetensors import SafetensorError
+
+    run = settings(tiny, pairs, tmp_path, stage="denoiser", modality="text")
+    write = own.write_learnt
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    def writing(*given: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("safetensors.torch.save_file", full)
+            write(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(own, "write_learnt", writing)
+        with pytest.raises(CoDiError, match="text_denoiser.safetensors.*No space left on device"):
+            train_own(run, accelerator=accelerator, say=lambda _: None)
+    assert not changed(tiny, run.out) and (run.runs / run.name / "state.pt").exists()
+    assert train_own(run, accelerator=accelerator, say=lambda _: None)
+    assert set(changed(tiny, run.out)) == {"text_denoiser"}
+
+
 def test_unreadable_media_are_named_or_skipped(tiny: Path, pairs: Path, tmp_path: Path, accelerator) -> None:
     shutil.copytree(pairs, tmp_path / "data")
     (tmp_path / "data" / "001_image.png").write_bytes(b"\x89PNG broken")
