@@ -64,6 +64,8 @@ def test_examples_are_found_in_manifests_folders_and_tars(pairs: Path, tmp_path:
     ):
         (tmp_path / "loose" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(pairs / source, tmp_path / "loose" / name)
+    export_samples(tmp_path / "world", 1)
+    assert of(records.find_records(tmp_path / "world")) == ["audio+image+text+video"]
     (tmp_path / "loose" / "readme.md").write_text("no medium", encoding="utf-8")
     assert of(records.find_records(tmp_path / "loose")) == ["image+text", "audio+text"]
     with tarfile.open(tmp_path / "shard.tar", "w") as tar:
@@ -135,10 +137,11 @@ def changed(tiny: Path, out: Path) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_alignment_changes_environment_encoders_and_connectors_only(
-    tiny: Path, pairs: Path, tmp_path: Path, bf16: bool, accelerator
+    tiny: Path, pairs: Path, tmp_path: Path, bf16: bool, accelerator, monkeypatch
 ) -> None:
     said: list[str] = []
-    run = settings(tiny, pairs, tmp_path, bf16=bf16, checkpointing=bf16, learning_rate=0.01)
+    monkeypatch.setattr("codi.codi_models.training.sheets.STEPS", 1)
+    run = settings(tiny, pairs, tmp_path, bf16=bf16, checkpointing=bf16, learning_rate=0.01, sheets=10.0)
     assert train_own(run, accelerator=accelerator, say=said.append)
     found = changed(tiny, run.out)
     assert set(found) == {"vision_denoiser", "audio_denoiser", "text_denoiser"}

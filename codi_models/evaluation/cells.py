@@ -25,8 +25,8 @@ from ..worlds.bounce import ATTRIBUTES
 from .asking import Recipe
 
 CODE = ("asking.py", "cells.py", "quality.py")
-NUMERICS = ("autoencoders", "denoisers", "encoders", "worlds", "conditioning.py", "coupling.py", "decoding.py", "diffusion.py", "joint.py", "latents.py",
-            "pipeline.py", "prompts.py")  # fmt: skip
+NUMERICS = ("autoencoders", "denoisers", "encoders", "worlds", "conditioning.py", "coupling.py", "decoding.py", "diffusion.py", "joint.py",
+            "latents.py", "pipeline.py", "prompts.py")  # fmt: skip
 """Code that the numbers come from, beside this package's own."""
 
 

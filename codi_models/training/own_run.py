@@ -103,7 +103,7 @@ def train_own(
     if done.exists() and not run.again:
         say(f"{run.name}: done already")
         return True
-    records = find_records(run.data)
+    records = paired(find_records(run.data))
     start = find_model(run.model)
     with accelerator.main_process_first():
         if accelerator.is_main_process:
@@ -117,7 +117,9 @@ def train_own(
     if run.learning_rate:
         objective.learning_rate = run.learning_rate
     schedule = Schedule(steps=run.steps, pause_after=run.pause_after, warmup=min(100, max(1, run.steps // 10)), shards=run.shards)
-    sheet = SampleSheet(space) if run.sheets else None
+    sheet: Any = SampleSheet(space) if run.sheets else None
+    if sheet and run.bf16:
+        sheet = torch.autocast(accelerator.device.type, torch.bfloat16)(sheet.__call__)
     stopped: list[bool] = []
 
     def told(step: int, share: float, loss: float) -> None:
@@ -174,7 +176,6 @@ def build(run: OwnRun, space: Workspace, records: list[Record], *, say: Say, enc
     """The stage's objective, with the data encoded."""
     model = CoDi.from_pretrained(space.folder, device=space.device, dtype=torch.float32)
     cache = run.runs / "cache"
-    records = paired(records)
     if run.stage == "bridging":
         return _bridging(run, space, model, records, cache, encoding)
     kinds = tuple(k for k in MODALITIES if any(k in r.sources for r in records))

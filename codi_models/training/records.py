@@ -81,7 +81,7 @@ def _read(kind: str, path: Path, frames: int) -> Prompt:
 
 def find_records(data: str | Path) -> list[Record]:
     """The examples of a folder or a tar, in a fixed order: a manifest where there is one, else tars where there are any, else files that
-    share a name ("a.png", "a.txt", "a.wav").
+    share a name ("a.png", "a.txt", "a.wav"; or "a_image.png", "a_text.txt", as the command `world` writes them).
 
     A line of the manifest is an object with any of the fields text, image, audio, video: text is the caption, or a .txt file; the others
     are files, relative to the manifest and below its folder. A field "name" is optional.
@@ -137,6 +137,7 @@ def _grouped(found: Iterator[tuple[str, str, Source]]) -> list[Record]:
     for name, suffix, source in found:
         kind = _KIND_OF.get(suffix.lower())
         if kind:
+            name = name.removesuffix(f"_{kind}")  # "dog_image.png" goes with "dog.txt", and with "dog_text.txt"
             records.setdefault(name, Record(name)).sources.setdefault(kind, source)
     return list(records.values())
 
