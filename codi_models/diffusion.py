@@ -183,6 +183,24 @@ def guided(
     return denoise
 
 
+def keeping(denoise: Denoise, clean: Latents, noise: Latents) -> Denoise:
+    """Hold some modalities at given latents while others are denoised to fit them (replacement, as in RePaint, Lugmayr et al. 2022).
+
+    clean: modality -> latent (B, ...) in diffusion space; noise: standard Gaussian noise of the same shapes. At every step `denoise` sees
+    the clean latents with as much of that noise as the step has, whatever the sampler made of them; put them back after the last step."""
+    table = alphas_cumprod()
+
+    def held(latents: dict[str, Tensor], timesteps: Tensor) -> Latents:
+        share = table.to(timesteps.device)[timesteps.round().long().clamp(0, TIMESTEPS - 1)]  # (B,)
+        noisy = {}
+        for m, x in clean.items():
+            a = share.view(-1, *[1] * (x.ndim - 1))
+            noisy[m] = a.sqrt() * x + (1 - a).sqrt() * noise[m]
+        return denoise({**latents, **noisy}, timesteps)
+
+    return held
+
+
 def _stack(first: Contexts, second: Contexts) -> Contexts:
     if isinstance(first, Mapping) or isinstance(second, Mapping):
         names = [*first] if isinstance(first, Mapping) else [*second]  # type: ignore[misc]

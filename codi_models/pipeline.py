@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .conditioning import mix, shares
 from .decoding import DECODERS, decode_pixels, decode_sound, decode_text
-from .diffusion import Contexts, guided, initial_noise, sample
+from .diffusion import Contexts, guided, initial_noise, keeping, sample
 from .errors import CoDiError
 from .joint import JointDenoiser
 from .model import CoDi
@@ -91,14 +91,28 @@ class CoDiPipeline:
             yield from samples
 
     def generate(
-        self, wanted: Tensor, nothing: Tensor | None, settings: Settings, seeds: Sequence[int], *, callback: Callback = lambda *_: None
-    ) -> tuple[list[Sample], int]:
+        self, wanted: Tensor, nothing: Tensor | None, settings: Settings, seeds: Sequence[int], *,
+        keep: Mapping[str, Tensor] | None = None, callback: Callback = lambda *_: None,
+    ) -> tuple[list[Sample], int]:  # fmt: skip
         """One batch from embedded prompts, and the number of denoising steps that were run.
 
-        wanted: (1, 1, D) for all samples, or (B, 1, D) with one prompt a sample; nothing: what guidance leads away from, or None."""
+        wanted: (1, 1, D) for all samples, or (B, 1, D) with one prompt a sample; nothing: what guidance leads away from, or None.
+        keep: output -> latents (B, ...) in diffusion space (see `latents.encode_media`) that stay as they are; the other outputs are
+        generated to fit them. Raises CoDiError for kept latents of other outputs or shapes, and where nothing is left to generate."""
+        kept = self._kept(keep or {}, settings, len(seeds))
         with self._stage("denoise"):
-            latents, ran = self._denoise(wanted, nothing, settings, seeds, callback)
+            latents, ran = self._denoise(wanted, nothing, settings, seeds, callback, kept)
         return self._decode(latents, seeds), ran
+
+    def _kept(self, keep: Mapping[str, Tensor], settings: Settings, batch: int) -> dict[str, Tensor]:
+        shapes = latent_shapes(self.model.config, settings)
+        for output, latent in keep.items():
+            if output not in shapes or tuple(latent.shape) != (batch, *shapes[output]):
+                asked = {name: (batch, *shape) for name, shape in shapes.items()}
+                raise CoDiError(f"a latent {tuple(latent.shape)} of {output} cannot be kept: this run has {asked}")
+        if len(keep) == len(shapes):
+            raise CoDiError(f"all outputs ({', '.join(shapes)}) are kept: ask for another one that is to be generated")
+        return {output: latent.to(self.model.device, torch.float32) for output, latent in keep.items()}
 
     def load(self, prompts: Sequence[Prompt], outputs: Sequence[str]) -> None:
         """Load what a run needs and nothing else."""
@@ -119,12 +133,18 @@ class CoDiPipeline:
 
     @torch.inference_mode()
     def _denoise(
-        self, wanted: Tensor, nothing: Tensor | None, settings: Settings, seeds: Sequence[int], callback: Callback
+        self, wanted: Tensor, nothing: Tensor | None, settings: Settings, seeds: Sequence[int], callback: Callback, kept: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], int]:
         """Latents of one batch in diffusion space, and the number of steps that were run."""
         model, batch = self.model, len(seeds)
         joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.outputs)}, register=False)
-        aligned = {"wiring": settings.wiring, "alignment": settings.alignment, "alignment_guidance": settings.alignment_guidance}
+        aligned: dict[str, Any] = {
+            "wiring": settings.wiring,
+            "alignment": settings.alignment,
+            "alignment_guidance": settings.alignment_guidance,
+        }
+        if kept:
+            aligned["only"] = [output for output in settings.outputs if output not in kept]
 
         def predict(latents: dict[str, Tensor], timesteps: Tensor, contexts: Contexts) -> dict[str, Tensor]:
             noise = joint({m: x.to(model.dtype) for m, x in latents.items()}, timesteps, contexts, **aligned)
@@ -143,8 +163,10 @@ class CoDiPipeline:
         without, cfg = (wanted, 1.0) if nothing is None else (nothing, settings.cfg)
         denoise = guided(predict, rows(wanted), rows(without), cfg, fold=lambda contexts: joint.fold_contexts(contexts, settings.outputs))
         start = initial_noise(latent_shapes(model.config, settings), seeds, device=model.device)
+        if kept:
+            denoise = keeping(denoise, kept, {output: start[output] for output in kept})
         latents = sample(denoise, start, sampler=settings.sampler, steps=settings.steps, seeds=seeds, callback=step)
-        return latents, ran
+        return {**latents, **kept}, ran
 
     def _decode(self, latents: Mapping[str, Tensor], seeds: Sequence[int]) -> list[Sample]:
         config = self.model.config

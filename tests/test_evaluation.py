@@ -243,3 +243,16 @@ def test_connectors_do_not_count_where_outputs_do_not_listen(tiny: Path, tmp_pat
     for cell, same in ((Cell(Recipe(), ("audio",)), True), (Cell(Recipe(), ("text", "audio")), False),
                        (Cell(Recipe(), ("text", "audio"), (("wiring", "off"),)), True), (Cell(Recipe(), ("image",)), True)):  # fmt: skip
         assert (prints[0].weights(cell) == prints[1].weights(cell)) is same
+
+
+def test_completion_keeps_the_worlds_own_media(tiny: Path, tmp_path: Path) -> None:
+    from codi.codi_models.evaluation.laboratory import Laboratory
+    from codi.codi_models.evaluation.quality import Examiner
+    from codi.codi_models.pipeline import CoDiPipeline
+
+    laboratory = Laboratory(Examiner(CoDiPipeline.from_pretrained(tiny, device="cpu"), samples=2, seed=3, overrides={"steps": 1}),
+                            Store(tmp_path), log=lambda _: None)  # fmt: skip
+    cell = completion.cell(("audio", "text"), "image")
+    laboratory.fill([cell])
+    read = laboratory.read(cell)
+    assert set(read.outputs) == {"image"} and read.scenes["a"].shape == (2, 3) and (read.said == -1).all()

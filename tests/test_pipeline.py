@@ -6,7 +6,9 @@ import pytest
 import torch
 from codi.codi_models import media
 from codi.codi_models.config import MODALITIES, CoDiConfig
+from codi.codi_models.decoding import decode_sound
 from codi.codi_models.errors import CoDiError
+from codi.codi_models.latents import encode_media
 from codi.codi_models.model import SharedSpace
 from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.prompts import PROMPT_KINDS, Prompt, encode_prompt, unconditional
@@ -219,3 +221,40 @@ def test_half_precision_stays_close(folder, pipe, dtype):
     half = CoDiPipeline.from_pretrained(folder, device="cpu", dtype=dtype)(prompts, ["image", "audio"], steps=1)[0]
     assert half.image.dtype == half.audio.dtype == torch.float32
     assert (half.image - full.image).abs().mean() < 0.01 and (half.audio - full.audio).abs().mean() < 0.01
+
+
+def test_outputs_that_are_kept_stay_and_the_others_fit_them(pipe):
+    config, usual = pipe.model.config, {"steps": 2, "count": 2, "sampler": "ddim"}
+    nothing, _ = pipe.condition([])
+    cross = Settings.settled(config, ("image", "audio"), wiring="cross", alignment_guidance=5, **usual)
+    shapes = latent_shapes(config, cross)
+    one, other = (torch.randn(2, *shapes["audio"], generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+
+    def run(settings, **keep):
+        return pipe.generate(nothing, None, settings, [4, 5], keep=keep)[0]
+
+    first, again, second = run(cross, audio=one), run(cross, audio=one), run(cross, audio=other)
+    off = run(Settings.settled(config, ("image", "audio"), wiring="off", **usual), audio=one)
+    alone = run(Settings.settled(config, ("image",), **usual))
+    sound = decode_sound(pipe.model, one)
+    for i in range(2):
+        torch.testing.assert_close(first[i].audio, sound[i], rtol=0, atol=1e-5)
+        assert torch.equal(first[i].image, again[i].image) and (first[i].image - second[i].image).abs().max() > 1e-3
+        torch.testing.assert_close(off[i].image, alone[i].image, rtol=0, atol=1e-4)
+    everything = {m: torch.zeros(2, *shape) for m, shape in shapes.items()}
+    for keep, message in (({"video": one}, "of video cannot be kept"), ({"audio": one[:1]}, "cannot be kept"), (everything, "all outputs")):
+        with pytest.raises(CoDiError, match=message):
+            run(cross, **keep)
+
+
+def test_media_become_the_latents_that_decode_to_them(pipe):
+    config = pipe.model.config
+    shapes = latent_shapes(config, Settings.settled(config, MODALITIES))
+    clip = torch.rand(3, 3, 50, 90)
+    sounds = [Prompt("audio", (torch.rand(30000) - 0.5, 22050)), Prompt("audio", (torch.rand(10), 48000))]
+    for prompt in (Prompt("text", "a red circle"), Prompt("image", clip[0]), Prompt("video", clip), *sounds):
+        latent = encode_media(pipe.model, prompt)
+        assert latent.shape == shapes[prompt.kind] and latent.isfinite().all()
+    still = clip[:1, :, :, :50].expand(8, -1, -1, -1)
+    frames, picture = encode_media(pipe.model, Prompt("video", still)), encode_media(pipe.model, Prompt("image", still[0]))
+    torch.testing.assert_close(frames[:, 3], picture, rtol=0, atol=1e-3)

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..errors import CoDiError
+from ..latents import encode_media
+from ..model import CoDi
 from ..pipeline import Sample
 from ..settings import Settings
-from .asking import Asked, Recipe, ask
+from .asking import Asked, Recipe, as_scenes, ask, rendered_prompts, stream
 from .cells import Cell, Fingerprints, Readings, Store, code_version, effective
 from .quality import Examiner, judged
 
@@ -79,7 +82,7 @@ class Laboratory:
         seconds = math.nan
         for _ in range(2):
             begin = time.perf_counter()
-            settings = {"steps": steps, "sampler": "ddim", "cfg": 1.0, "wiring": "off", "batch_size": count}
+            settings: dict[str, Any] = {"steps": steps, "sampler": "ddim", "cfg": 1.0, "wiring": "off", "batch_size": count}
             list(self.examiner.batches(wanted.expand(count, -1, -1), None, range(count), outputs, **settings))
             seconds = time.perf_counter() - begin
         return seconds / (count * _units(outputs, steps))
@@ -120,7 +123,10 @@ class Laboratory:
         seeds = [seed for cell in group for seed in asked[cell].seeds]
         waiting, ready = list(group), list[Sample]()
         last = time.monotonic()
-        for batch in self._generated(first, wanted, asked[first], seeds):
+        kept = [kept_latents(self.examiner.pipe.model, cell, asked[cell], self.examiner.seed) for cell in group]
+        keep = {output: torch.cat([latents[output] for latents in kept]) for output in first.keep}
+        settings: Mapping[str, Any] = dict(first.settings)
+        for batch in self.examiner.batches(wanted, asked[first].nothing, seeds, first.outputs, keep=keep, **settings):
             ready += batch
             while waiting and len(ready) >= self.examiner.samples:
                 cell, samples = waiting.pop(0), ready[: self.examiner.samples]
@@ -131,9 +137,15 @@ class Laboratory:
                 last += spent
                 yield cell, Readings(asked[cell].scenes, asked[cell].said, outputs, captions, spent)
 
-    def _generated(self, cell: Cell, wanted: torch.Tensor, asked: Asked, seeds: Sequence[int]) -> Iterator[list[Sample]]:
-        settings: Mapping[str, Any] = dict(cell.settings)
-        yield from self.examiner.batches(wanted, asked.nothing, seeds, cell.outputs, **settings)
+
+def kept_latents(model: CoDi, cell: Cell, asked: Asked, seed: int) -> dict[str, Tensor]:
+    """Latents (n, ...) of the world's own media of scene a for the outputs that a cell keeps."""
+    found = {}
+    for kind in cell.keep:
+        generator = torch.Generator().manual_seed(stream(seed, cell.recipe.stream, "kept", kind))
+        prompts = rendered_prompts(kind, as_scenes(asked.scenes["a"]), generator)
+        found[kind] = torch.stack([encode_media(model, prompt) for prompt in prompts])
+    return found
 
 
 def _units(outputs: Sequence[str], passes: float) -> float:

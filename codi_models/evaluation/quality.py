@@ -37,13 +37,15 @@ class Examiner:
         return [sample for batch in self.batches(wanted, guidance, seeds, outputs, **settings) for sample in batch]
 
     def batches(
-        self, wanted: Tensor, nothing: Tensor | None, seeds: Sequence[int], outputs: Sequence[str], **settings: Any
-    ) -> Iterator[list[Sample]]:
-        """Samples from embedded prompts (B, 1, D) and a seed each, batch by batch; nothing as for `CoDiPipeline.generate`."""
+        self, wanted: Tensor, nothing: Tensor | None, seeds: Sequence[int], outputs: Sequence[str], *,
+        keep: Mapping[str, Tensor] | None = None, **settings: Any,
+    ) -> Iterator[list[Sample]]:  # fmt: skip
+        """Samples from embedded prompts (B, 1, D) and a seed each, batch by batch; nothing, keep as for `CoDiPipeline.generate`."""
         settled = Settings.settled(self.pipe.model.config, outputs, count=len(seeds), **{**self.overrides, **settings})
         for start in range(0, len(seeds), settled.batch_size):
             rows = slice(start, start + settled.batch_size)
-            yield self.pipe.generate(wanted[rows], nothing, settled, list(seeds[rows]))[0]
+            held = {output: latents[rows] for output, latents in (keep or {}).items()}
+            yield self.pipe.generate(wanted[rows], nothing, settled, list(seeds[rows]), keep=held)[0]
 
 
 def judged(samples: Sequence[Sample], output: str, *, nuisance: bool = False) -> dict[str, Tensor]:
