@@ -52,9 +52,10 @@ class FrameNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, F, C) -> (N, F, C)"""
-        centred = x - x.mean(dim=1, keepdim=True)
-        scale = centred.square().mean(dim=1, keepdim=True).clamp(min=variance_floor(x, self.g)).rsqrt() * self.g.to(x)
-        return centred * scale
+        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # squares of large activations overflow in half precision
+        centred = wide - wide.mean(dim=1, keepdim=True)
+        scale = centred.square().mean(dim=1, keepdim=True).clamp(min=variance_floor(x, self.g)).rsqrt() * self.g.to(wide)
+        return (centred * scale).to(x.dtype)
 
 
 class ChannelNorm(nn.Module):
