@@ -38,7 +38,7 @@ Run = Callable[[Callable[[Tensor], Tensor]], Tensor]
 def half_errors(name: str, config: CoDiConfig, *, device: Any = None) -> list[HalfError]:
     """Every forward pass of a component, in both half precisions. Raises CoDiError for an unknown component."""
     network = recipe_component(name, config, device=device)
-    return _compare(network, _runs(name, network, config, device))
+    return _compare(network, forward_passes(name, network, config, device))
 
 
 def joint_errors(config: CoDiConfig, *, device: Any = None) -> list[HalfError]:
@@ -104,7 +104,7 @@ def _latent(modality: str, config: CoDiConfig, device: Any) -> Tensor:
     return _draw(1, *shapes[modality], device=device, seed=MODALITIES.index(modality))
 
 
-def _runs(name: str, network: Any, config: CoDiConfig, device: Any) -> dict[str, Run]:
+def forward_passes(name: str, network: Any, config: CoDiConfig, device: Any = None) -> dict[str, Run]:
     """Name of a forward pass -> the pass, for one component."""
     if name == "clip":
         size = config.clip.image_size
