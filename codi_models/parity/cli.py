@@ -90,7 +90,9 @@ def run_folder(
     vocabularies: Path | None = None,
     tell: Callable[[Row], None] = lambda row: None,
 ) -> Report:
-    """Run the fixtures of a folder, all or those in `only`. `vocabularies` as in `Networks`. Raises CoDiError where the folder has none or not those."""
+    """Run the fixtures of a folder, all or those in `only`; `vocabularies` as in `Networks`.
+
+    Raises CoDiError where the folder has none or not those."""
     names = fixture_names(folder)
     if unknown := [name for name in only or () if name not in names]:
         raise CoDiError(f"no fixture {', '.join(unknown)} in {folder}; there are {', '.join(names)}")
