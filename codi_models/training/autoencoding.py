@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..worlds import bounce, render
+from . import variety
 from .captions import CaptionTables
 from .loop import Objective
 from .workspace import Workspace
@@ -80,6 +81,10 @@ class PictureDecoding(PictureReconstruction):
         for module in (self.net.encoder, self.net.quant_conv):
             module.requires_grad_(False)
 
+    def pictures(self, count: int, generator: torch.Generator) -> Tensor:
+        few = count // 4
+        return torch.cat([variety.pictures(few, generator) * 2 - 1, super().pictures(count - few, generator)])
+
     def write(self) -> None:
         self.workspace.save(self.component, self.net)
 
@@ -139,8 +144,10 @@ class Vocoding(Objective):
 
     def pairs(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Log-mel segments (B, segment, M) and their waveforms (B, segment * hop)."""
-        scenes = bounce.sample_scenes(self.batch, generator=generator)
-        wave = render.render_audio(scenes, bounce.sample_nuisance(self.batch, generator=generator))  # (B, N)
+        half = self.batch // 2
+        scenes = bounce.sample_scenes(half, generator=generator)
+        wave = render.render_audio(scenes, bounce.sample_nuisance(half, generator=generator))
+        wave = torch.cat([wave, variety.sounds(self.batch - half, generator)])  # (B, N)
         mel = self.autoencoder.mel(wave)  # (B, 1, T, M)
         if self.reconstructs:
             few = self.batch // 4

@@ -33,6 +33,19 @@ class Noising:
         alpha = self.alphas[timesteps].view(-1, *[1] * (clean.ndim - 1))
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, noise
 
+    def blind(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """What a sampler starts from, noise alone, as if it were `clean` at these timesteps, and the epsilon that says `clean` of it.
+
+        The noisiest latent of training still shows its scene faintly, which is easier to read than the prompt; a sampler's first latent
+        shows none, and a network that looks for one there finds any. Of noise alone the best guess is the mean of what the prompt says."""
+        alpha = self.alphas[timesteps].view(-1, *[1] * (clean.ndim - 1))
+        return noise, (noise - alpha.sqrt() * clean) / (1 - alpha).sqrt()
+
+
+def first_timesteps(count: int, generator: torch.Generator) -> Tensor:
+    """Timesteps at which samplers begin: the last tenth, (count,)."""
+    return torch.randint(900, 1000, (count,), generator=generator, device=generator.device)
+
 
 def timesteps(count: int, generator: torch.Generator, late: float = 0.0, start: float = 0.75) -> Tensor:
     """Stratified over 0..999, (count,): every batch sees all noise levels; a share `late` of the rows is drawn from the last ones instead,
@@ -71,6 +84,7 @@ class Denoising(Objective):
     component: str
     late = 0.3  # share of timesteps drawn from the noisiest levels
     late_start = 0.75  # where those begin
+    blind = 0.1  # share of the rows that hold nothing but noise, as a sampler's first step has it
 
     def __init__(self, space: Workspace):
         super().__init__()
@@ -91,9 +105,13 @@ class Denoising(Objective):
         with torch.no_grad():
             clean, context = self.draw(step, generator)
             t = timesteps(len(clean), generator, self.late, self.late_start)
+            count = int(self.blind * len(clean))
+            t = torch.cat([first_timesteps(count, generator), t[count:]])
             noisy, noise = self.noising(clean, t, generator)
+            noisy[:count], noise[:count] = self.noising.blind(clean[:count], noise[:count], t[:count])
+            weight = torch.cat([self.noising.weight(t[:count], 100.0), self.noising.weight(t[count:])])
         error = (self.net(noisy, t, context) - noise).square().flatten(1).mean(1)  # (B,)
-        return (self.noising.weight(t) * error).mean(), {"epsilon": error.mean()}
+        return (weight * error).mean(), {"epsilon": error[count:].mean()}
 
     def scene_ids(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.scenes), (count,), generator=generator, device=generator.device)
@@ -135,8 +153,9 @@ class ClipPrompting(VisionDenoising):
 
     learning_rate = 5e-4
     copies = {"image": 30, "video": 45}
-    late = 0.6
-    late_start = 0.9
+    late = 0.5
+    late_start = 0.85
+    blind = 0.25
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return super().draw(0 if step % 6 == 0 else 1, generator)
