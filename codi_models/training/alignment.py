@@ -8,13 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import DENOISER_OF
 from ..denoisers.alignment import alignment_parameters, copy_prompt_attention_into_connectors
+from ..denoisers.unet import UNet
 from ..worlds import bounce
 from .bridging import contrastive
-from .denoising import Noising, conditions, jittered, timesteps
+from .denoising import SAMPLERS_BEGIN, Noising, conditions, jittered, timesteps
 from .loop import Objective
 from .pools import TextPool, make_pool
 from .workspace import Workspace
@@ -22,18 +24,21 @@ from .workspace import Workspace
 PAIRS = (("image", "text"), ("audio", "video"), ("text", "audio"), ("audio", "video"))
 """Taken in turns; clips with their sound come twice, for only they must agree in time."""
 
+BLANK = 10.0  # signal-to-noise ratio times the number of elements, below which a latent hardly shows its scene
+
 
 class LatentAlignment(Objective):
     """Denoising loss of both outputs of a pair, each attending to the other's environment embedding, plus the contrastive loss.
 
-    In the first `head_start` steps the environment encoders learn alone: they are pulled towards the prompt embedding of the clean
-    sample, which makes them say in the shared space what a noisy latent shows. Connectors start as copies of the frozen prompt
+    In the first `head_start` steps the environment encoders learn alone: they are pulled towards the prompt embeddings of the clean
+    samples, which makes them say in the shared space what a noisy latent shows. Connectors start as copies of the frozen prompt
     attention, which understands that language."""
 
     batches = {"image": 24, "text": 24, "audio": 24, "video": 12}
     copies = {"image": 60, "audio": 60, "video": 40}
-    head_start = 300  # steps
-    late, late_start = 0.5, 0.7  # outputs agree or part while they are still mostly noise
+    head_start = 600  # steps
+    late, late_start = 0.4, 0.7  # outputs agree or part while they are still mostly noise
+    blind = 0.3  # share of the rows whose own latent is noise alone
     learning_rate = 1e-3
 
     def __init__(self, space: Workspace):
@@ -65,29 +70,51 @@ class LatentAlignment(Objective):
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pair = PAIRS[step % len(PAIRS)]
         count = min(self.batches[kind] for kind in pair)
+        nets = [self.nets[DENOISER_OF[kind]] for kind in pair]
         with torch.no_grad():
             ids = torch.randint(len(self.scenes), (count,), generator=generator, device=generator.device)
             t = timesteps(count, generator, self.late, self.late_start)
+            heard = self.cleaner(t, generator)
             prompts = self.text.embeddings[self.text.draw(self.scenes[ids], generator)]
             context = conditions([(0.4, jittered(prompts, generator))], self.text.empty, generator)
             clean, own = zip(*(self.sample(kind, ids, generator) for kind in pair), strict=True)
-            noised = [self.noising(x, t, generator) for x in clean]
-        nets = [self.nets[DENOISER_OF[kind]] for kind in pair]
-        environments = [net.environment_embedding(x, t) for net, (x, _) in zip(nets, noised, strict=True)]  # (B, 1, C)
+            noises = [torch.randn(x.shape, generator=generator, device=x.device) for x in clean]
+            meaning = F.normalize(own[0] + own[1], dim=-1)  # (B, D), of the pair
+        environments = [
+            net.environment_embedding(self.noising.noisy(x, noise, heard), heard)  # (B, 1, C)
+            for net, x, noise in zip(nets, clean, noises, strict=True)
+        ]
         flat = [environment[:, 0] for environment in environments]
         # A latent that is nearly noise cannot name its scene: its pull is weighted down by the signal in it.
-        signal = self.noising.alphas[t].sqrt()
-        pull = sum((signal * (1 - (f * e).sum(-1))).mean() for f, e in zip(flat, own, strict=True))
-        pull = pull + 0.5 * contrastive(flat[0], flat[1], 10.0)
+        signal = self.noising.alphas[heard].sqrt()
+        pull = sum((signal * (1 - (f * meaning).sum(-1))).mean() for f in flat)
+        pull = pull + 0.5 * contrastive(flat[0], flat[1], 10.0, ids)
         if step < self.head_start:
             return pull, {"pull": pull}
-        weight = self.noising.weight(t)
         losses = [
-            (weight * (net(x, t, context, environment=other) - noise).square().flatten(1).mean(1)).mean()
-            for net, (x, noise), other in zip(nets, noised, reversed(environments), strict=True)
+            self.denoising(net, x, noise, t, context, other, generator)
+            for net, x, noise, other in zip(nets, clean, noises, reversed(environments), strict=True)
         ]
-        loss = losses[0] + losses[1]
-        return loss + 0.1 * pull, {"denoising": loss, "pull": pull}
+        return losses[0] + losses[1] + 0.1 * pull, {pair[0]: losses[0], pair[1]: losses[1], "pull": pull}
+
+    def cleaner(self, timesteps: Tensor, generator: torch.Generator) -> Tensor:
+        """Timesteps (B,) at which the environment encoders look: half of them the denoisers' own, half uniform below.
+
+        Small latents show their scene later than large ones do. A picture that has only met captions at its own noise level, where
+        they are still blank, would learn not to listen; then it could not listen to a sound either, which is heard much earlier."""
+        draw = torch.rand(len(timesteps), 2, generator=generator, device=generator.device)
+        return torch.where(draw[:, 0] < 0.5, timesteps, (timesteps * draw[:, 1]).long())
+
+    def denoising(
+        self, net: UNet, clean: Tensor, noise: Tensor, t: Tensor, context: Tensor, environment: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """Weighted epsilon error, scalar; a share `blind` of the rows learns the scene from the environment alone."""
+        with torch.no_grad():
+            ratio = self.noising.alphas / (1 - self.noising.alphas)
+            first = min(SAMPLERS_BEGIN, int((clean[0].numel() * ratio > BLANK).sum()))
+            noisy, t, target, weight = self.noising.blinded(clean, noise, t, self.blind, generator, first)
+        error = (net(noisy, t, context, environment=environment) - target).square().flatten(1).mean(1)
+        return (weight * error).mean()
 
     def write(self) -> None:
         for name, net in self.nets.items():

@@ -14,6 +14,9 @@ from .loop import Objective
 from .pools import TextPool, make_pool
 from .workspace import Workspace
 
+SAMPLERS_BEGIN = 900
+"""Timestep from which on a sampler's first step lies, with ten steps or more."""
+
 
 class Noising:
     """The forward process q(x_t | x_0), and conditions as the denoisers meet them."""
@@ -27,24 +30,28 @@ class Noising:
         Where little signal is left, the plain error hardly asks what the prompt says; yet there the prompt decides."""
         return (1 / self.alphas[timesteps]).clamp(max=limit)
 
-    def __call__(self, clean: Tensor, timesteps: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noisy latents and the noise in them, both like `clean` (B, ...); timesteps (B,)."""
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+    def noisy(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Clean latents (B, ...) with this noise in them, as much as their timesteps (B,) say."""
         alpha = self.alphas[timesteps].view(-1, *[1] * (clean.ndim - 1))
-        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, noise
+        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
 
-    def blind(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """What a sampler starts from, noise alone, as if it were `clean` at these timesteps, and the epsilon that says `clean` of it.
+    def blinded(
+        self, clean: Tensor, noise: Tensor, timesteps: Tensor, share: float, generator: torch.Generator, first: int = SAMPLERS_BEGIN
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What a network is given and asked: noisy latents (B, ...), timesteps (B,), the epsilon to predict (B, ...), weights (B,).
 
-        The noisiest latent of training still shows its scene faintly, which is easier to read than the prompt; a sampler's first latent
-        shows none, and a network that looks for one there finds any. Of noise alone the best guess is the mean of what the prompt says."""
-        alpha = self.alphas[timesteps].view(-1, *[1] * (clean.ndim - 1))
-        return noise, (noise - alpha.sqrt() * clean) / (1 - alpha).sqrt()
-
-
-def first_timesteps(count: int, generator: torch.Generator) -> Tensor:
-    """Timesteps at which samplers begin: the last tenth, (count,)."""
-    return torch.randint(900, 1000, (count,), generator=generator, device=generator.device)
+        A share of the rows is what a sampler starts from, noise alone, at timesteps from `first` on; its epsilon is the one that says
+        `clean` of it. The noisiest latent of training still shows its scene faintly, which is easier to read than the prompt; a sampler's
+        first latent shows none, and a network that looks for one there finds any. Of noise alone the best guess is the mean of what the
+        prompt says."""
+        count = int(share * len(clean))
+        blank = torch.randint(first, len(self.alphas), (count,), generator=generator, device=generator.device)
+        t = torch.cat([blank, timesteps[count:]])
+        noisy, target = self.noisy(clean, noise, t), noise.clone()
+        noisy[:count] = noise[:count]
+        alpha = self.alphas[blank].view(-1, *[1] * (clean.ndim - 1))
+        target[:count] = (noise[:count] - alpha.sqrt() * clean[:count]) / (1 - alpha).sqrt()
+        return noisy, t, target, torch.cat([self.weight(blank, 100.0), self.weight(t[count:])])
 
 
 def timesteps(count: int, generator: torch.Generator, late: float = 0.0, start: float = 0.75) -> Tensor:
@@ -105,13 +112,10 @@ class Denoising(Objective):
         with torch.no_grad():
             clean, context = self.draw(step, generator)
             t = timesteps(len(clean), generator, self.late, self.late_start)
-            count = int(self.blind * len(clean))
-            t = torch.cat([first_timesteps(count, generator), t[count:]])
-            noisy, noise = self.noising(clean, t, generator)
-            noisy[:count], noise[:count] = self.noising.blind(clean[:count], noise[:count], t[:count])
-            weight = torch.cat([self.noising.weight(t[:count], 100.0), self.noising.weight(t[count:])])
-        error = (self.net(noisy, t, context) - noise).square().flatten(1).mean(1)  # (B,)
-        return (weight * error).mean(), {"epsilon": error[count:].mean()}
+            noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+            noisy, t, target, weight = self.noising.blinded(clean, noise, t, self.blind, generator)
+        error = (self.net(noisy, t, context) - target).square().flatten(1).mean(1)  # (B,)
+        return (weight * error).mean(), {"epsilon": error.mean()}
 
     def scene_ids(self, count: int, generator: torch.Generator) -> Tensor:
         return torch.randint(len(self.scenes), (count,), generator=generator, device=generator.device)

@@ -29,7 +29,10 @@ def pictures(count: int, generator: torch.Generator) -> Tensor:
     x, y = _uniform(n, 12, 52, generator), _uniform(n, 12, 46, generator)
     radius, turn = _uniform(n, 7, 12, generator), _uniform(n, 0, 2 * math.pi, generator)
     grid = (torch.arange(2 * size, device=device) + 0.5) / 2
-    dx, dy = (grid.view(1, 1, -1) - x.view(n, 1, 1)).expand(n, 2 * size, -1), (grid.view(1, -1, 1) - y.view(n, 1, 1)).expand(n, -1, 2 * size)
+    dx, dy = (
+        (grid.view(1, 1, -1) - x.view(n, 1, 1)).expand(n, 2 * size, -1),
+        (grid.view(1, -1, 1) - y.view(n, 1, 1)).expand(n, -1, 2 * size),
+    )
 
     def column(value: Tensor) -> Tensor:
         return value.view(n, 1, 1)
