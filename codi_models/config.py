@@ -101,6 +101,20 @@ class VocoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpectrumVocoderConfig:
+    """A network from log-mel to the magnitudes of a spectrum, then Griffin-Lim."""
+
+    n_mels: int = 64
+    sample_rate: int = 16000
+    n_fft: int = 1024
+    hop_length: int = 160
+    width: int = 160
+    blocks: int = 3
+    iterations: int = 16
+    momentum: float = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimusConfig:
     """Optimus text autoencoder (Li et al. 2020): BERT encoder, GPT-2 decoder with the latent as memory and embedding."""
 
@@ -188,7 +202,7 @@ class CoDiConfig:
     picture_autoencoder: AutoencoderConfig
     sound_autoencoder: AutoencoderConfig
     mel: MelConfig
-    vocoder: VocoderConfig
+    vocoder: VocoderConfig | SpectrumVocoderConfig
     text_autoencoder: OptimusConfig
     vision_denoiser: UNetConfig
     audio_denoiser: UNetConfig
@@ -235,7 +249,7 @@ class CoDiConfig:
                 in_channels=1, latent_channels=8, model_channels=16, channel_mult=(1, 1, 2, 4), num_blocks=1, norm_groups=8, scale=1.0
             ),
             mel=MelConfig(frames=128, normalize=False),
-            vocoder=VocoderConfig(initial_channels=128, resblock_kernels=(3, 7), resblock_dilations=(1, 3)),
+            vocoder=SpectrumVocoderConfig(),
             text_autoencoder=OptimusConfig(
                 latent_dim=64, encoder_vocab=256, encoder_dim=128, encoder_layers=2, encoder_heads=4, encoder_mlp=256, encoder_positions=64,
                 decoder_vocab=512, decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_positions=64, temperature=0.0, scale=1.0,
@@ -271,13 +285,16 @@ def _build(kind: type, data: Any, where: str) -> Any:
     values: dict[str, Any] = {}
     for name, value in data.items():
         hint = hints[name]
+        if isinstance(hint, types.UnionType):  # the kind of network whose fields these are
+            kinds = [k for k in typing.get_args(hint) if isinstance(value, dict) and set(value) <= {f.name for f in dataclasses.fields(k)}]
+            hint = (kinds or typing.get_args(hint))[0]
         if dataclasses.is_dataclass(hint):
             value = _build(typing.cast(type, hint), value, f"{where}: {name}")
         elif typing.get_origin(hint) is tuple:
             if not isinstance(value, list):
                 raise CoDiError(f"{where}: {name} must be a list, got {value!r}")
             value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
-        elif not isinstance(value, (int, float) if hint is float else hint) or isinstance(hint, types.UnionType):
+        elif not isinstance(value, (int, float) if hint is float else hint):
             raise CoDiError(f"{where}: {name} must be {hint.__name__}, got {value!r}")
         values[name] = value
     missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]

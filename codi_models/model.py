@@ -33,7 +33,7 @@ _HALF_FROM_BYTES = 4 << 30  # `auto` keeps float32 on a GPU below this much weig
 
 @dataclass(frozen=True)
 class Component:
-    """Where a component's class lives and which parts of CoDiConfig its constructor takes, in order."""
+    """Where a component's class (or what builds one of several) lives and which parts of CoDiConfig it takes, in order."""
 
     module: str
     cls: str
@@ -45,7 +45,7 @@ COMPONENTS = {
     "clap": Component(".encoders.clap", "CLAPEncoder", ("clap",)),
     "picture_autoencoder": Component(".autoencoders.picture", "PictureAutoencoder", ("picture_autoencoder",)),
     "sound_autoencoder": Component(".autoencoders.sound", "SoundAutoencoder", ("sound_autoencoder", "mel")),
-    "vocoder": Component(".autoencoders.vocoder", "Vocoder", ("vocoder",)),
+    "vocoder": Component(".autoencoders.spectrum", "build_vocoder", ("vocoder",)),
     "text_autoencoder": Component(".autoencoders.optimus", "TextAutoencoder", ("text_autoencoder",)),
     "vision_denoiser": Component(".denoisers.unet2d", "UNet2D", ("vision_denoiser",)),
     "audio_denoiser": Component(".denoisers.unet2d", "UNet2D", ("audio_denoiser",)),

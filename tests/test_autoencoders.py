@@ -14,8 +14,9 @@ from codi.codi_models.autoencoders.mel import LogMel
 from codi.codi_models.autoencoders.optimus import TextAutoencoder, special_ids
 from codi.codi_models.autoencoders.picture import PictureAutoencoder
 from codi.codi_models.autoencoders.sound import SoundAutoencoder
+from codi.codi_models.autoencoders.spectrum import SpectrumVocoder, build_vocoder
 from codi.codi_models.autoencoders.vocoder import Vocoder
-from codi.codi_models.config import CoDiConfig
+from codi.codi_models.config import CoDiConfig, VocoderConfig
 from codi.codi_models.errors import CoDiError
 from torch import Tensor, nn
 
@@ -173,14 +174,31 @@ def test_only_a_diverged_latent_is_clipped(sound: SoundAutoencoder) -> None:
     torch.testing.assert_close(sound.decode(z), expected)
 
 
-def test_vocoder_gives_one_hop_a_frame() -> None:
-    net = seeded(lambda: Vocoder(MINI.vocoder)).requires_grad_(False)
+HIFIGAN = VocoderConfig(initial_channels=128, resblock_kernels=(3, 7), resblock_dilations=(1, 3))
+
+
+@pytest.mark.parametrize("config", [HIFIGAN, MINI.vocoder], ids=["hifigan", "spectrum"])
+def test_vocoder_gives_one_hop_a_frame(config: Any) -> None:
+    net = seeded(lambda: build_vocoder(config)).requires_grad_(False)
     mel = noise(2, 1, 128, 64)
     wave = net(mel)
     assert wave.shape == (2, 20480) and wave.abs().max() <= 1
     assert torch.equal(net(mel[:, 0]), wave)
     with pytest.raises(CoDiError, match=r"\(B, T, 64\)"):
         net(noise(2, 64, 128))
+
+
+def test_phases_found_for_true_magnitudes_give_the_tone_back() -> None:
+    net = SpectrumVocoder(MINI.vocoder)
+    time = torch.arange(16000) / 16000
+    wave = 0.5 * (2 * torch.pi * 437.0 * time).sin()[None]  # no multiple of the frame rate
+    front = LogMel(MINI.mel)
+    magnitudes = front.magnitude(front.prepare(wave, 100, False))[..., :100]
+    net.log_magnitudes = lambda mel: (magnitudes + 1e-5).log()
+    again = net(torch.zeros(1, 100, 64))[:, 2000:14000]
+    spectrum = torch.fft.rfft(again, n=1 << 17).abs()[0]
+    assert spectrum.argmax().item() * 16000 / (1 << 17) == pytest.approx(437.0, abs=3.0)
+    assert again.square().mean().sqrt().item() == pytest.approx(0.5**1.5, rel=0.1)
 
 
 # text
@@ -265,7 +283,8 @@ def test_text_longer_than_the_positions(text: TextAutoencoder) -> None:
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "picture": lambda **k: PictureAutoencoder(MINI.picture_autoencoder, **k),
     "sound": lambda **k: SoundAutoencoder(MINI.sound_autoencoder, MINI.mel, **k),
-    "vocoder": lambda **k: Vocoder(MINI.vocoder, **k),
+    "vocoder": lambda **k: Vocoder(HIFIGAN, **k),
+    "spectrum": lambda **k: SpectrumVocoder(MINI.vocoder, **k),
     "text": lambda **k: TextAutoencoder(MINI.text_autoencoder, **k),
 }
 IDS = torch.tensor([[2, 40, 41, 42, 3], [2, 50, 51, 3, 0]])
@@ -280,6 +299,8 @@ def objective(name: str, net: Any) -> Tensor:
         wave = noise(1, 32 * 160).cumsum(1)
         target = mel(wave, frames=32)
         return (mel(net(target).float(), frames=32, normalize=False) - target).abs().mean()
+    if name == "spectrum":
+        return (net.log_magnitudes(noise(2, 1, 16, 64)).float() - noise(2, 513, 16)).abs().mean()
     if name == "text":
         mean, logvar = net.moments(IDS)
         logits = net.logits(sample_posterior(mean, logvar, draw), TARGETS[:, :-1])

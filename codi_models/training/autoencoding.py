@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..autoencoders.mel import LogMel
 from ..worlds import bounce, render
 from . import variety
 from .captions import CaptionTables
@@ -112,26 +113,12 @@ class SoundReconstruction(_WithScale):
         return error.mean() + self.kl_weight * kl, {"l1": error.mean(), "kl": kl}
 
 
-def spectral_loss(output: Tensor, target: Tensor, sizes: tuple[int, ...] = (2048, 1024, 512, 256, 128)) -> Tensor:
-    """Multi-resolution STFT loss (Yamamoto et al. 2020): spectral convergence plus log-magnitude distance. (B, N) each.
-
-    Magnitudes are in units of a sine's amplitude; below -66 dB nothing is told apart, or the silence between notes would drown them."""
-    total = output.new_zeros(())
-    for size in sizes:
-        window = torch.hann_window(size, device=output.device)
-        unit = 2 / window.sum()
-        spectra = [unit * torch.stft(x, size, size // 4, window=window, return_complex=True).abs() for x in (output, target)]
-        difference = torch.linalg.vector_norm(spectra[1] - spectra[0]) / torch.linalg.vector_norm(spectra[1])
-        total = total + difference + F.l1_loss((spectra[0] + 5e-4).log(), (spectra[1] + 5e-4).log())
-    return total / len(sizes)
-
-
-class Vocoding(Objective):
-    """Vocoder from log-mel to waveform on short segments of true spectrograms and, once there is an autoencoder, of its reconstructions."""
+class SpectrumFitting(Objective):
+    """Vocoder: magnitudes of the spectrum from log-mel, from true ones and, once there is an autoencoder, from its reconstructions."""
 
     batch = 16
-    segment = 32  # mel frames
     learning_rate = 1e-3
+    floor = 0.02  # a sine of amplitude 0.5 has magnitude 128: below -76 dB of it nothing is told apart
 
     autoencoder: Any
 
@@ -143,28 +130,28 @@ class Vocoding(Objective):
         space.hidden(self, "autoencoder", space.network("sound_autoencoder").eval().requires_grad_(False))
 
     def pairs(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Log-mel segments (B, segment, M) and their waveforms (B, segment * hop)."""
+        """Log-mel (B, 1, T, M) and the magnitudes (B, bins, T) of the same sounds."""
         half = self.batch // 2
         scenes = bounce.sample_scenes(half, generator=generator)
         wave = render.render_audio(scenes, bounce.sample_nuisance(half, generator=generator))
         wave = torch.cat([wave, variety.sounds(self.batch - half, generator)])  # (B, N)
-        mel = self.autoencoder.mel(wave)  # (B, 1, T, M)
+        front: LogMel = self.autoencoder.mel
+        mel = front(wave)
+        magnitudes = front.magnitude(front.prepare(wave, mel.shape[2], front.config.normalize))[..., : mel.shape[2]]
         if self.reconstructs:
             few = self.batch // 4
             mean, logvar = self.autoencoder.moments(mel[:few].contiguous())
             mel = torch.cat([self.autoencoder.decode(_sampled(mean, logvar, generator, 0.1)), mel[few:]])
-        hop, device = self.net.hop_length, wave.device
-        start = torch.randint(0, mel.shape[2] - self.segment, (self.batch, 1), generator=generator, device=device)
-        frames = start + torch.arange(self.segment, device=device)
-        samples = start * hop + torch.arange(self.segment * hop, device=device)
-        return mel[:, 0].gather(1, frames[..., None].expand(-1, -1, mel.shape[3])), wave.gather(1, samples)
+        return mel, magnitudes
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            mel, wave = self.pairs(generator)
-        output = self.net(mel)  # (B, segment * hop)
-        loss = spectral_loss(output, wave)
-        return loss, {"stft": loss}
+            mel, target = self.pairs(generator)
+        output = self.net.log_magnitudes(mel)
+        # The logarithm sees the quiet partials, the root the loud ones.
+        logarithm = F.l1_loss((output.exp() + self.floor).log(), (target + self.floor).log())
+        root = F.l1_loss((0.5 * output).exp(), target.sqrt())
+        return logarithm + root, {"logarithm": logarithm, "root": root}
 
     def write(self) -> None:
         self.workspace.save("vocoder", self.net)

@@ -24,7 +24,7 @@ def tiny_config() -> CoDiConfig:
         clap=replace(mini.clap, depths=(1, 1, 1, 1), embed_dim=16),
         picture_autoencoder=replace(mini.picture_autoencoder, scale=0.5, **picture),
         sound_autoencoder=replace(mini.sound_autoencoder, scale=2.0, **picture),
-        vocoder=replace(mini.vocoder, initial_channels=32),
+        vocoder=replace(mini.vocoder, width=16, iterations=4),
         text_autoencoder=replace(mini.text_autoencoder, **text),
         vision_denoiser=replace(mini.vision_denoiser, **unet),
         audio_denoiser=replace(mini.audio_denoiser, **unet),
