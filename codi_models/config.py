@@ -108,8 +108,8 @@ class SpectrumVocoderConfig:
     sample_rate: int = 16000
     n_fft: int = 1024
     hop_length: int = 160
-    width: int = 160
-    blocks: int = 3
+    width: int = 256
+    blocks: int = 4
     iterations: int = 16
     momentum: float = 0.99
 

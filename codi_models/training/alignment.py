@@ -38,6 +38,7 @@ class LatentAlignment(Objective):
     copies = {"image": 60, "audio": 60, "video": 40}
     head_start = 600  # steps
     late, late_start = 0.4, 0.7  # outputs agree or part while they are still mostly noise
+    pull_weight = 0.2
     blind = 0.3  # share of the rows whose own latent is noise alone
     learning_rate = 1e-3
 
@@ -68,34 +69,49 @@ class LatentAlignment(Objective):
         return self.text.latents[rows], self.text.embeddings[rows]
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        pair = PAIRS[step % len(PAIRS)]
-        count = min(self.batches[kind] for kind in pair)
-        nets = [self.nets[DENOISER_OF[kind]] for kind in pair]
-        with torch.no_grad():
-            ids = torch.randint(len(self.scenes), (count,), generator=generator, device=generator.device)
-            t = timesteps(count, generator, self.late, self.late_start)
-            heard = self.cleaner(t, generator)
-            prompts = self.text.embeddings[self.text.draw(self.scenes[ids], generator)]
-            context = conditions([(0.4, jittered(prompts, generator))], self.text.empty, generator)
-            clean, own = zip(*(self.sample(kind, ids, generator) for kind in pair), strict=True)
-            noises = [torch.randn(x.shape, generator=generator, device=x.device) for x in clean]
-            meaning = F.normalize(own[0] + own[1], dim=-1)  # (B, D), of the pair
-        environments = [
-            net.environment_embedding(self.noising.noisy(x, noise, heard), heard)  # (B, 1, C)
-            for net, x, noise in zip(nets, clean, noises, strict=True)
-        ]
-        flat = [environment[:, 0] for environment in environments]
-        # A latent that is nearly noise cannot name its scene: its pull is weighted down by the signal in it.
-        signal = self.noising.alphas[heard].sqrt()
-        pull = sum((signal * (1 - (f * meaning).sum(-1))).mean() for f in flat)
-        pull = pull + 0.5 * contrastive(flat[0], flat[1], 10.0, ids)
+        pair, other = PAIRS[step % len(PAIRS)], PAIRS[(step + 1) % len(PAIRS)]
+        # Environment encoders are small beside the denoisers: they also learn on a pair of their own.
+        _, _, pull = self.listen(other, self.times(2 * min(self.batches[kind] for kind in other), generator), generator)
         if step < self.head_start:
             return pull, {"pull": pull}
+        t = self.times(min(self.batches[kind] for kind in pair), generator)
+        (clean, noises, ids), environments, own = self.listen(pair, t, generator)
+        with torch.no_grad():
+            prompts = self.text.embeddings[self.text.draw(self.scenes[ids], generator)]
+            context = conditions([(0.4, jittered(prompts, generator))], self.text.empty, generator)
         losses = [
-            self.denoising(net, x, noise, t, context, other, generator)
-            for net, x, noise, other in zip(nets, clean, noises, reversed(environments), strict=True)
+            self.denoising(self.nets[DENOISER_OF[kind]], x, noise, t, context, heard, generator)
+            for kind, x, noise, heard in zip(pair, clean, noises, reversed(environments), strict=True)
         ]
-        return losses[0] + losses[1] + 0.1 * pull, {pair[0]: losses[0], pair[1]: losses[1], "pull": pull}
+        loss = losses[0] + losses[1] + self.pull_weight * (own + pull)
+        return loss, {pair[0]: losses[0], pair[1]: losses[1], "pull": pull}
+
+    def times(self, count: int, generator: torch.Generator) -> Tensor:
+        """Timesteps of a batch, (count,)."""
+        return timesteps(count, generator, self.late, self.late_start)
+
+    def listen(
+        self, pair: tuple[str, str], t: Tensor, generator: torch.Generator
+    ) -> tuple[tuple[list[Tensor], list[Tensor], Tensor], list[Tensor], Tensor]:
+        """Draw a pair for timesteps (B,): ((clean latents, their noises, scene ids), environment embeddings (B, 1, C), pull).
+
+        Both stand for one scene: the pull draws their embeddings to its meaning, the mean prompt embedding of the two, and apart from
+        those of other scenes (the paper's contrastive loss). A latent that is nearly noise cannot name its scene: its pull is weighted
+        down by the signal in it."""
+        with torch.no_grad():
+            ids = torch.randint(len(self.scenes), t.shape, generator=generator, device=generator.device)
+            heard = self.cleaner(t, generator)
+            clean, own = zip(*(self.sample(kind, ids, generator) for kind in pair), strict=True)
+            noises = [torch.randn(x.shape, generator=generator, device=x.device) for x in clean]
+            meaning = F.normalize(own[0] + own[1], dim=-1)  # (B, D)
+        environments = [
+            self.nets[DENOISER_OF[kind]].environment_embedding(self.noising.noisy(x, noise, heard), heard)
+            for kind, x, noise in zip(pair, clean, noises, strict=True)
+        ]
+        signal = self.noising.alphas[heard].sqrt()
+        flat = [environment[:, 0] for environment in environments]
+        pull = sum(((signal * (1 - (f * meaning).sum(-1))).mean() for f in flat), 0.5 * contrastive(flat[0], flat[1], 10.0, ids))
+        return (list(clean), noises, ids), environments, pull
 
     def cleaner(self, timesteps: Tensor, generator: torch.Generator) -> Tensor:
         """Timesteps (B,) at which the environment encoders look: half of them the denoisers' own, half uniform below.

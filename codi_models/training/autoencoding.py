@@ -117,8 +117,9 @@ class SpectrumFitting(Objective):
     """Vocoder: magnitudes of the spectrum from log-mel, from true ones and, once there is an autoencoder, from its reconstructions."""
 
     batch = 16
-    learning_rate = 1e-3
-    floor = 0.02  # a sine of amplitude 0.5 has magnitude 128: below -76 dB of it nothing is told apart
+    learning_rate = 2e-3
+    floor = 0.05  # a sine of amplitude 0.5 has magnitude 128: below -68 dB of it nothing is told apart
+    steepest = 3.0  # log-ratio of powers from which on the divergence grows linearly
 
     autoencoder: Any
 
@@ -148,10 +149,11 @@ class SpectrumFitting(Objective):
         with torch.no_grad():
             mel, target = self.pairs(generator)
         output = self.net.log_magnitudes(mel)
-        # The logarithm sees the quiet partials, the root the loud ones.
-        logarithm = F.l1_loss((output.exp() + self.floor).log(), (target + self.floor).log())
-        root = F.l1_loss((0.5 * output).exp(), target.sqrt())
-        return logarithm + root, {"logarithm": logarithm, "root": root}
+        # Itakura-Saito divergence of the powers: where the mel leaves a partial's place open, its energy is spread and not lost.
+        ratio = 2 * ((target + self.floor).log() - (output.exp() + self.floor).log())
+        near = ratio.clamp(max=self.steepest)
+        divergence = (near.exp() * (1 + ratio - near) - ratio - 1).mean()
+        return divergence, {"divergence": divergence}
 
     def write(self) -> None:
         self.workspace.save("vocoder", self.net)
