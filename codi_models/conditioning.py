@@ -11,20 +11,22 @@ from torch.nn.functional import normalize
 
 from .errors import CoDiError
 
-MIX_METHODS = ("linear", "renormalised", "spherical")
+MIX_METHODS = ("linear", "renormalised", "spherical", "add-subtract")
 _SPHERICAL_STEPS = 100
 
 
 def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, method: str = "linear") -> Tensor:
-    """One prompt from several: unit embeddings (B, 1, D) and a weight each -> (B, 1, D). Only the ratios of the weights matter.
+    """One prompt from several: unit embeddings (B, 1, D) and a weight each -> (B, 1, D).
 
+    Only the ratios of the weights matter, but for add-subtract.
     linear: weighted sum divided by the sum of the weights, as published; shorter than unit length where prompts disagree.
     renormalised: the same direction at unit length. spherical: the weighted mean on the unit sphere (Frechet mean; of two
-    prompts, the point that divides the arc between them). Negative weights move away from a prompt.
+    prompts, the point that divides the arc between them). add-subtract: the plain sum, weights as they are; they may sum to 0.
+    Negative weights move away from a prompt.
     Raises CoDiError for weights that are not finite or sum to zero, shapes that differ, and prompts that cancel out."""
     if not embeddings:
         raise CoDiError("nothing to mix: give at least one prompt")
-    portions = shares(weights, len(embeddings))
+    portions = shares(weights, len(embeddings), whole=method != "add-subtract")
     shapes = {tuple(e.shape) for e in embeddings}
     if len(shapes) > 1 or embeddings[0].ndim != 3:
         raise CoDiError(f"prompts to mix must all be (B, 1, D) of one model and one batch size, got {sorted(shapes)}")
@@ -33,7 +35,9 @@ def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, me
     points = torch.stack(tuple(embeddings)).float()  # (n, B, 1, D)
     share = points.new_tensor(portions)[:, None, None, None]  # (n, 1, 1, 1)
     blend = (points * share).sum(dim=0)  # (B, 1, D)
-    if method != "linear":
+    if method == "add-subtract" and blend.norm(dim=-1).min() < 1e-4:
+        raise CoDiError(f"these prompts with weights {list(weights or portions)} cancel out: no direction is left. Change a weight")
+    if method in ("renormalised", "spherical"):
         if blend.norm(dim=-1).min() < 1e-4 * max(map(abs, portions)):
             raise CoDiError(f"these prompts with weights {list(weights or portions)} cancel out: no direction is left. Change a weight")
         blend = normalize(blend, dim=-1)
@@ -42,13 +46,17 @@ def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, me
     return blend.to(embeddings[0].dtype)
 
 
-def shares(weights: Sequence[float] | None, count: int) -> list[float]:
-    """Weights divided by their sum. Raises CoDiError for another number of them, NaN or infinite ones, and a sum of zero."""
+def shares(weights: Sequence[float] | None, count: int, *, whole: bool = True) -> list[float]:
+    """Weights divided by their sum, or with `whole` off as they are.
+
+    Raises CoDiError for another number of them, NaN or infinite ones, and a sum of zero."""
     weights = [1.0] * count if weights is None else [float(w) for w in weights]
     if len(weights) != count:
         raise CoDiError(f"{len(weights)} weights for {count} prompts: give one weight per prompt")
     if not all(map(math.isfinite, weights)):
         raise CoDiError(f"weights must be finite numbers, got {weights}")
+    if not whole:
+        return weights
     largest = max(map(abs, weights)) or 1.0
     scaled = [w / largest for w in weights]  # only ratios matter; sums of huge numbers would overflow, products of tiny ones vanish
     total = math.fsum(scaled)

@@ -70,7 +70,8 @@ class CoDiPipeline:
         self.seconds = {}
         prompts = [Prompt("text", prompts)] if isinstance(prompts, str) else list(prompts)
         if prompts:
-            shares([prompt.weight for prompt in prompts], len(prompts))  # a mistyped weight is told before anything is loaded
+            whole = settings.mix != "add-subtract"  # a mistyped weight is told before anything is loaded
+            shares([prompt.weight for prompt in prompts], len(prompts), whole=whole)
         with self._stage("read"):
             prompts = [prompt.read(self.model.config.sampling.frames) for prompt in prompts]
         with self._stage("load"):

@@ -14,9 +14,10 @@ from .encode import EncodeAudio, EncodeImage, EncodeText, EncodeVideo
 from .guide import Guider
 from .host import folders
 from .interplay import FromCLIP, FromCLIPVision, ToCLIPVision
+from .keep import Keep, Mask, MediaToLatent
 from .latent import EmptyJointLatent
 from .load import Denoiser, Load, LoadJoint, LoadVAE
-from .mix import ConditionMixer
+from .mix import ConditionMixer, PromptTravel, PromptWeight
 from .preview import Preview
 from .sample import JointSampler
 from .show_text import ShowText
@@ -36,7 +37,12 @@ NODES: list[type[io.ComfyNode]] = [
     EncodeAudio,
     EncodeVideo,
     ConditionMixer,
+    PromptWeight,
+    PromptTravel,
     EmptyJointLatent,
+    MediaToLatent,
+    Keep,
+    Mask,
     JointSampler,
     Guider,
     DecodeImage,

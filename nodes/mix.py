@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
-from ..codi_models.conditioning import MIX_METHODS, mix
+from ..codi_models.conditioning import MIX_METHODS
 from ..codi_models.errors import CoDiError
-from .schema import schema
+from ..codi_models.keyframes import OVER, Curve, Stretch, Voice, blend, describe
+from .host.latent_model import FRAMES
+from .schema import ADVANCED, schema
+
+VOICE = "codi_voice"
+"""Key of CONDITIONING under which Prompt Weight leaves what the mixer is to do with a prompt."""
 
 
 class ConditionMixer(io.ComfyNode):
@@ -35,28 +40,207 @@ class ConditionMixer(io.ComfyNode):
                     "method",
                     options=list(MIX_METHODS),
                     default="renormalised",
-                    tooltip="linear: weighted mean, as published. renormalised: the same at unit length. spherical: mean along the sphere.",
+                    tooltip="linear: weighted mean, as published. renormalised: the same at unit length. spherical: mean along the sphere. "
+                    "add-subtract: plain sum, the weights may sum to 0.",
                 ),
+                io.String.Input(
+                    "starts",
+                    default="",
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Where in the run each prompt begins to count, 0 to 1, separated by commas; empty: from the first step.",
+                ),
+                io.String.Input(
+                    "ends",
+                    default="",
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Where in the run each prompt ceases to count, 0 to 1, separated by commas; empty: after the last step.",
+                ),
+                io.String.Input(
+                    "keyframes",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="A line for each prompt: place:factor of its weight, such as 0:1, 0.5:0.2, 1:0. Empty lines stay level.",
+                ),
+                *over_inputs(),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="The mixture, a prompt like any other.")],
         )
 
     @classmethod
-    def execute(cls, weights: str, method: str, prompts: dict | None = None) -> io.NodeOutput:
+    def execute(
+        cls,
+        weights: str,
+        method: str,
+        prompts: dict | None = None,
+        starts: str = "",
+        ends: str = "",
+        keyframes: str = "",
+        over: str = "steps",
+        count: int = 8,
+    ) -> io.NodeOutput:
         given = [c for c in (prompts or {}).values() if c is not None]
         if any(len(c) != 1 for c in given):
             raise CoDiError(
                 "the Condition Mixer takes prompts from CoDi's Encode nodes; this CONDITIONING holds several: mix before combining"
             )
-        embeddings = [c[0][0] for c in given]
-        batch = max((e.shape[0] for e in embeddings), default=1)
-        embeddings = [e.expand(batch, -1, -1) if e.shape[0] == 1 else e for e in embeddings]
-        blend = mix(embeddings, parse_weights(weights), method)
-        extra: dict[str, Any] = dict(given[0][0][1])
-        return io.NodeOutput([[blend, extra]])
+        lines = [Curve.parse(line) for line in keyframes.split("\n")] if keyframes.strip() else []
+        if len(lines) > len(given) and any(lines[len(given) :]):
+            raise CoDiError(f"keyframes have {len(lines)} lines for {len(given)} prompts: give one line per prompt")
+        columns = [_column(name, text, len(given)) for name, text in (("weights", weights), ("starts", starts), ("ends", ends))]
+        voices = []
+        for i, conditioning in enumerate(given):
+            own = conditioning[0][1].get(VOICE, {})
+            weight, start, end = (column[i] if column else None for column in columns)
+            voices.append(
+                Voice(
+                    conditioning[0][0],
+                    (1.0 if weight is None else weight) * own.get("weight", 1.0),
+                    own.get("start", 0.0) if start is None else start,
+                    own.get("end", 1.0) if end is None else end,
+                    (lines[i] if i < len(lines) else None) or own.get("curve"),
+                )
+            )
+        stretches = blend(voices, method, over, count)
+        extra = {k: v for k, v in given[0][0][1].items() if k != VOICE}
+        return io.NodeOutput(conditioning_of(stretches, extra), ui=ui.PreviewText(describe(stretches, voices)))
 
 
-def parse_weights(text: str) -> list[float] | None:
+class PromptWeight(io.ComfyNode):
+    """A prompt with the weight, range of steps and curve that the Condition Mixer will give it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiPromptWeight",
+            display_name="CoDi Prompt Weight",
+            description="Weight, range of steps and curve of one prompt for the Condition Mixer; a list of numbers may be the curve.",
+            search_aliases=["audio reactive", "weight curve", "prompt schedule"],
+            is_input_list=True,
+            inputs=[
+                io.Conditioning.Input("prompt", tooltip="From any of CoDi's Encode nodes."),
+                io.Float.Input("weight", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Times the mixer's weight and the curve."),
+                io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Where in the run the prompt begins to count."),
+                io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Where in the run it ceases to count."),
+                io.String.Input("keyframes", default="", optional=True, tooltip="place:factor, such as 0:1, 1:0; empty: level."),
+                io.MultiType.Input(
+                    "floats",
+                    types=[io.Float, io.Custom("FLOATS")],
+                    optional=True,
+                    tooltip="A list of numbers instead, spread evenly: as audio-reactive nodes make them.",
+                ),
+                io.Custom("CURVE").Input("curve", optional=True, tooltip="The host's curve instead, where it has one."),
+            ],
+            outputs=[io.Conditioning.Output(display_name="prompt", tooltip="For the Condition Mixer; else the prompt as it was.")],
+        )
+
+    @classmethod
+    def execute(
+        cls, prompt: list, weight: list, start: list, end: list, keyframes: list | None = None, floats: Any = None, curve: Any = None
+    ) -> io.NodeOutput:
+        conditioning, track = prompt[0], Curve.parse(keyframes[0]) if keyframes else None
+        if curve:
+            track = _host_curve(curve[0])
+        if floats:
+            track = Curve.of(_numbers(floats))
+        Voice(conditioning[0][0], weight[0], start[0], end[0], track)  # says what is wrong with the range
+        voice = {"weight": weight[0], "start": start[0], "end": end[0], "curve": track}
+        return io.NodeOutput([[tensor, {**extra, VOICE: voice}] for tensor, extra in conditioning])
+
+
+class PromptTravel(io.ComfyNode):
+    """From one prompt to another."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiPromptTravel",
+            display_name="CoDi Prompt Travel",
+            description="Goes from one prompt to another over the frames of a clip, the samples of a batch or the steps of the run.",
+            search_aliases=["interpolate prompts", "morph", "prompt schedule"],
+            inputs=[
+                io.Conditioning.Input("origin", tooltip="Prompt at the beginning."),
+                io.Conditioning.Input("destination", tooltip="Prompt at the end."),
+                io.Combo.Input("method", options=list(MIX_METHODS), default="spherical", tooltip="As in the Condition Mixer."),
+                *over_inputs("frames"),
+            ],
+            outputs=[io.Conditioning.Output(display_name="conditioning")],
+        )
+
+    @classmethod
+    def execute(cls, origin: list, destination: list, method: str, over: str = "frames", count: int = 8) -> io.NodeOutput:
+        if len(origin) != 1 or len(destination) != 1:
+            raise CoDiError("Prompt Travel takes prompts from CoDi's Encode nodes; this CONDITIONING holds several")
+        ways = [Curve((0.0, 1.0), (1.0, 0.0)), Curve((0.0, 1.0), (0.0, 1.0))]
+        voices = [Voice(c[0][0], curve=way) for c, way in zip((origin, destination), ways, strict=True)]
+        stretches = blend(voices, method, over, count)
+        return io.NodeOutput(conditioning_of(stretches, dict(origin[0][1])), ui=ui.PreviewText(describe(stretches, voices)))
+
+
+def over_inputs(default: str = "steps") -> list[Any]:
+    """Along what weights change."""
+    return [
+        io.Combo.Input(
+            "over",
+            options=list(OVER),
+            default=default,
+            optional=True,
+            tooltip="Along what curves run: the steps, the frames of the clip (other outputs follow the mean), or the batch.",
+        ),
+        io.Int.Input(
+            "count",
+            default=8,
+            min=1,
+            max=1024,
+            optional=True,
+            tooltip="Frames of the clip, samples of the batch, or parts that the run is divided into.",
+        ),
+    ]
+
+
+def conditioning_of(stretches: list[Stretch], extra: dict[str, Any]) -> list:
+    """Mixtures as CONDITIONING: one entry for each part of the run, which stock nodes take like any other."""
+    out = []
+    for stretch in stretches:
+        more = dict(extra) if stretch.frames is None else {**extra, FRAMES: stretch.frames}
+        if len(stretches) > 1:
+            more |= {"start_percent": stretch.start, "end_percent": stretch.end}
+        out.append([stretch.prompt, more])
+    return out
+
+
+def _column(name: str, text: str, count: int) -> list[float] | None:
+    numbers = parse_weights(text, name)
+    if numbers is not None and len(numbers) != count:
+        raise CoDiError(f"{len(numbers)} {name} for {count} prompts: give one per prompt")
+    return numbers
+
+
+def _numbers(given: Any) -> list[float]:
+    """Numbers of a list, a list of lists or tensors. Raises CoDiError for anything else."""
+    flat: list[float] = []
+    for entry in given:
+        try:
+            flat += [float(v) for v in (entry.flatten().tolist() if hasattr(entry, "flatten") else entry)]
+        except TypeError:
+            try:
+                flat.append(float(entry))
+            except (TypeError, ValueError) as error:
+                raise CoDiError(f"floats must be numbers, got {type(entry).__name__}") from error
+    return flat
+
+
+def _host_curve(raw: Any) -> Curve:
+    from comfy_api.input import CurveInput
+
+    drawn = CurveInput.from_raw(raw)
+    places = [i / 32 for i in range(33)]
+    return Curve(tuple(places), tuple(float(drawn.interp(p)) for p in places))
+
+
+def parse_weights(text: str, name: str = "weights") -> list[float] | None:
     """Numbers separated by commas, or None for an empty text. Raises CoDiError naming what is no number."""
     if not text.strip():
         return None
@@ -64,4 +248,4 @@ def parse_weights(text: str) -> list[float] | None:
     try:
         return [float(w) for w in words]
     except ValueError as error:
-        raise CoDiError(f"weights must be numbers separated by commas, such as 1, 0.5, -0.2; got {text.strip()!r}") from error
+        raise CoDiError(f"{name} must be numbers separated by commas, such as 1, 0.5, -0.2; got {text.strip()!r}") from error

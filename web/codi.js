@@ -1,7 +1,7 @@
 // Shows what CoDi's nodes made on the nodes themselves: text in a box, sound in the stock player. Clips and pictures show by themselves.
 import { app } from "../../scripts/app.js";
 
-const SHOWS_TEXT = ["CoDiDecodeText", "CoDiShowText", "CoDiCoherence", "CoDiPickBest", "CoDiLoad", "CoDiLoadJoint"];
+const SHOWS_TEXT = ["CoDiDecodeText", "CoDiShowText", "CoDiCoherence", "CoDiPickBest", "CoDiLoad", "CoDiLoadJoint", "CoDiConditionMixer", "CoDiPromptTravel"];
 const PLAYS_AUDIO = ["CoDiDecodeAudio", "CoDiBounceScene"];
 
 function addTextBox(nodeType) {

@@ -1,0 +1,198 @@
+"""Keep some outputs, or places of them, and generate the rest to fit (paper section 3.4: conditional joint generation)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from ..codi_models.config import MODALITIES
+from ..codi_models.errors import CoDiError
+from .host import parts as latents
+from .host.handle import CoDiHandle
+from .host.masks import masks_of, spatial, with_masks
+from .host.media import encode_part
+from .schema import ADVANCED, CodiModel, schema
+
+
+def _media() -> list[Any]:
+    return [
+        io.Image.Input("image", optional=True, tooltip="A picture, or one for every sample of the batch."),
+        io.MultiType.Input("video", types=[io.Video, io.Image], optional=True, tooltip="A VIDEO, or its frames as a batch of images."),
+        io.Audio.Input("audio", optional=True, tooltip="A sound, or one for every sample of the batch."),
+        io.String.Input("text", optional=True, force_input=True, tooltip="A caption."),
+    ]
+
+
+def _last_frames() -> Any:
+    return io.Int.Input(
+        "last_frames",
+        default=0,
+        min=0,
+        max=256,
+        optional=True,
+        tooltip="Extends a clip: its last so many frames become the first of the one that is made. 0: the clip from its beginning.",
+    )
+
+
+class MediaToLatent(io.ComfyNode):
+    """What is connected as a joint LATENT."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiMediaToLatent",
+            display_name="CoDi Media to Latent",
+            description="Encodes what is connected, of picture, clip, sound and caption, to one joint LATENT, as for variations.",
+            search_aliases=["encode latent", "vae encode", "img2img"],
+            inputs=[
+                CodiModel.Input("codi"),
+                io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
+                io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
+                *_media(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(cls, codi: CoDiHandle, width: int, height: int, **media: Any) -> io.NodeOutput:
+        given = _given(media)
+        frames, seconds = 1, 1.0
+        if "video" in given:
+            clip = given["video"]
+            clip = given["video"] = clip if isinstance(clip, Tensor) else clip.get_components().images
+            frames = min(len(clip), codi.config.vision_denoiser.max_frames)
+        if "audio" in given:
+            seconds = given["audio"]["waveform"].shape[-1] / int(given["audio"]["sample_rate"])
+        counts = [len(given["image"])] if "image" in given else []
+        counts += [len(given["audio"]["waveform"])] if "audio" in given else []
+        out = latents.empty(
+            codi.config,
+            [m for m in MODALITIES if m in given],
+            width=width,
+            height=height,
+            frames=frames,
+            seconds=seconds,
+            batch=max(counts, default=1),
+        )
+        return io.NodeOutput({**out, "samples": latents.join(_placed(codi, latents.split(out, codi.config), given, 0)[0])})
+
+
+class Keep(io.ComfyNode):
+    """Media put into a joint LATENT, to stay as they are."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiKeep",
+            display_name="CoDi Keep",
+            description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: sound for a clip, ...",
+            search_aliases=["inpaint", "foley", "video to audio", "extend video", "complete"],
+            inputs=[
+                CodiModel.Input("codi"),
+                io.Latent.Input("latent", tooltip="From CoDi Empty Joint Latent, with all outputs: the kept and the generated."),
+                *_media(),
+                io.Mask.Input("mask", optional=True, tooltip="White: generated anew, in the kept picture and clip."),
+                _last_frames(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="LATENT whose noise mask keeps what was connected.")],
+        )
+
+    @classmethod
+    def execute(cls, codi: CoDiHandle, latent: dict, mask: Tensor | None = None, last_frames: int = 0, **media: Any) -> io.NodeOutput:
+        given = _given(media)
+        parts, covered = _placed(codi, latents.split(latent, codi.config), given, last_frames)
+        masks = masks_of(latent, codi.config)
+        for m in given:
+            keep = torch.zeros_like(masks[m])
+            if m in ("video", "audio"):
+                keep[:, :, covered[m] :] = 1
+            if mask is not None and m in ("image", "video"):
+                keep = torch.maximum(keep, spatial(mask, parts[m]))
+            masks[m] = keep
+        return io.NodeOutput(with_masks(latent, parts, masks))
+
+
+class Mask(io.ComfyNode):
+    """What of a joint LATENT is generated: by output, place and time."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="CoDiMask",
+            display_name="CoDi Mask",
+            description="Says which outputs of a joint LATENT are generated, and where and when; all else is kept.",
+            search_aliases=["noise mask", "inpaint", "keep"],
+            inputs=[
+                CodiModel.Input("codi"),
+                io.Latent.Input("latent", tooltip="A joint LATENT that holds what is to be kept."),
+                *[io.Boolean.Input(m, default=False, tooltip=f"Generate {m}; off: keep it.") for m in MODALITIES],
+                io.Mask.Input("mask", optional=True, tooltip="White: where picture and clip are generated."),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Clip and sound are generated from here on; 0 is their beginning.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Clip and sound are generated up to here; 1 is their end.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls, codi: CoDiHandle, latent: dict, mask: Tensor | None = None, start: float = 0.0, end: float = 1.0, **generate: bool
+    ) -> io.NodeOutput:
+        if not start < end:
+            raise CoDiError(f"generate from {start:g} to {end:g} of the length: start must come before end")
+        parts = latents.split(latent, codi.config)
+        masks = {m: torch.full((part.shape[0], 1, *part.shape[2:]), float(bool(generate.get(m)))) for m, part in parts.items()}
+        for m, part in parts.items():
+            if m in ("video", "audio"):
+                first, stop = round(start * part.shape[2]), round(end * part.shape[2])
+                masks[m][:, :, :first] = 0
+                masks[m][:, :, stop:] = 0
+            if mask is not None and m in ("image", "video"):
+                masks[m] = masks[m] * spatial(mask, part)
+        if not any(bool(m.any()) for m in masks.values()):
+            raise CoDiError(f"nothing is left to generate: switch on one of {', '.join(parts)}, or mark a larger place or time")
+        return io.NodeOutput(with_masks(latent, parts, masks))
+
+
+def _given(media: dict[str, Any]) -> dict[str, Any]:
+    given = {m: media[m] for m in MODALITIES if media.get(m) is not None}
+    if not given:
+        raise CoDiError("nothing was given: connect a picture, a clip, a sound or a text")
+    return given
+
+
+def _placed(codi: CoDiHandle, parts: dict[str, Tensor], given: dict[str, Any], last: int) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Parts with the media at their beginning, and how many frames or time steps each covers."""
+    parts, covered = dict(parts), {}
+    for m, media in given.items():
+        if m not in parts:
+            raise CoDiError(f"{m} is to be kept, but this LATENT holds only {', '.join(parts)}: switch it on in CoDi Empty Joint Latent")
+        z = encode_part(codi, m, media, parts[m].shape, last=last if m == "video" else 0).to(parts[m])
+        whole = parts[m].clone()
+        if m in ("video", "audio"):
+            covered[m] = z.shape[2]
+            whole[:, :, : z.shape[2]] = z
+        else:
+            whole[:] = z
+        parts[m] = whole
+    return parts, covered

@@ -1,0 +1,140 @@
+"""Some outputs kept, the rest generated to fit them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from codi.codi_models.diffusion import alphas_cumprod
+from host.graph import base_graph, node, sampled, shown
+from host.session import Failed
+
+
+def parts(latent: dict) -> list[torch.Tensor]:
+    samples = latent["samples"]
+    return list(samples.unbind()) if samples.is_nested else [samples]
+
+
+def keeping(*names: str, keep: dict, frames: int = 8, **changes) -> dict:
+    graph = sampled(*names, frames=frames, **changes)
+    graph["scene"] = node("CoDiBounceScene", shape="star", colour="blue", beats="3", seed=2)
+    more = {k: keep.pop(k) for k in ("last_frames", "mask") if k in keep}
+    links = {m: ["scene", slot] for m, slot in keep.items()}
+    graph["keep"] = node("CoDiKeep", codi=["load", 1], latent=["empty", 0], **links, **more)
+    graph["sample"]["inputs"]["latent"] = ["keep", 0]
+    return graph
+
+
+SLOTS = {"image": 0, "audio": 1, "video": 2, "text": 3}
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ddim", "uni_pc", "euler_ancestral"])
+@pytest.mark.parametrize("kept", ["video", "audio", "image", "text"])
+def test_kept_outputs_come_back_bit_for_bit(session, kept, sampler):
+    names = ("video", "image", "text", "audio")
+    if sampler != "euler" and kept != "audio":
+        names = tuple(n for n in names if n in (kept, "text", "image"))
+    session.run(shown(keeping(*names, keep={kept: SLOTS[kept]}, sampler_name=sampler), ["sample", 0]))
+    before, after = parts(session.value("keep")), parts(session.value("sample"))
+    for name, a, b in zip(names, before, after, strict=True):
+        if name == kept and kept == "audio":
+            assert torch.equal(a, b) and a.any()
+        elif name == kept:
+            assert torch.equal(a, b) and a.std() > 0
+        else:
+            assert not torch.equal(a, b) and torch.isfinite(b).all()
+
+
+def test_others_see_the_kept_part_at_the_current_noise_level_and_its_own_network_rests(session):
+    unet = session.pack.codi_models.denoisers.unet.UNet
+    seen, ran = [], set()
+    environment, forward = unet.environment_embedding, unet.forward
+
+    def listen(self, x, timesteps):
+        if x.shape[1] == 8:
+            seen.append((float(timesteps[0]), x.clone()))
+        return environment(self, x, timesteps)
+
+    def run(self, x, *args, **kw):
+        ran.add(x.shape[1])
+        return forward(self, x, *args, **kw)
+
+    unet.environment_embedding, unet.forward = listen, run
+    try:
+        session.forget()
+        session.run(shown(keeping("image", "audio", keep={"audio": 1}, steps=4), ["sample", 0]))
+    finally:
+        unet.environment_embedding, unet.forward = environment, forward
+    clean = parts(session.value("keep"))[1] * 2.0  # the tiny model's scale of sound
+    alphas = alphas_cumprod()
+    assert ran == {4} and len({t for t, _ in seen}) == 4
+    noise = None
+    for timestep, x in seen:
+        a = alphas[round(timestep)]
+        left = (x[:1] - a.sqrt() * clean) / (1 - a).sqrt()
+        assert abs(float(left.std()) - 1) < 0.25  # what is not the clean sound is unit noise
+        if timestep > 100:
+            assert noise is None or torch.allclose(left, noise, atol=0.05)  # and the same at every level
+            noise = left
+
+
+def test_a_clip_goes_on_from_its_last_frames(session):
+    session.run(shown(keeping("video", "audio", keep={"video": 2, "last_frames": 3}), ["sample", 0]))
+    before, after = parts(session.value("keep"))[0], parts(session.value("sample"))[0]
+    assert torch.equal(before[:, :, :3], after[:, :, :3]) and before[:, :, :3].std() > 0
+    assert not before[:, :, 3:].any() and after[:, :, 3:].std() > 0.01
+    whole = parts(keep_whole(session))[0]
+    assert torch.allclose(before[:, :, :3], whole[:, :, -3:], atol=1e-5)
+
+
+def keep_whole(session) -> dict:
+    session.run(shown(keeping("video", "audio", keep={"video": 2}), ["keep", 0]))
+    return session.value("keep")
+
+
+def test_a_variation_of_one_output(session):
+    graph = sampled("image", "audio", denoise=0.5, steps=4)
+    graph["scene"] = node("CoDiBounceScene", shape="star", colour="blue", beats="3", seed=2)
+    graph["media"] = node("CoDiMediaToLatent", codi=["load", 1], width=64, height=64, image=["scene", 0], audio=["scene", 1])
+    graph["mask"] = node("CoDiMask", codi=["load", 1], latent=["media", 0], video=False, image=True, text=False, audio=False)
+    graph["sample"]["inputs"]["latent"] = ["mask", 0]
+    session.run(shown(graph, ["sample", 0]))
+    (image, sound), (new, same) = parts(session.value("media")), parts(session.value("sample"))
+    assert image.shape == (1, 4, 8, 8) and sound.shape == (1, 8, 16, 8)
+    assert torch.equal(sound, same) and not torch.allclose(image, new, atol=1e-2)
+
+
+def test_masks_in_space_and_time(session):
+    graph = sampled("video", "audio", frames=4)
+    graph["scene"] = node("CoDiBounceScene", shape="star", colour="blue", beats="3", seed=2)
+    graph["media"] = node("CoDiMediaToLatent", codi=["load", 1], width=64, height=64, video=["scene", 2], audio=["scene", 1])
+    graph["white"] = node("SolidMask", value=1.0, width=32, height=64)
+    graph["black"] = node("SolidMask", value=0.0, width=64, height=64)
+    graph["half"] = node("MaskComposite", destination=["black", 0], source=["white", 0], x=32, y=0, operation="add")
+    switches = {"video": True, "image": False, "text": False, "audio": True}
+    graph["mask"] = node("CoDiMask", codi=["load", 1], latent=["media", 0], mask=["half", 0], start=0.5, end=1.0, **switches)
+    graph["sample"]["inputs"]["latent"] = ["mask", 0]
+    session.run(shown(graph, ["sample", 0]))
+    (clip, sound), (new_clip, new_sound) = parts(session.value("media")), parts(session.value("sample"))
+    same = clip == new_clip
+    assert same[..., :4].all() and same[:, :, :4].all()
+    assert not same[:, :, 4:, :, 4:].any(dim=1).all()
+    assert torch.equal(sound[:, :, :8], new_sound[:, :, :8]) and not torch.equal(sound[:, :, 8:], new_sound[:, :, 8:])
+
+
+def test_what_is_refused(session):
+    cases = [
+        (keeping("image", "audio", keep={}), "nothing was given"),
+        (keeping("audio", keep={"image": 0}), "holds only audio"),
+    ]
+    graph = keeping("image", "audio", keep={"image": 0}, batch_size=2)
+    graph["three"] = node("RepeatImageBatch", image=["scene", 0], amount=3)
+    graph["keep"]["inputs"]["image"] = ["three", 0]
+    cases.append((graph, "3 pictures do not go"))
+    for graph, words in cases:
+        with pytest.raises(Failed, match=words) as failure:
+            session.run(shown(graph, ["keep", 0]))
+        assert failure.value.node == "CoDiKeep"
+    graph = base_graph("image")
+    graph["mask"] = node("CoDiMask", codi=["load", 1], latent=["empty", 0], video=False, image=False, text=False, audio=False)
+    with pytest.raises(Failed, match="nothing is left to generate"):
+        session.run(shown(graph, ["mask", 0]))
