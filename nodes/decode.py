@@ -23,6 +23,33 @@ def _inputs(*more: Any) -> list[Any]:
     return [CodiModel.Input("codi", tooltip=CODI_TIP), io.Latent.Input("latent", tooltip="Sampled joint LATENT."), *more]
 
 
+def frame_rate_input() -> Any:
+    """Widget of a clip's frame rate."""
+    return io.Float.Input(
+        "frame_rate",
+        default=0.0,
+        min=0.0,
+        max=120.0,
+        step=0.01,
+        optional=True,
+        extra_dict=ADVANCED,
+        tooltip="Frames per second; 0: the model's own.",
+    )
+
+
+def words_seed_input() -> Any:
+    """Widget of the seed of captions."""
+    return io.Int.Input(
+        "words_seed",
+        default=0,
+        min=0,
+        max=2**32 - 1,
+        optional=True,
+        extra_dict=ADVANCED,
+        tooltip="Draws words where the model does not always take the likeliest.",
+    )
+
+
 class DecodeImage(io.ComfyNode):
     """Image part of a LATENT."""
 
@@ -57,16 +84,7 @@ class DecodeVideo(io.ComfyNode):
             is_output_node=True,
             inputs=_inputs(
                 io.Audio.Input("audio", optional=True, tooltip="Sound to put into the clip, from CoDi Decode Audio."),
-                io.Float.Input(
-                    "frame_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=120.0,
-                    step=0.01,
-                    optional=True,
-                    extra_dict=ADVANCED,
-                    tooltip="Frames per second; 0: the model's own.",
-                ),
+                frame_rate_input(),
             ),
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="Frames of all clips of the batch, one after another."),
@@ -119,15 +137,7 @@ class DecodeText(io.ComfyNode):
             search_aliases=["caption", "image to text", "describe", "interrogate"],
             is_output_node=True,
             inputs=_inputs(
-                io.Int.Input(
-                    "words_seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    optional=True,
-                    extra_dict=ADVANCED,
-                    tooltip="Draws words where the model does not always take the likeliest.",
-                ),
+                words_seed_input(),
             ),
             outputs=[io.String.Output(display_name="text", tooltip="One line per caption of the batch.")],
         )

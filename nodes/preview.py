@@ -9,11 +9,11 @@ import torch
 from comfy_api.latest import InputImpl, Types, io, ui
 
 from ..codi_models.figures import draw_spectrogram, to_picture
-from .decode import saved_clip
+from .decode import frame_rate_input, saved_clip, words_seed_input
 from .host import shared
 from .host.handle import CoDiHandle
 from .host.spectrum import loudness
-from .schema import ADVANCED, CodiModel, schema
+from .schema import CodiModel, schema
 
 _SPECTROGRAM = (512, 96)  # pixels
 
@@ -32,25 +32,8 @@ class Preview(io.ComfyNode):
             inputs=[
                 CodiModel.Input("codi", tooltip="The model that made the LATENT."),
                 io.Latent.Input("latent", tooltip="Sampled joint LATENT."),
-                io.Float.Input(
-                    "frame_rate",
-                    default=0.0,
-                    min=0.0,
-                    max=120.0,
-                    step=0.01,
-                    optional=True,
-                    extra_dict=ADVANCED,
-                    tooltip="Frames per second of the clip; 0: the model's own.",
-                ),
-                io.Int.Input(
-                    "words_seed",
-                    default=0,
-                    min=0,
-                    max=2**32 - 1,
-                    optional=True,
-                    extra_dict=ADVANCED,
-                    tooltip="Draws words where the model does not always take the likeliest.",
-                ),
+                frame_rate_input(),
+                words_seed_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="For Save Image. Nothing runs on an output that the LATENT does not hold."),
