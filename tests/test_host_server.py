@@ -43,14 +43,9 @@ def test_example_workflows_run(server, name):
     run = server.run(graph, preview_method="latent2rgb")
     assert run.end == "execution_success", run.error
     shows = {i for i, n in graph.items() if server.json(f"/object_info/{n['class_type']}")[n["class_type"]]["output_node"]}
-<<<<<<< HEAD
     loaders = {i for i, n in graph.items() if n["class_type"].startswith("CoDiLoad")}  # show what parts cost, unless cached
     assert shows and shows <= run.outputs.keys() <= shows | loaders
     for shown_by in run.outputs.values():
-=======
-    assert shows
-    for shown_by in (run.outputs[i] for i in sorted(shows)):
->>>>>>> d9bb0f9 (Widgets that two nodes share stand in one place; tests of workflows on older hosts)
         assert shown_by and all(shown_by.values())
         for entry in (e for entries in shown_by.values() for e in entries):
             if isinstance(entry, dict):
