@@ -48,12 +48,12 @@ class MediaToLatent(io.ComfyNode):
             description="Encodes what is connected, of picture, clip, sound and caption, to one joint LATENT, as for variations.",
             search_aliases=["encode latent", "vae encode", "img2img"],
             inputs=[
-                CodiModel.Input("codi"),
+                CodiModel.Input("codi", tooltip="From Load CoDi."),
                 io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
                 io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
                 *_media(),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="A joint LATENT, mask included.")],
         )
 
     @classmethod
@@ -91,7 +91,7 @@ class Keep(io.ComfyNode):
             description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: sound for a clip, ...",
             search_aliases=["inpaint", "foley", "video to audio", "extend video", "complete"],
             inputs=[
-                CodiModel.Input("codi"),
+                CodiModel.Input("codi", tooltip="From Load CoDi."),
                 io.Latent.Input("latent", tooltip="From CoDi Empty Joint Latent, with all outputs: the kept and the generated."),
                 *_media(),
                 io.Mask.Input("mask", optional=True, tooltip="White: generated anew, in the kept picture and clip."),
@@ -126,7 +126,7 @@ class Mask(io.ComfyNode):
             description="Says which outputs of a joint LATENT are generated, and where and when; all else is kept.",
             search_aliases=["noise mask", "inpaint", "keep"],
             inputs=[
-                CodiModel.Input("codi"),
+                CodiModel.Input("codi", tooltip="From Load CoDi."),
                 io.Latent.Input("latent", tooltip="A joint LATENT that holds what is to be kept."),
                 *[io.Boolean.Input(m, default=False, tooltip=f"Generate {m}; off: keep it.") for m in MODALITIES],
                 io.Mask.Input("mask", optional=True, tooltip="White: where picture and clip are generated."),
@@ -151,7 +151,7 @@ class Mask(io.ComfyNode):
                     tooltip="Clip and sound are generated up to here; 1 is their end.",
                 ),
             ],
-            outputs=[io.Latent.Output(display_name="latent")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="A joint LATENT, mask included.")],
         )
 
     @classmethod

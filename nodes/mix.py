@@ -166,7 +166,7 @@ class PromptTravel(io.ComfyNode):
                 io.Combo.Input("method", options=list(MIX_METHODS), default="spherical", tooltip="As in the Condition Mixer."),
                 *over_inputs("frames"),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning")],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="The mixture, a prompt like any other.")],
         )
 
     @classmethod
