@@ -10,9 +10,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import measure
 from measure import compare, machine, table
 
 import torch  # isort: skip
@@ -70,10 +72,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread instead of time on the clock")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    if args.threads or args.cpu_time:
+        torch.set_num_threads(1 if args.cpu_time else args.threads)
+    if args.cpu_time:
+        measure.clock = time.process_time
     torch.set_grad_enabled(False)
     config, device = getattr(CoDiConfig, args.config)(), torch.device(args.device)
     with without_random_init():

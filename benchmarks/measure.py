@@ -40,17 +40,21 @@ def _processor() -> str:
     return platform.processor() or "CPU"
 
 
+clock = time.perf_counter
+"""What times are taken with. `time.process_time`, with one thread, leaves out what other programs take of a busy machine."""
+
+
 def alternate(sides: Mapping[str, Callable[[], Any]], repeats: int, device: torch.device) -> dict[str, float]:
     """Median seconds of every side; runs alternate, so that a busy machine slows all of them alike. One run each warms up."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, run in sides.items():
-            begin = time.perf_counter()
+            begin = clock()
             run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn:
-                taken[name].append(time.perf_counter() - begin)
+                taken[name].append(clock() - begin)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
 
 
@@ -78,6 +82,9 @@ def compare(what: str, sides: Mapping[str, Callable[[], Any]], repeats: int, dev
 
 def peak_bytes() -> int:
     """Largest resident memory that this process had."""
+    status = Path("/proc/self/status")
+    if status.exists():  # the other count begins with what the parent process had
+        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM"))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -14,6 +14,7 @@ from .encode import EncodeAudio, EncodeImage, EncodeText, EncodeVideo
 from .guide import Guider
 from .host import folders
 from .interplay import FromCLIP, FromCLIPVision, ToCLIPVision
+from .joint_latent import BatchLatents, JoinLatents, LoadLatent, RepeatLatent, SaveLatent, SelectFromBatch, SplitLatent
 from .keep import Keep, Mask, MediaToLatent
 from .latent import EmptyJointLatent
 from .load import Denoiser, Load, LoadJoint, LoadVAE
@@ -43,6 +44,13 @@ NODES: list[type[io.ComfyNode]] = [
     MediaToLatent,
     Keep,
     Mask,
+    SplitLatent,
+    JoinLatents,
+    BatchLatents,
+    RepeatLatent,
+    SelectFromBatch,
+    SaveLatent,
+    LoadLatent,
     JointSampler,
     Guider,
     DecodeImage,

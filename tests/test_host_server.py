@@ -43,8 +43,9 @@ def test_example_workflows_run(server, name):
     run = server.run(graph, preview_method="latent2rgb")
     assert run.end == "execution_success", run.error
     shows = {i for i, n in graph.items() if server.json(f"/object_info/{n['class_type']}")[n["class_type"]]["output_node"]}
-    loaders = {i for i, n in graph.items() if n["class_type"].startswith("CoDiLoad")}  # show what parts cost, unless cached
-    assert shows and shows <= run.outputs.keys() <= shows | loaders
+    assert shows and shows <= run.outputs.keys()
+    # Nodes in the middle may say something on themselves; older hosts leave out cached ones.
+    assert all(set(run.outputs[i]) == {"text"} for i in run.outputs.keys() - shows)
     for shown_by in run.outputs.values():
         assert shown_by and all(shown_by.values())
         for entry in (e for entries in shown_by.values() for e in entries):
