@@ -150,7 +150,7 @@ def test_preview_outputs_go_to_stock_save_nodes_as_far_as_there_are_any(session,
     graph["video"] = node("SaveVideo", video=["all", 1], filename_prefix="front/clip", format="auto", codec="auto")
     graph["audio"] = node("SaveAudio", audio=["all", 2], filename_prefix="front/sound")
     ui = session.run(graph)
-    assert set(ui) == {"all", "image", "audio"}
+    assert {"all", "image", "audio"} <= ui.keys() and "video" not in ui
     saved = sorted(p.suffix for p in (base / "output" / "front").iterdir())
     assert saved == [".flac", ".png"]
 
