@@ -88,14 +88,16 @@ def read_layout(path: str | Path) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Copy a safetensors file into `module`, tensor by tensor, into the dtype and device that the module has.
+    """Give `module` the tensors of a safetensors file, in the dtype and on the device that the module has.
 
+    Where both are the file's own, the tensors are views of the mapped file: nothing is read before it is used, nothing is held twice.
     Raises CoDiError as `check_weights`; the module is then left untouched."""
     check_weights(module, path)
-    target = module.state_dict()
-    with _opened(path) as file, torch.no_grad():
+    holders = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    with _opened(path) as file:
         for key in file.keys():
-            target[key].copy_(file.get_tensor(key))
+            holder = holders[key]
+            holder.data = file.get_tensor(key).to(device=holder.device, dtype=holder.dtype)
 
 
 def check_weights(module: nn.Module, path: str | Path) -> None:
