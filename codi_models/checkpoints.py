@@ -15,7 +15,8 @@ from .errors import CoDiError
 from .files import whole_file
 
 METADATA_KEY = "codi"
-_RANDOM_FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_}
+# The functions of nn.init run with the mode switched off, so each stands here too.
+_RANDOM_FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_}
 
 
 class without_random_init(TorchFunctionMode):
@@ -24,7 +25,9 @@ class without_random_init(TorchFunctionMode):
     Only for modules whose parameters are all overwritten afterwards; buffers computed from constants are unaffected."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        return args[0] if func in _RANDOM_FILLS else func(*args, **(kwargs or {}))
+        if func in _RANDOM_FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def aliases(module: nn.Module) -> dict[str, str]:
