@@ -130,6 +130,9 @@ def test_what_is_refused(session):
     graph["three"] = node("RepeatImageBatch", image=["scene", 0], amount=3)
     graph["keep"]["inputs"]["image"] = ["three", 0]
     cases.append((graph, "3 pictures do not go"))
+    graph = keeping("image", "text", keep={})
+    graph["keep"]["inputs"]["text"] = "a red star " * 100
+    cases.append((graph, "one latent holds 62 at most"))
     for graph, words in cases:
         with pytest.raises(Failed, match=words) as failure:
             session.run(shown(graph, ["keep", 0]))

@@ -23,7 +23,7 @@ def encode_part(codi: CoDiHandle, modality: str, media: Any, shape: Sequence[int
     says how many; the sound is resampled. Clips and sounds may be shorter than the part: the result covers its beginning only.
     The batch is that of the media, 1 or B. Raises CoDiError for media that are empty, not finite, or do not go with the batch."""
     if modality == "text":
-        ids = codi.model.text_tokenizers.encode([str(media)])
+        ids = codi.model.text_tokenizers.encode([str(media)], whole=True)
         network = codi.model.text_autoencoder
         with torch.inference_mode():
             return network.encode(ids.to(codi.model.place("text_autoencoder"))).float().unsqueeze(-1).to(mm.intermediate_device())
