@@ -102,12 +102,9 @@ def main() -> None:
         config = CoDiConfig.load(find_model(args.model) / "config.json")
         driver = driver_seconds(manifests[short_long[0]], config, folder / "alone", folder / "driver")
     short, long = short_long
-    print(
-        f"{args.model}, {args.outputs}, {args.steps} steps, batches of {args.batch_size}, {args.cpus} CPU threads a worker, {os.cpu_count()} CPUs"
-    )
-    print(
-        f"{platform.machine()}, Python {platform.python_version()}; medians of {args.repeats}; {same} of {len(first)} files the same to the byte as without Ray\n"
-    )
+    print(f"{args.model}, {args.outputs}, {args.steps} steps, batches of {args.batch_size}, {args.cpus} CPU threads a worker")
+    print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}, medians of {args.repeats}")
+    print(f"{same} of {len(first)} files are the same to the byte as those made without Ray\n")
     print("| workers | start, s | items a second | speed-up | efficiency |\n| ---: | ---: | ---: | ---: | ---: |")
     rates: dict[int, float] = {}
     for workers in counts:
@@ -119,9 +116,7 @@ def main() -> None:
     base, most = counts[0], counts[-1]
     efficiency = rates[most] / rates[base] * base / most
     one = rates[base] / base
-    print(
-        f"\nThe driver takes {1000 * driver:.2f} ms an item: it keeps up with {1 / driver:.0f} items a second, {1 / driver / one:.0f} such workers."
-    )
+    print(f"\nThe driver takes {1000 * driver:.2f} ms an item: it keeps up with {1 / driver / one:.0f} such workers.")
     print("\n| workers | items a second, if none hinders another | at the measured efficiency | share of the driver's limit |")
     print("| ---: | ---: | ---: | ---: |")
     for n in ESTIMATED:

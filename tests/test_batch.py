@@ -213,6 +213,13 @@ def test_a_full_disk_stops_the_run_and_the_next_goes_on(batch, monkeypatch, caps
     assert batch(entries) == 0 and set(items(batch.out)) == {f"i{i}" for i in range(4)}
 
 
+def test_the_manifest_in_the_documentation_is_one(tmp_path):
+    page = (PACK / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (tmp_path / "m.jsonl").write_text(page.split("```json\n")[1].split("```")[0])
+    found, broken = read_manifest(tmp_path / "m.jsonl", CoDiConfig.mini())
+    assert not broken and [(len(item.prompts), len(item.settings.outputs)) for item in found] == [(2, 2), (1, 4)]
+
+
 def test_groups_are_batched_and_spread_over_workers(tmp_path):
     lines = [json.dumps(entry(f"i{i}", seed=i, settings={"steps": 2 + i % 2})) for i in range(10)]
     lines += [json.dumps(entry(f"u{i}", prompts=[])) for i in range(3)]

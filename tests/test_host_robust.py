@@ -215,6 +215,23 @@ def test_two_queued_prompts_and_the_same_result_as_in_process(session, server):
         assert np.array_equal(ours, theirs)
 
 
+def test_the_pool_of_servers_in_the_documentation(server, capsys, monkeypatch):
+    from host.setting import PACK
+
+    code = (PACK / "docs" / "scaling.md").read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+    for page, here in (
+        ('["http://127.0.0.1:8188", "http://127.0.0.1:8189"]', f"[{server.url!r}, 'http://127.0.0.1:9']"),
+        ("range(100)", "range(1)"),
+        ("items = queue", "workflow[sampler]['inputs']['steps'] = 1; items = queue"),
+    ):
+        assert page in code
+        code = code.replace(page, here)
+    monkeypatch.chdir(PACK)
+    exec(compile(code, "docs/scaling.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all("success" in line and server.url in line for line in lines)
+
+
 def test_no_string_leads_out_of_the_hosts_folders(session, base, tmp_path):
     secret = base.parent / "secret"
     secret.mkdir(exist_ok=True)
