@@ -220,7 +220,10 @@ def test_half_precision_stays_close(folder, pipe, dtype):
     full = pipe(prompts, ["image", "audio"], steps=1)[0]
     half = CoDiPipeline.from_pretrained(folder, device="cpu", dtype=dtype)(prompts, ["image", "audio"], steps=1)[0]
     assert half.image.dtype == half.audio.dtype == torch.float32
-    assert (half.image - full.image).abs().mean() < 0.01 and (half.audio - full.audio).abs().mean() < 0.01
+    assert (half.image - full.image).abs().mean() < 0.01
+    # Phases are found by iteration and may differ: energy by frequency is compared.
+    spectra = [torch.stft(one.audio, 512, window=torch.hann_window(512), return_complex=True).abs().mean(-1) for one in (half, full)]
+    assert (spectra[0] - spectra[1]).norm() < 0.1 * spectra[1].norm()
 
 
 def test_outputs_that_are_kept_stay_and_the_others_fit_them(pipe):
