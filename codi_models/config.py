@@ -257,7 +257,8 @@ class CoDiConfig:
             vision_denoiser=UNetConfig(in_channels=4, model_channels=48, num_heads=4, temporal=True, **levels),  # type: ignore[arg-type]
             audio_denoiser=UNetConfig(in_channels=8, model_channels=48, num_heads=4, **levels),  # type: ignore[arg-type]
             text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, **levels),  # type: ignore[arg-type]
-            sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25, steps=25, cfg=3.0, alignment_guidance=3.0),
+            sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25,
+                                     sampler="dpmpp_2m", steps=12, cfg=3.0, alignment_guidance=3.0),
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
