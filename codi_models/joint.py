@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -54,6 +54,7 @@ class JointDenoiser(nn.Module):
         self, latents: Mapping[str, Tensor], timesteps: Tensor, contexts: Contexts, *,
         wiring: str = "cross", alignment: float | Tensor = 1.0, alignment_guidance: float = 1.0,
         window: tuple[float, float] = (0.0, 1.0), pairs: Pairs | None = None, only: Collection[str] | None = None,
+        push: Tensor | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Predict the noise of all outputs.
 
@@ -66,6 +67,7 @@ class JointDenoiser(nn.Module):
         window: part of the run in which outputs listen, see `Coupling`. pairs: (listener, speaker) -> strength in wiring cross.
         Of several speakers of unequal strength, the strongest sets the strength of the connectors; the others get less attention.
         only: outputs whose noise is wanted; the others still speak, their noise is returned as zeros.
+        push: share (B,) of the alignment guidance that each sample gets, see `guidance_shares`; all of it by default.
         Raises CoDiError for a modality whose denoiser is not composed and for settings that `Coupling` refuses.
         """
         coupling = Coupling(wiring, alignment, alignment_guidance, *window, pairs or {})
@@ -87,8 +89,20 @@ class JointDenoiser(nn.Module):
                 most = max(heard[m].values())
                 environment = _tokens([embeddings[s] for s in heard[m]], [s / most for s in heard[m].values()])
                 on = denoiser(x, timesteps, contexts[m], environment=environment, alignment=strength if most == 1 else strength * most)
-                noise[m] = on if alignment_guidance == 1 else torch.lerp(noise[m], on, alignment_guidance)
+                if alignment_guidance != 1:
+                    extra = alignment_guidance - 1
+                    by = extra if push is None else (extra * push).to(on).view(-1, *[1] * (on.ndim - 1))
+                    on = on + by * (on - noise[m])
+                noise[m] = on
         return noise
+
+
+def guidance_shares(with_prompt: Sequence[bool], cfg: float, device: Any = None) -> Tensor:
+    """Share of the alignment guidance that each sample of a batch gets under classifier-free guidance, (B,).
+
+    Samples without the prompt get none: what they hear is subtracted, and more of it would lead away from what the outputs agree on.
+    Those with it get 1 / cfg, so that after eps = u + cfg * (c - u) the guidance counts once: eps + (g - 1) * (c - c_alone)."""
+    return torch.tensor([1 / max(cfg, 1.0) if prompted else 0.0 for prompted in with_prompt], device=device)
 
 
 def _tokens(embeddings: list[Tensor], weights: list[float]) -> Tensor | Weighted:

@@ -16,7 +16,7 @@ from .conditioning import mix, shares
 from .decoding import DECODERS, decode_pixels, decode_sound, decode_text
 from .diffusion import Contexts, guided, initial_noise, keeping, sample
 from .errors import CoDiError
-from .joint import JointDenoiser
+from .joint import JointDenoiser, guidance_shares
 from .model import CoDi
 from .prompts import Prompt, encode_prompt, unconditional
 from .settings import Settings, denoisers_of, latent_shapes
@@ -148,7 +148,9 @@ class CoDiPipeline:
             aligned["only"] = [output for output in settings.outputs if output not in kept]
 
         def predict(latents: dict[str, Tensor], timesteps: Tensor, contexts: Contexts) -> dict[str, Tensor]:
-            noise = joint({m: x.to(model.dtype) for m, x in latents.items()}, timesteps, contexts, **aligned)
+            doubled = len(timesteps) == 2 * batch  # without the prompt first, see `guided`
+            push = guidance_shares([False] * batch + [True] * batch, cfg, timesteps.device) if doubled else None
+            noise = joint({m: x.to(model.dtype) for m, x in latents.items()}, timesteps, contexts, push=push, **aligned)
             return {m: eps.float() for m, eps in noise.items()}  # the sampler's arithmetic stays in float32
 
         def rows(context: Tensor) -> Tensor:

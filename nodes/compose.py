@@ -28,7 +28,7 @@ def alignment_inputs() -> list[Any]:
         ),
         io.Float.Input(
             "alignment_guidance",
-            default=1.5,
+            default=3.0,
             min=0.0,
             max=20.0,
             step=0.1,

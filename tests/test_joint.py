@@ -15,7 +15,7 @@ from codi.codi_models.denoisers.unet import UNet
 from codi.codi_models.denoisers.unet2d import UNet2D
 from codi.codi_models.denoisers.unet_text import TextUNet
 from codi.codi_models.errors import CoDiError
-from codi.codi_models.joint import JointDenoiser
+from codi.codi_models.joint import JointDenoiser, guidance_shares
 from torch import Tensor, nn
 
 CONFIG = CoDiConfig.mini()
@@ -319,3 +319,15 @@ def test_refusals(nets: dict[str, UNet]) -> None:
         vision({"video": torch.zeros(2, 4, 31, 2, 2)}, TIME, prompt())
     with pytest.raises(CoDiError, match=r"\(2, 65\).*\(batch, 64\)"):
         vision({"text": torch.zeros(2, 65)}, TIME, prompt())
+
+
+def test_samples_without_the_prompt_get_no_guidance_of_the_alignment_and_the_others_once(nets: dict[str, UNet]) -> None:
+    joint, x, cfg, g = JointDenoiser(nets), latents("image", "audio"), 4.0, 3.0
+    off, on = (joint(x, TIME, prompt(), wiring=wiring) for wiring in ("off", "cross"))
+    push = guidance_shares([False] + [True] * (len(TIME) - 1), cfg)
+    some = joint(x, TIME, prompt(), alignment_guidance=g, push=push)
+    for m in x:
+        torch.testing.assert_close(some[m][:1], on[m][:1])
+        torch.testing.assert_close(
+            on[m][1:] + cfg * (some[m] - on[m])[1:], on[m][1:] + (g - 1) * (on[m] - off[m])[1:], atol=1e-4, rtol=1e-4
+        )

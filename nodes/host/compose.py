@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...codi_models.config import DENOISER_OF, MODALITIES, SamplingConfig
 from ...codi_models.coupling import Coupling
 from ...codi_models.errors import CoDiError
-from ...codi_models.joint import JointDenoiser
+from ...codi_models.joint import JointDenoiser, guidance_shares
 from .handle import CoDiHandle
 from .latent_model import LatentModel, frame_prompts, wrap_sampling
 from .lora import MEMBERS, JointPatcher, joint_state_dict
@@ -48,6 +48,7 @@ class JointNetwork(nn.Module):
     codi: CoDiHandle
     joint: JointDenoiser
     components: tuple[str, ...]
+    cfg: float = 1.0  # scale of the run, which the guidance of the alignment is shared out by
 
     def __init__(self, model: LatentModel, networks: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -76,6 +77,8 @@ class JointNetwork(nn.Module):
         latents = {n: p.squeeze(-1) if n == "text" else p for n, p in zip(names, parts, strict=True)}
         options = transformer_options or {}
         coupling = coupling_of({"transformer_options": options}, self.codi.config.sampling)
+        kinds = options.get("cond_or_uncond") or [0]  # of equal parts of the batch; 1 is without the prompt
+        prompted = [kind != 1 for kind in kinds for _ in range(len(timesteps) // len(kinds))]
         noise = self.joint(
             latents,
             timesteps,
@@ -86,6 +89,7 @@ class JointNetwork(nn.Module):
             window=(coupling.start, coupling.end),
             pairs=coupling.pairs,
             only=[n for n in options.get(ONLY, names) if n not in codi_kept],
+            push=guidance_shares(prompted, self.cfg, timesteps.device) if 1 in kinds else None,
         )
         out = [noise[n].unsqueeze(-1) if n == "text" else noise[n] for n in names]
         return out if len(out) > 1 else out[0]
@@ -93,6 +97,9 @@ class JointNetwork(nn.Module):
 
 class JointModel(LatentModel):
     """LatentModel of several members."""
+
+    def begin(self, guider: Any) -> None:
+        self.diffusion_model.cfg = float(getattr(guider, "cfg", 1.0))
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
         """What patches of a joint MODEL may name: see `JointPatcher`."""

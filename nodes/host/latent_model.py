@@ -57,6 +57,9 @@ class LatentModel(comfy.model_base.BaseModel):
         self.seen: list[Tensor] | None = None
         """Parts of the sampler's latest guess, in diffusion space, while the host's callback looks at it."""
 
+    def begin(self, guider: Any) -> None:
+        """Called once before a run, with the host's guider."""
+
     def get_dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         return self.model_config.unet_config["dtype"]
@@ -148,6 +151,7 @@ def around_sampling(
     model = guider.model_patcher.model
     model.check(shapes)
     model.latent_shapes = shapes
+    model.begin(guider)
     if any("area" in c or "mask" in c for conds in guider.conds.values() for c in conds):
         raise CoDiError("CONDITIONING with an area or a mask cannot be used with CoDi: its prompts are one vector for the whole output")
     if noise.shape != latent_image.shape and not torch.any(noise):

@@ -55,7 +55,7 @@ def _core(*names: str, positive: str) -> dict[str, dict]:
             denoise=1.0,
             wiring="cross",
             alignment=1.0,
-            alignment_guidance=1.5,
+            alignment_guidance=3.0,
         ),
         "5": node("CoDiPreview", codi=["1", 1], latent=["4", 0]),
     }
