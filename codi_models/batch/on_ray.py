@@ -57,7 +57,7 @@ class RayEngine:
         gpus = gpus if gpus is not None else float(there.get("GPU", 0) >= 1)
         fitting = there.get("GPU", 0) / gpus if gpus else there.get("CPU", 1) / cpus
         self.workers = workers or max(1, int(fitting))
-        resources = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        resources: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
         self._actor = ray.remote(**resources)(_Actor)
         self._arguments = (str(model), worker)
 
