@@ -58,7 +58,7 @@ class RayEngine:
         fitting = there.get("GPU", 0) / gpus if gpus else there.get("CPU", 1) / cpus
         self.workers = workers or max(1, int(fitting))
         resources: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
-        self._actor = ray.remote(**resources)(_Actor)
+        self._actor: Any = ray.remote(**resources)(_Actor)
         self._arguments = (str(model), worker)
 
     def reports(self, batches: Sequence[Sequence[Item]]) -> Iterator[Report]:
