@@ -107,7 +107,7 @@ def test_no_prompt_is_unconditional(generate):
     (["--text", "a", "--text", "b", "--weights", "1,-1"], "sum to 0"),
     (["--text", "a", "--weights", "1e400"], "finite"),
     (["--count", "0"], "count 0"),
-    (["--steps", "501"], "1 to 500"),
+    (["--sampler", "ddim", "--steps", "501"], "1 to 500"),
     (["--cfg", "nan"], "cfg nan"),
     (["--frames", "31"], "between 1 and 30"),
     (["--batch-size", "0"], "batch size 0"),
