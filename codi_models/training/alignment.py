@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..config import DENOISER_OF
 from ..denoisers.alignment import alignment_parameters, copy_prompt_attention_into_connectors
 from ..denoisers.unet import UNet
-from ..worlds import bounce
+from ..worlds import neighbours
 from .bridging import contrastive
 from .denoising import SAMPLERS_BEGIN, Noising, conditions, jittered, timesteps
 from .loop import Objective
@@ -40,6 +40,7 @@ class LatentAlignment(Objective):
     late, late_start = 0.4, 0.7  # outputs agree or part while they are still mostly noise
     pull_weight = 0.2
     blind = 0.3  # share of the rows whose own latent is noise alone
+    near = 0.25  # share of the scenes that are neighbours of the world's
     learning_rate = 1e-3
 
     def __init__(self, space: Workspace):
@@ -57,7 +58,7 @@ class LatentAlignment(Objective):
                 parameter.requires_grad_(True)
         self.text = TextPool(space)
         self.noising = Noising(space.device)
-        self.scenes = bounce.every_scene("exclude", device=space.device)
+        self.scenes = neighbours.training_scenes(space.device)
         self.pools = {kind: make_pool(kind, space, copies, seed=21) for kind, copies in self.copies.items()}
 
     def sample(self, kind: str, ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -99,7 +100,7 @@ class LatentAlignment(Objective):
         those of other scenes (the paper's contrastive loss). A latent that is nearly noise cannot name its scene: its pull is weighted
         down by the signal in it."""
         with torch.no_grad():
-            ids = torch.randint(len(self.scenes), t.shape, generator=generator, device=generator.device)
+            ids = neighbours.draw_ids(len(t), generator, self.near)
             heard = self.cleaner(t, generator)
             clean, own = zip(*(self.sample(kind, ids, generator) for kind in pair), strict=True)
             noises = [torch.randn(x.shape, generator=generator, device=x.device) for x in clean]

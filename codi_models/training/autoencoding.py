@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..autoencoders.mel import LogMel
-from ..worlds import bounce, render
+from ..worlds import bounce, neighbours, render
 from . import variety
 from .captions import CaptionTables
 from .loop import Objective
@@ -53,11 +53,14 @@ class PictureReconstruction(_WithScale):
 
     component = "picture_autoencoder"
     batch = 16
+    various = 0.4  # share of the pictures that come from outside the world
     kl_weight = 2e-4
 
     def pictures(self, count: int, generator: torch.Generator) -> Tensor:
-        scenes = bounce.sample_scenes(count, generator=generator)
-        return render.render_image(scenes, bounce.sample_nuisance(count, generator=generator)) * 2 - 1  # (B, 3, 64, 64)
+        few = int(self.various * count)
+        scenes = bounce.sample_scenes(count - few, generator=generator)
+        own = render.render_image(scenes, bounce.sample_nuisance(count - few, generator=generator))
+        return torch.cat([variety.pictures(few, generator), own]) * 2 - 1  # (B, 3, 64, 64)
 
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         return self.net.encode(self.pictures(count, generator))
@@ -82,10 +85,6 @@ class PictureDecoding(PictureReconstruction):
         for module in (self.net.encoder, self.net.quant_conv):
             module.requires_grad_(False)
 
-    def pictures(self, count: int, generator: torch.Generator) -> Tensor:
-        few = count // 4
-        return torch.cat([variety.pictures(few, generator) * 2 - 1, super().pictures(count - few, generator)])
-
     def write(self) -> None:
         self.workspace.save(self.component, self.net)
 
@@ -95,11 +94,14 @@ class SoundReconstruction(_WithScale):
 
     component = "sound_autoencoder"
     batch = 8
+    various = 0.4  # share of the sounds that come from outside the world
     kl_weight = 2e-4
 
     def waves(self, count: int, generator: torch.Generator) -> Tensor:
-        scenes = bounce.sample_scenes(count, generator=generator)
-        return render.render_audio(scenes, bounce.sample_nuisance(count, generator=generator))  # (B, N)
+        few = int(self.various * count)
+        scenes = bounce.sample_scenes(count - few, generator=generator)
+        own = render.render_audio(scenes, bounce.sample_nuisance(count - few, generator=generator))
+        return torch.cat([variety.sounds(few, generator), own])  # (B, N)
 
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         return self.net.encode(self.waves(count, generator))
@@ -171,8 +173,7 @@ class CaptionReconstruction(_WithScale):
         self.tables = CaptionTables(space)
 
     def rows(self, count: int, generator: torch.Generator) -> Tensor:
-        scenes = bounce.sample_scenes(count, generator=generator)
-        return bounce.sample_caption_ids(scenes, generator=generator)  # (B,)
+        return neighbours.sample_caption_ids(neighbours.draw_scenes(count, generator, 0.5), generator=generator)  # (B,)
 
     def latents(self, count: int, generator: torch.Generator) -> Tensor:
         return self.net.encode(self.tables.encoder[self.rows(count, generator)])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..encoders.preprocess import clip_normalize
 from ..model import SHARED_SPACE_FILE, SharedSpace
-from ..worlds import bounce, render
+from ..worlds import bounce, neighbours, render
 from .captions import CaptionTables
 from .loop import Objective
 from .workspace import Workspace
@@ -32,6 +32,7 @@ class BridgingAlignment(Objective):
     """Contrastive training of CLIP (text, image, video) and CLAP (audio) into one space."""
 
     batches = {"image": 64, "audio": 32, "video": 40}
+    near = 0.5  # share of the scenes that are neighbours of the world's
 
     def __init__(self, space: Workspace):
         super().__init__()
@@ -40,9 +41,9 @@ class BridgingAlignment(Objective):
         self.clap: Any = space.network("clap")
         self.tables = CaptionTables(space)
 
-    def pair(self, kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def pair(self, kind: str, count: int, generator: torch.Generator, near: float) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings (B, D) of one kind and of matching captions, and the caption ids (B,)."""
-        scenes = bounce.sample_scenes(count, generator=generator)
+        scenes = neighbours.draw_scenes(count, generator, near)
         nuisance = bounce.sample_nuisance(count, generator=generator)
         if kind == "audio":
             wave = render.render_audio(scenes, nuisance)
@@ -52,7 +53,7 @@ class BridgingAlignment(Objective):
             other = self.clip.encode_video(clip_normalize(render.render_video(scenes, nuisance)))
         else:
             other = self.clip.encode_image(clip_normalize(render.render_image(scenes, nuisance)))
-        rows = bounce.sample_caption_ids(scenes, generator=generator)
+        rows = neighbours.sample_caption_ids(scenes, generator=generator)
         text = self.clip.encode_text(self.tables.prompt[rows])
         return other[:, 0], text[:, 0], rows
 
@@ -64,7 +65,7 @@ class BridgingAlignment(Objective):
         scale = self.clip.logit_scale.exp().clamp(max=100.0)
         logs = {}
         for kind, count in self.kinds(step).items():
-            other, text, rows = self.pair(kind, count, generator)
+            other, text, rows = self.pair(kind, count, generator, self.near)
             logs[kind] = contrastive(other, text, scale, rows)
         return sum(logs.values(), torch.zeros((), device=generator.device)), logs
 
@@ -76,7 +77,7 @@ class BridgingAlignment(Objective):
         means: dict[str, list[Tensor]] = {"text": [], "image": [], "audio": [], "video": []}
         for _ in range(16):
             for kind in ("image", "audio", "video"):
-                other, text, _ = self.pair(kind, 128, generator)
+                other, text, _ = self.pair(kind, 128, generator, 0.0)
                 means[kind].append(other.mean(0))
                 means["text"].append(text.mean(0))
         self.workspace.save("clip", self.clip)

@@ -1,4 +1,4 @@
-"""Every caption of Bounce World, tokenised once, so that a training step draws rows of tables."""
+"""Every caption of Bounce World and its neighbours, tokenised once, so that a training step draws rows of tables."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 from ..autoencoders.tokenizers import TextTokenizers
 from ..encoders.tokenizer import CLIPTokenizer
 from ..model import SharedSpace
-from ..worlds import bounce
+from ..worlds import neighbours
 from .workspace import Workspace
 
 
 class CaptionTables:
-    """Token ids of `bounce.ALL_CAPTIONS` and, as the last row of `prompt`, of the empty text; C captions."""
+    """Token ids of `neighbours.ALL_CAPTIONS` and, as the last row of `prompt`, of the empty text; C captions."""
 
     def __init__(self, space: Workspace):
         config, device = space.config, space.device
-        captions = list(bounce.ALL_CAPTIONS)
+        captions = list(neighbours.ALL_CAPTIONS)
         self.prompt = CLIPTokenizer(space.folder, config.clip)([*captions, ""]).to(device)  # (C + 1, positions)
         tokenizers = TextTokenizers(space.folder, config.text_autoencoder)
         self.encoder = tokenizers.encode(captions).to(device)  # (C, Te)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion import alphas_cumprod
-from ..worlds import bounce
+from ..worlds import neighbours
 from .loop import Objective
 from .pools import TextPool, make_pool
 from .workspace import Workspace
@@ -73,10 +73,14 @@ def jittered(embeddings: Tensor, generator: torch.Generator, spread: float = 0.1
     return F.normalize(embeddings + 4 * size * noise, dim=-1)
 
 
-def conditions(choices: list[tuple[float, Tensor]], empty: Tensor, generator: torch.Generator) -> Tensor:
-    """For each row one of the embeddings (B, D) by probability; what is left of the probability is the empty prompt (D,). (B, 1, D)"""
+def conditions(choices: list[tuple[float, Tensor]], empty: Tensor, generator: torch.Generator, always: Tensor | None = None) -> Tensor:
+    """For each row one of the embeddings (B, D) by probability; what is left of the probability is the empty prompt (D,). (B, 1, D)
+
+    always: rows (B,) that never get the empty prompt."""
     count = len(choices[0][1])
     draw = torch.rand(count, 1, generator=generator, device=generator.device)
+    if always is not None:
+        draw = torch.where(always[:, None], draw * sum(share for share, _ in choices), draw)
     result = empty.expand(count, -1)
     upper = 0.0
     for share, embedding in choices:
@@ -92,6 +96,7 @@ class Denoising(Objective):
     late = 0.3  # share of timesteps drawn from the noisiest levels
     late_start = 0.75  # where those begin
     blind = 0.1  # share of the rows that hold nothing but noise, as a sampler's first step has it
+    near = 0.35  # share of the scenes that are neighbours of the world's: attributes in other company
 
     def __init__(self, space: Workspace):
         super().__init__()
@@ -99,7 +104,7 @@ class Denoising(Objective):
         self.net: Any = space.network(self.component)
         self.text = TextPool(space)
         self.noising = Noising(space.device)
-        self.scenes = bounce.every_scene("exclude", device=space.device)
+        self.scenes = neighbours.training_scenes(space.device)
         for name, parameter in self.net.named_parameters():
             if "connecter" in name:  # latent alignment trains these, and only these
                 parameter.requires_grad_(False)
@@ -118,13 +123,14 @@ class Denoising(Objective):
         return (weight * error).mean(), {"epsilon": error.mean()}
 
     def scene_ids(self, count: int, generator: torch.Generator) -> Tensor:
-        return torch.randint(len(self.scenes), (count,), generator=generator, device=generator.device)
+        return neighbours.draw_ids(count, generator, self.near)
 
     def prompted(self, ids: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
-        """Context from a caption of the scene, from the sample's own embedding, or from nothing."""
-        rows = self.text.draw(self.scenes[ids], generator)
+        """Context from a caption of the scene, from the sample's own embedding, or, in the world, from nothing."""
+        scenes = self.scenes[ids]
+        rows = self.text.draw(scenes, generator)
         captions = jittered(self.text.embeddings[rows], generator)
-        return conditions([(0.6, captions), (0.3, jittered(own, generator))], self.text.empty, generator)
+        return conditions([(0.6, captions), (0.3, jittered(own, generator))], self.text.empty, generator, neighbours.foreign(scenes))
 
     def write(self) -> None:
         self.workspace.save(self.component, self.net)
@@ -208,5 +214,5 @@ class TextDenoising(Denoising):
         rows = self.text.draw(scenes, generator, full=True)
         prompts = self.text.embeddings[self.text.draw(scenes, generator)]
         choices = [(0.3, prompts), *((0.2, pool.draw(ids, generator)[1]) for pool in self.pools)]
-        context = conditions([(p, jittered(e, generator)) for p, e in choices], self.text.empty, generator)
+        context = conditions([(p, jittered(e, generator)) for p, e in choices], self.text.empty, generator, neighbours.foreign(scenes))
         return self.text.latents[rows], context

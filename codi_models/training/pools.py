@@ -6,31 +6,36 @@ import torch
 from torch import Tensor
 
 from ..encoders.preprocess import clip_normalize
-from ..worlds import bounce, render
+from ..worlds import bounce, neighbours, render
 from .workspace import Workspace
+
+NEIGHBOURS_FEWER = 4  # there are three times as many of them as of the world's scenes
 
 
 class Pool:
-    """`copies` samples of each training scene, in diffusion space.
+    """Some samples of each training scene, in diffusion space.
 
-    latents: (S * copies, ...); embeddings: (S * copies, D), aligned in the shared space; rows of one scene are adjacent."""
+    latents: (N, ...); embeddings: (N, D), aligned in the shared space; copies: (S,), how many of each scene; they are adjacent."""
 
-    def __init__(self, latents: Tensor, embeddings: Tensor, copies: int):
+    def __init__(self, latents: Tensor, embeddings: Tensor, copies: Tensor):
         self.latents, self.embeddings, self.copies = latents, embeddings, copies
+        self.first = copies.cumsum(0) - copies
 
     def draw(self, scenes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One random sample of each scene id (B,): latents (B, ...) and embeddings (B, D)."""
-        rows = scenes * self.copies + torch.randint(self.copies, scenes.shape, generator=generator, device=scenes.device)
+        copies = self.copies[scenes]
+        rows = self.first[scenes] + (torch.rand(scenes.shape, generator=generator, device=scenes.device) * copies).long()
         return self.latents[rows], self.embeddings[rows]
 
 
 @torch.no_grad()
 def make_pool(kind: str, space: Workspace, copies: int, *, seed: int, chunk: int = 64) -> Pool:
-    """Render and encode `copies` samples of every training scene. kind: image, video or audio."""
+    """Render and encode `copies` samples of every training scene of the world, fewer of its neighbours. kind: image, video or audio."""
     config, shared = space.config, space.space
     generator = torch.Generator(space.device).manual_seed(seed)
-    scenes = bounce.every_scene("exclude", device=space.device)
-    rows = torch.arange(len(scenes), device=space.device).repeat_interleave(copies)
+    scenes = neighbours.training_scenes(space.device)
+    each = torch.where(neighbours.foreign(scenes), max(1, copies // NEIGHBOURS_FEWER), copies)  # (S,)
+    rows = torch.arange(len(scenes), device=space.device).repeat_interleave(each)
     sound = kind == "audio"
     autoencoder = space.trained("sound_autoencoder" if sound else "picture_autoencoder")
     encoder = space.trained("clap" if sound else "clip")
@@ -50,7 +55,7 @@ def make_pool(kind: str, space: Workspace, copies: int, *, seed: int, chunk: int
             latent, embedding = autoencoder.encode(pixels * 2 - 1), encoder.encode_image(clip_normalize(pixels))
         latents.append(latent * scale)
         embeddings.append(shared.align(embedding, kind)[:, 0])
-    return Pool(torch.cat(latents), torch.cat(embeddings), copies)
+    return Pool(torch.cat(latents), torch.cat(embeddings), each)
 
 
 class TextPool:
@@ -68,7 +73,7 @@ class TextPool:
 
     def draw(self, scenes: bounce.Scenes, generator: torch.Generator, full: bool | None = None) -> Tensor:
         """Caption ids (B,) for scenes."""
-        return bounce.sample_caption_ids(scenes, generator=generator, full=full)
+        return neighbours.sample_caption_ids(scenes, generator=generator, full=full)
 
     @property
     def empty(self) -> Tensor:

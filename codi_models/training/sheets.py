@@ -138,7 +138,7 @@ def _sounds(objective: Any, net: Any) -> dict[str, Tensor | list[str]]:
 
 def _captions(objective: Any, net: Any) -> dict[str, Tensor | list[str]]:
     from ..autoencoders.tokenizers import TextTokenizers
-    from ..worlds.bounce import ALL_CAPTIONS
+    from ..worlds.neighbours import ALL_CAPTIONS
 
     rows = torch.linspace(0, len(ALL_CAPTIONS) - 1, ROWS).long()
     ids = net.generate(net.encode(objective.tables.encoder[rows]), temperature=0.0)

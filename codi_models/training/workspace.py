@@ -13,7 +13,7 @@ from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..files import whole_file
 from ..model import COMPONENTS, SHARED_SPACE_FILE, SharedSpace, build_component, load_component, save_component
-from ..worlds import bounce
+from ..worlds import neighbours
 
 
 class Workspace:
@@ -30,8 +30,8 @@ class Workspace:
                 from ..encoders.tokenizer import build_clip_vocabulary
 
                 text = config.text_autoencoder
-                build_vocabularies(bounce.ALL_CAPTIONS, folder, text.encoder_vocab, text.decoder_vocab)
-                build_clip_vocabulary(bounce.ALL_CAPTIONS, folder, vocab_size=config.clip.vocab_size)
+                build_vocabularies(neighbours.ALL_CAPTIONS, folder, text.encoder_vocab, text.decoder_vocab)
+                build_clip_vocabulary(neighbours.ALL_CAPTIONS, folder, vocab_size=config.clip.vocab_size)
 
     def _lock(self) -> Any:
         from filelock import FileLock

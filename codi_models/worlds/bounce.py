@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -172,13 +172,15 @@ def height(beats: Tensor, time: Tensor) -> Tensor:
     return (math.pi * count * time / DURATION).cos().abs()
 
 
-def _caption_tables() -> tuple[tuple[str, ...], Tensor, Tensor]:
+def caption_tables(shapes: Sequence[str] = SHAPES, colours: Sequence[str] = COLOURS) -> tuple[tuple[str, ...], Tensor, Tensor]:
+    """Every caption about these shapes and colours, once; id of a caption by (template, shape, colour, beats); what each caption
+    says as (shape, colour, beats), -1 where it is silent."""
     index: dict[str, int] = {}
     said: list[list[int]] = []
-    ids = torch.empty(len(TEMPLATES), len(SHAPES), len(COLOURS), len(BEATS), dtype=torch.long)
+    ids = torch.empty(len(TEMPLATES), len(shapes), len(colours), len(BEATS), dtype=torch.long)
     for t, template in enumerate(TEMPLATES):
-        for s, shape in enumerate(SHAPES):
-            for c, colour in enumerate(COLOURS):
+        for s, shape in enumerate(shapes):
+            for c, colour in enumerate(colours):
                 for b, beats in enumerate(BEAT_WORDS):
                     caption = template.format(shape=shape, colour=colour, beats=beats)
                     if caption not in index:
@@ -188,9 +190,14 @@ def _caption_tables() -> tuple[tuple[str, ...], Tensor, Tensor]:
     return tuple(index), ids, torch.tensor(said)
 
 
-ALL_CAPTIONS, CAPTION_IDS, CAPTION_ATTRIBUTES = _caption_tables()
+ALL_CAPTIONS, CAPTION_IDS, CAPTION_ATTRIBUTES = caption_tables()
 """Every caption of the world (355 str); id of a caption by (template, shape, colour, beats), (10, 4, 6, 3); what each
 caption says as (shape, colour, beats), -1 where it is silent, (355, 3)."""
+
+
+def template_range(full: bool | None) -> tuple[int, int]:
+    """First and end in TEMPLATES: True for the four that say everything, False for the six partial ones, None for all ten."""
+    return {True: (0, len(FULL_TEMPLATES)), False: (len(FULL_TEMPLATES), len(TEMPLATES)), None: (0, len(TEMPLATES))}[full]
 
 
 def sample_caption_ids(scenes: Scenes, *, generator: Generator, full: bool | None = None) -> Tensor:
@@ -198,7 +205,7 @@ def sample_caption_ids(scenes: Scenes, *, generator: Generator, full: bool | Non
 
     full: True draws among the four templates that say everything, False among the six partial ones, None among all ten.
     """
-    first, end = {True: (0, len(FULL_TEMPLATES)), False: (len(FULL_TEMPLATES), len(TEMPLATES)), None: (0, len(TEMPLATES))}[full]
+    first, end = template_range(full)
     template = torch.randint(first, end, (len(scenes),), generator=generator, device=generator.device).to(scenes.device)
     return CAPTION_IDS.to(scenes.device)[template, scenes.shape, scenes.colour, scenes.beats]
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .bounce import BEATS, FREQUENCIES, IMAGE_SIZE, RGB, SAMPLE_RATE, SAMPLES, SHAPES, Nuisance, Scenes, frame_times, height, hit_times
+from .bounce import BEATS, IMAGE_SIZE, SAMPLE_RATE, SAMPLES, Nuisance, Scenes, frame_times, height, hit_times
+from .neighbours import FREQUENCIES, RGB, SHAPES, TIMBRES
 
 FLOOR_TOP, FLOOR_BOTTOM = 56, 58  # rows [top, bottom)
 FLOOR_GREY = 0.35
@@ -20,16 +21,25 @@ FLASH = 0.08  # seconds around a hit in which the floor takes the object's colou
 ATTACK, DECAY = 0.005, 0.10  # seconds
 HIGHEST_PARTIAL = 7000.0  # Hz
 
+
+def _star(points: int, outer: float, inner: float) -> tuple[float, float, float, float]:
+    normal = math.atan2(outer - inner * math.cos(math.pi / points), inner * math.sin(math.pi / points))
+    return float(points), 0.0, normal, outer * math.cos(normal)
+
+
 # Outline of each shape at radius 1, by its symmetry: (sectors, angle of a vertex from "up", angle of the edge's normal from the vertex,
-# distance of the edge). The circle has no edge; its row is not used.
-_STAR_NORMAL = math.atan2(1.2 - 0.5 * math.cos(math.pi / 5), 0.5 * math.sin(math.pi / 5))
+# distance of the edge). Circle and ring have no edge; their rows are not used.
 OUTLINES = (
     (1.0, 0.0, 0.0, 1.0),
     (4.0, math.pi / 4, math.pi / 4, 0.9),
     (3.0, 0.0, math.pi / 3, 1.15 / 2),
-    (5.0, 0.0, _STAR_NORMAL, 1.2 * math.cos(_STAR_NORMAL)),
+    _star(5, 1.2, 0.5),
+    (4.0, 0.0, math.pi / 4, 0.8),
+    (3.0, math.pi, math.pi / 3, 1.15 / 2),
+    _star(4, 1.2, 0.42),
+    (1.0, 0.0, 0.0, 1.0),
 )
-CIRCLE, STAR = SHAPES.index("circle"), SHAPES.index("star")
+CIRCLE, RING = SHAPES.index("circle"), SHAPES.index("ring")
 
 
 def coverage(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor, edge: float = 1.0) -> Tensor:
@@ -45,6 +55,7 @@ def coverage(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor, edge: float 
     folded = (angle.remainder(2 * half) - half).abs()  # all edges fold onto one
     outside = rho * (folded - normal).cos() - distance * radius
     outside = torch.where(shape == CIRCLE, rho - radius, outside)
+    outside = torch.where(shape == RING, (rho - 0.75 * radius).abs() - 0.25 * radius, outside)
     return (0.5 - outside / edge).clamp(0, 1)
 
 
@@ -126,18 +137,18 @@ def _note(scenes: Scenes, nuisance: Nuisance, start: Tensor, index: int) -> Tens
     phase = cycles.float() * (2 * math.pi / 2**32)
 
     wave = phase.sin()
-    rich = ((scenes.shape != CIRCLE) & (scenes.shape != STAR)).nonzero().squeeze(1)
+    even, odd, power, noise = torch.tensor(TIMBRES, device=device)[scenes.shape].unbind(1)
+    rich = ((even > 0) | (odd > 0)).nonzero().squeeze(1)
     if len(rich):
         # sin((h + 1) p) = 2 cos(p) sin(h p) - sin((h - 1) p)
         twice_cos, previous, current = 2 * phase[rich].cos(), torch.zeros_like(phase[rich]), wave[rich]
         total = current.clone()
-        odd_only = scenes.shape[rich] == SHAPES.index("square")
         for h in range(2, int(HIGHEST_PARTIAL / (0.99 * min(FREQUENCIES))) + 1):
             previous, current = current, torch.addcmul(-previous, twice_cos, current)
-            sounds = (h * frequency[rich] <= HIGHEST_PARTIAL) & ~(odd_only & (h % 2 == 0))
-            total.addcmul_(current, (sounds / h).unsqueeze(1))
+            level = (h * frequency[rich] <= HIGHEST_PARTIAL) * (odd if h % 2 else even)[rich] / h ** power[rich]
+            total.addcmul_(current, level.unsqueeze(1))
         wave[rich] = total
-    noisy = (scenes.shape == STAR).nonzero().squeeze(1)
+    noisy = noise.nonzero().squeeze(1)
     if len(noisy):
         wave[noisy] += _white_noise(nuisance.noise_seed[noisy] * len(BEATS) + index, SAMPLES) * math.sqrt(0.5)
 
