@@ -31,7 +31,7 @@ def contrastive(a: Tensor, b: Tensor, scale: Tensor | float, same: Tensor | None
 class BridgingAlignment(Objective):
     """Contrastive training of CLIP (text, image, video) and CLAP (audio) into one space."""
 
-    batches = {"image": 64, "audio": 32, "video": 40}
+    batches = {"image": 64, "audio": 32, "video": 32}
     near = 0.5  # share of the scenes that are neighbours of the world's
 
     def __init__(self, space: Workspace):
@@ -58,8 +58,8 @@ class BridgingAlignment(Objective):
         return other[:, 0], text[:, 0], rows
 
     def kinds(self, step: int) -> dict[str, int]:
-        """Which kinds meet text in this step, and in batches of how many."""
-        return self.batches
+        """Which kinds meet text in this step, and in batches of how many; clips, the dearest, come every second step."""
+        return {kind: count for kind, count in self.batches.items() if kind != "video" or step % 2 == 0}
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         scale = self.clip.logit_scale.exp().clamp(max=100.0)

@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from ..checkpoints import read_weights, save_weights
 from ..config import DENOISER_OF
 from ..denoisers.alignment import alignment_parameters
-from ..diffusion import alphas_cumprod
 from ..errors import CoDiError
 from ..model import SHARED_SPACE_FILE, SharedSpace
 from .bridging import contrastive
-from .denoising import conditions, timesteps
+from .denoising import Noising, conditions, timesteps
 from .encoded import Encoded
 from .loop import Objective
 from .workspace import Workspace
@@ -47,7 +46,7 @@ class _OnPairs(Objective):
         mask = torch.stack(list(self.encoded.has.values()))[..., None]  # (K, N, 1)
         mean = nn.functional.normalize((stacked * mask).sum(0), dim=-1)
         self.text = Prompts(mean, empty.to(space.device))
-        self.alphas = alphas_cumprod().to(space.device)
+        self.noising = Noising(space.device)
 
     def rows(self, kinds: Sequence[str], count: int, generator: torch.Generator) -> Tensor:
         """Random records (B,) that have all these kinds."""
@@ -67,8 +66,7 @@ class _OnPairs(Objective):
     def noised(self, clean: Tensor, t: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Noisy latents and the noise in them, both like `clean` (B, ...)."""
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        alpha = self.alphas[t].view(-1, *[1] * (clean.ndim - 1))
-        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, noise
+        return self.noising.noisy(clean, noise, t), noise
 
 
 class OwnDenoising(_OnPairs):
