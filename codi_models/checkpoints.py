@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -65,10 +66,13 @@ def save_weights(
             # A copy in any case: safetensors refuses views that share storage.
             data[key] = tensor.detach().to(device="cpu", dtype=kind, copy=True).contiguous()
     with whole_file(path) as temporary:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)  # as the user's mask has it; safetensors makes files that nobody else can read
         try:
             save_file(data, str(temporary), metadata={METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True)})
         except SafetensorError as error:  # how it reports a full disk
             raise OSError(str(error)) from error
+        temporary.chmod(mode)
 
 
 def read_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,5 +1,7 @@
 """Weights files: written whole, read only when every key and shape fits."""
 
+import os
+
 import pytest
 import torch
 from codi.codi_models.checkpoints import load_weights, read_metadata, read_weights, save_weights, without_random_init
@@ -75,6 +77,13 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(CoDiError, match="cannot write"):
         with whole_file(tmp_path / "file" / "run.json") as temporary:
             temporary.write_text("x")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no such modes")
+def test_saved_weights_have_the_mode_of_any_new_file(tmp_path):
+    (tmp_path / "new").touch()
+    save_weights({"a": torch.zeros(3)}, tmp_path / "a.safetensors")
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_sha256_of_known_bytes(tmp_path):
