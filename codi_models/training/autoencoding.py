@@ -53,7 +53,7 @@ class PictureReconstruction(_WithScale):
 
     component = "picture_autoencoder"
     batch = 16
-    various = 0.4  # share of the pictures that come from outside the world
+    various = 0.4  # share of the pictures that are no scenes
     kl_weight = 2e-4
 
     def pictures(self, count: int, generator: torch.Generator) -> Tensor:
@@ -94,12 +94,12 @@ class SoundReconstruction(_WithScale):
 
     component = "sound_autoencoder"
     batch = 8
-    various = 0.4  # share of the sounds that come from outside the world
+    various = 0.3  # share of the sounds that are no scenes
     kl_weight = 2e-4
 
     def waves(self, count: int, generator: torch.Generator) -> Tensor:
         few = int(self.various * count)
-        scenes = bounce.sample_scenes(count - few, generator=generator)
+        scenes = neighbours.draw_scenes(count - few, generator, 0.5)
         own = render.render_audio(scenes, bounce.sample_nuisance(count - few, generator=generator))
         return torch.cat([variety.sounds(few, generator), own])  # (B, N)
 
@@ -135,7 +135,7 @@ class SpectrumFitting(Objective):
     def pairs(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Log-mel (B, 1, T, M) and the magnitudes (B, bins, T) of the same sounds."""
         half = self.batch // 2
-        scenes = bounce.sample_scenes(half, generator=generator)
+        scenes = neighbours.draw_scenes(half, generator, 0.5)
         wave = render.render_audio(scenes, bounce.sample_nuisance(half, generator=generator))
         wave = torch.cat([wave, variety.sounds(self.batch - half, generator)])  # (B, N)
         front: LogMel = self.autoencoder.mel

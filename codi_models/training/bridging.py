@@ -88,7 +88,7 @@ class BridgingAlignment(Objective):
 class VisionBridging(BridgingAlignment):
     """The vision tower alone, pulled further towards text, which stays as it is: so do all embeddings learnt from text.
 
-    Pictures are cheap and shapes are the hardest to tell, so clips, which also train the temporal modules, come every fourth step."""
+    Pictures are cheap and shapes are the hardest to tell, so clips, which also train the temporal modules, come every second step."""
 
     batches = {"image": 96, "video": 32}
 
@@ -99,4 +99,4 @@ class VisionBridging(BridgingAlignment):
             parameter.requires_grad_(name.startswith(("vision_model.", "visual_projection.")))
 
     def kinds(self, step: int) -> dict[str, int]:
-        return self.batches if step % 4 == 0 else {"image": self.batches["image"]}
+        return self.batches if step % 2 == 0 else {"image": self.batches["image"]}
