@@ -8,6 +8,8 @@ from typing import Any
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 NAMES = sorted(p.stem for p in WORKFLOWS.glob("*.json"))
+BEFORE = {"take_up_saved_latent": "save_joint_latent"}
+"""Workflows that read what another one writes."""
 MODALITIES = ("video", "image", "text", "audio")
 ALIGNMENT = {"wiring": "cross", "alignment": 1.0, "alignment_guidance": 2.0}
 SAMPLING = {"seed": 7, "steps": 2, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}

@@ -1,11 +1,12 @@
 """Writes subgraphs/ from small prompts: the ready-made subgraphs that the host offers in its node library.
 
-    python tests/host/make_subgraphs.py
+    python tests/host/make_subgraphs.py [name ...]
 
-Each is folded in the real front end. The nodes of `_OUTSIDE` stand for what users connect; they are left out."""
+Each is folded in the real front end. The nodes of `OUTSIDE` stand for what users connect; they are left out."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import tempfile
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from host.browser import open_page  # noqa: E402
 from host.graph import node, outputs  # noqa: E402
-from host.make_workflows import LAYOUT, layout_settings  # noqa: E402
+from host.picture import lay_out  # noqa: E402
 from host.server import Server  # noqa: E402
 from host.setting import HOST, PACK, import_pack, make_base  # noqa: E402
 
@@ -35,8 +36,8 @@ class Blueprint:
     shown: tuple[tuple[str, str], ...]
 
 
-def _core(*names: str, positive: str) -> dict[str, dict]:
-    """Loader to sampler for the named outputs; the positive prompt is the node `positive`."""
+def _core(*names: str, positive: str, latent: str = "3", cfg: float = 3.0) -> dict[str, dict]:
+    """Loader to sampler for the named outputs; the positive prompt is the node `positive`, the start the node `latent`."""
     return {
         "1": node("CoDiLoadJoint", name="codi-mini", dtype="auto", **outputs(*names)),
         "2": node("CoDiEncodeText", codi=["1", 1], text=""),
@@ -46,10 +47,10 @@ def _core(*names: str, positive: str) -> dict[str, dict]:
             model=["1", 0],
             positive=[positive, 0],
             negative=["2", 0],
-            latent=["3", 0],
+            latent=[latent, 0],
             seed=1,
             steps=25,
-            cfg=3.0,
+            cfg=cfg,
             sampler_name="ddim",
             scheduler="ddim_uniform",
             denoise=1.0,
@@ -82,7 +83,7 @@ def _scene() -> dict:
     return node("CoDiBounceScene", shape="star", colour="blue", beats="2", seed=1)
 
 
-_OUTSIDE = {kind for kind, _, _ in _SAVE.values()} | {"CoDiBounceScene"}
+OUTSIDE = {kind for kind, _, _ in _SAVE.values()} | {"CoDiBounceScene"}
 _COMMON = (("4", "seed"), ("4", "steps"), ("4", "cfg"), ("1", "name"))
 BLUEPRINTS = (
     Blueprint(
@@ -122,6 +123,29 @@ BLUEPRINTS = (
         {**_core("text", positive="6"), "80": _scene(), "6": node("CoDiEncodeVideo", codi=["1", 1], video=["80", 2]), **_ends("text")},
         _COMMON,
     ),
+    Blueprint(
+        "Video to Audio (CoDi)",
+        "Sound and caption that fit a clip, without a prompt; the clip stays as it is.",
+        {
+            **_core("video", "text", "audio", positive="2", latent="6", cfg=1.0),
+            "80": _scene(),
+            "6": node("CoDiKeep", codi=["1", 1], latent=["3", 0], video=["80", 2]),
+            **_ends("video", "audio", "text"),
+        },
+        (("4", "seed"), ("4", "steps"), ("1", "name")),
+    ),
+    Blueprint(
+        "Extend Video (CoDi)",
+        "A clip goes on from its last frames, with sound.",
+        {
+            **_core("video", "audio", positive="7", latent="6"),
+            "80": _scene(),
+            "6": node("CoDiKeep", codi=["1", 1], latent=["3", 0], video=["80", 2], last_frames=3),
+            "7": node("CoDiEncodeText", codi=["1", 1], text=""),
+            **_ends("video", "audio"),
+        },
+        (("6", "last_frames"), ("7", "text"), *_COMMON),
+    ),
 )
 
 _FOLD = """([name, description, outside, shown]) => {
@@ -144,14 +168,17 @@ _FOLD = """([name, description, outside, shown]) => {
 def make(page: Any, blueprint: Blueprint) -> dict:
     """One subgraph, in the form of the host's own blueprints."""
     page.open_api(blueprint.prompt, "blueprint")
-    page.page.evaluate(LAYOUT, layout_settings())
+    lay_out(page)
     shown = [list(pair) for pair in blueprint.shown]
-    return json.loads(page.page.evaluate(_FOLD, [blueprint.name, blueprint.description, sorted(_OUTSIDE), shown]))
+    return json.loads(page.page.evaluate(_FOLD, [blueprint.name, blueprint.description, sorted(OUTSIDE), shown]))
 
 
 def main() -> None:
     """Command line."""
     import_pack()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("names", nargs="*", default=[blueprint.name for blueprint in BLUEPRINTS])
+    names = parser.parse_args().names
     if HOST is None:
         raise SystemExit("no ComfyUI found: set COMFYUI_PATH to its folder")
     TARGET.mkdir(exist_ok=True)
@@ -159,7 +186,7 @@ def main() -> None:
         server = Server(HOST, make_base(Path(folder)), PACK)
         try:
             with open_page(server.url) as page:
-                for blueprint in BLUEPRINTS:
+                for blueprint in (b for b in BLUEPRINTS if b.name in names):
                     graph = make(page, blueprint)
                     (TARGET / f"{blueprint.name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
                     print(blueprint.name)
