@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from host.graph import NAMES, sampled, shown, workflow
+from host.graph import BEFORE, NAMES, WORKFLOWS, sampled, shown, workflow
 
-STARTS = {"png": b"\x89PNG", "mp4": b"ftyp", "flac": b"fLaC"}
+STARTS = {"png": b"\x89PNG", "mp4": b"ftyp", "flac": b"fLaC", "webp": b"RIFF", "safetensors": b"{"}
 
 
 def test_the_pack_is_loaded_with_docs_and_names(server):
@@ -27,19 +27,38 @@ def test_example_workflows_are_offered_with_thumbnails(server):
     assert sorted(server.json("/workflow_templates")["ComfyUI-CoDi"]) == NAMES
     for name in NAMES:
         graph = json.loads(server.get(f"/api/workflow_templates/ComfyUI-CoDi/{name}.json"))
-        assert {n["type"] for n in graph["nodes"]} == {n["class_type"] for n in workflow(name).values()}
+        (note,) = (n for n in graph["nodes"] if n["type"] == "MarkdownNote")
+        assert note["widgets_values"] == [(WORKFLOWS / "notes" / f"{name}.md").read_text(encoding="utf-8").strip()]
+        drawn = {str(n["id"]): n for n in graph["nodes"] if n is not note}
+        assert {i: n["type"] for i, n in drawn.items()} == {i: n["class_type"] for i, n in workflow(name).items()}
+        for i, entry in workflow(name).items():
+            set_by_hand = [v for v in entry["inputs"].values() if not isinstance(v, list)]
+            assert all(v in drawn[i].get("widgets_values", []) for v in set_by_hand), f"{name}: {entry}: run tests/host/make_workflows.py"
+            assert drawn[i].get("title", "") == entry.get("_meta", {}).get("title", drawn[i].get("title", ""))
         assert server.get(f"/api/workflow_templates/ComfyUI-CoDi/{name}.jpg")[:3] == b"\xff\xd8\xff"
 
 
-def test_there_is_a_workflow_for_every_capability():
+def test_notes_are_a_heading_and_a_few_sentences():
+    notes = {p.stem: p.read_text(encoding="utf-8") for p in (WORKFLOWS / "notes").glob("*.md")}
+    assert sorted(notes) == NAMES
+    for name, text in notes.items():
+        heading, body = text.strip().split("\n\n")
+        assert heading.startswith("## ") and 1 <= body.count(". ") + 1 <= 4, name
+
+
+def test_there_is_a_workflow_for_every_capability(server):
     used = {n["class_type"] for name in NAMES for n in workflow(name).values()}
-    assert len(NAMES) >= 12
     assert {"KSampler", "VAEDecode", "VAEDecodeAudio", "SamplerCustomAdvanced", "SetLatentNoiseMask", "SaveImage", "SaveAudio"} <= used
+    ours = {kind for kind in server.json("/object_info") if kind.startswith("CoDi")}
+    # The first is a part of CoDi Joint Sampler; the others need files of the user.
+    assert ours - used <= {"CoDiAlignment", "CoDiFromCLIP", "CoDiPromptWeight", "CoDiShowText", "CoDiTrain"}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_example_workflows_run(server, name):
     graph = workflow(name, steps=3)
+    if name in BEFORE:
+        assert server.run(workflow(BEFORE[name], steps=3)).end == "execution_success"
     run = server.run(graph, preview_method="latent2rgb")
     assert run.end == "execution_success", run.error
     shows = {i for i, n in graph.items() if server.json(f"/object_info/{n['class_type']}")[n["class_type"]]["output_node"]}
