@@ -82,6 +82,24 @@ def test_the_package_holds_what_runs_and_little_else():
     assert sum((PACK / n).stat().st_size for n in names if (PACK / n).is_file()) < 100 << 20
 
 
+def test_links_between_documents_lead_somewhere():
+    for file in [PACK / "README.md", PACK / "CHANGELOG.md", *(PACK / "docs").glob("*.md")]:
+        text = file.read_text(encoding="utf-8")
+        links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
+        assert [link for link in links if not (file.parent / link).exists()] == [], file.name
+
+
+def test_every_control_of_the_comparison_has_a_workflow_and_a_test():
+    text = (PACK / "docs" / "comparison.md").read_text(encoding="utf-8")
+    header, _, *rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert len(rows) >= 15 and all(len(row) == len(header) for row in rows)
+    for row in rows:
+        assert "example_workflows/" in row[-2] or row[-2] in ("any", "all"), row[0]
+        assert "../tests/test_host_" in row[-1] or "workflows/test.yml" in row[-1], row[0]
+    numbered = {int(n) for n in re.findall(r"\((\d+)\)", text.split("## Notes")[0])}
+    assert numbered == {int(n) for n in re.findall(r"^(\d+)\. ", text, flags=re.M)}, "notes and their numbers"
+
+
 def test_the_registrys_security_check_finds_nothing():
     check = [sys.executable, "-m", "ruff", "check", "nodes", "codi_models", "__init__.py", "--select", "S102,S307,E702", "--isolated"]
     done = subprocess.run(check, cwd=PACK, capture_output=True, text=True)
