@@ -22,12 +22,12 @@ from torch import Tensor  # isort: skip
 
 from codi_models.config import DENOISER_OF, CoDiConfig  # isort: skip
 from codi_models.checkpoints import without_random_init  # isort: skip
-from codi_models.denoisers.layers import CrossAttention  # isort: skip
+from codi_models.denoisers.layers import CrossAttention, ResBlock, SpatialTransformer  # isort: skip
 from codi_models.model import build_component  # isort: skip
 from codi_models.parity.recipe import fill  # isort: skip
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.2, "bfloat16": 0.3}
-LEVERS = ("folded", "attention", "both", "channels_last", "batch", "compile", "bfloat16", "float16")
+LEVERS = ("folded", "attention", "both", "channels_last", "batch", "compile", "regions", "bfloat16", "float16")
 
 
 def einsum_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -49,6 +49,24 @@ def written_out(net: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer, attention in zip(layers, usual, strict=True):
             layer.attention = attention
+
+
+def compile_regions(net: torch.nn.Module) -> Callable[[Callable[[], Tensor]], Callable[[], Tensor]]:
+    """Compile ResBlocks and transformers in place, one by one: blocks of equal shapes share their code, so that it takes minutes where
+    compiling the network whole does not end. Returns what makes a call run without."""
+    torch._dynamo.config.recompile_limit = 64  # one a combination of widths and sizes
+    for module in net.modules():
+        if isinstance(module, ResBlock | SpatialTransformer):
+            module.compile(dynamic=False)
+
+    def eager(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        def run() -> Tensor:
+            with torch.compiler.set_stance("force_eager"):
+                return call()
+
+        return run
+
+    return eager
 
 
 def latent(output: str, config: CoDiConfig, size: int, frames: int, batch: int) -> Tensor:
@@ -135,6 +153,12 @@ def main() -> None:
         assert torch.allclose(usual(), reference[0], rtol=1e-3, atol=1e-3)
         last = compare("weights", {"a": usual, "b": usual}, args.repeats, device, TOLERANCE["float32"])
         rows.append(["convolution weights channels last, against plain", plain[2], last[2], f"{float(plain[2]) / float(last[2]):.2f}", ""])
+    if "regions" in levers:  # blocks stay compiled, so that this is measured after all others
+        begin = time.perf_counter()
+        eager = compile_regions(net)
+        usual()
+        took = time.perf_counter() - begin
+        pair(eager(usual), usual, f"torch.compile of each block ({took:.0f} s to compile), against eager")
     print(f"{config.name}, {DENOISER_OF[args.output]}, {args.output} {tuple(x.shape)}, {machine(device)}\n")
     print(table(["lever", "without, s", "with, s", "times as fast", "difference"], rows))
 

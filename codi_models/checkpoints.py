@@ -131,7 +131,11 @@ def check_weights(module: nn.Module, path: str | Path) -> None:
 
 def _metadata(file: Any) -> dict[str, str]:
     """What `save_weights` stored; empty for files of other makers."""
-    return dict(json.loads((file.metadata() or {}).get(METADATA_KEY, "{}")))
+    try:
+        stored = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    return {str(key): str(value) for key, value in stored.items()} if isinstance(stored, dict) else {}
 
 
 def _opened(path: str | Path) -> Any:

@@ -270,7 +270,7 @@ class CoDiConfig:
         """Read what `save` wrote. Raises CoDiError naming the file and the field where it is not such a file."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise CoDiError(f"{path} is not a readable CoDi config.json: {error}") from error
         return typing.cast(CoDiConfig, _build(CoDiConfig, data, str(path)))
 

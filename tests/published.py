@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from codi.codi_models import __main__ as command
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.conversion.layout import ENCODERS_FILE, TIED, layout, published_file
 from torch import Tensor
@@ -43,3 +46,21 @@ def write(folder: Path, config: CoDiConfig, dtype: torch.dtype = torch.float32, 
     for name, tensors in state(config, dtype, seed).items():
         torch.save(tensors, folder / name)
     return {path.name: path for path in sorted(folder.glob("*.pth"))}
+
+
+def refusal(tmp_path: Path, capsys: Any, config: CoDiConfig) -> Callable[..., str]:
+    """A function that runs convert, which must exit with 2, say all the words, and leave no weights; it returns what was said."""
+    config.save(tmp_path / "sizes.json")
+
+    def refused(arguments: list[Any], *words: Any, out: Path | None = None) -> str:
+        out = out or tmp_path / "out"
+        before = {p for p in out.rglob("*")} if out.is_dir() else set()
+        status = command.main(["convert", *map(str, arguments), "--out", str(out), "--config", str(tmp_path / "sizes.json")])
+        text = capsys.readouterr().err
+        assert status == 2, text
+        for word in words:
+            assert str(word) in text, text
+        assert not {p for p in out.rglob("*.safetensors")} - before
+        return text
+
+    return refused

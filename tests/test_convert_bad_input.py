@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import published
 import pytest
 import torch
@@ -30,21 +33,7 @@ def audio():
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-    """Runs convert, which must exit with 2, say all the words, and leave no weights."""
-    tiny_config().save(tmp_path / "sizes.json")
-
-    def call(arguments, *words, out=None):
-        out = out or tmp_path / "out"
-        before = {p for p in out.rglob("*")} if out.is_dir() else set()
-        status = command.main(["convert", *map(str, arguments), "--out", str(out), "--config", str(tmp_path / "sizes.json")])
-        text = capsys.readouterr().err
-        assert status == 2, text
-        for word in words:
-            assert str(word) in text, text
-        assert not {p for p in out.rglob("*.safetensors")} - before
-        return text
-
-    return call
+    return published.refusal(tmp_path, capsys, tiny_config())
 
 
 def saved(content, path: Path, **options) -> Path:
@@ -85,15 +74,28 @@ class Foreign:
 
 class Runs:
     def __reduce__(self):
-        return (Path.touch, (Path(__file__).with_name("ran"),))
+        return (os.mkdir, (str(Path(__file__).with_name("ran")),))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("thing", [Foreign(), Runs(), torch.nn.Linear(2, 2)], ids=["class", "code", "module"])
-def test_foreign_objects(refused, audio, tmp_path, thing, zipped):
-    path = saved({"state_dict": audio, "extra": thing}, tmp_path / "foreign.pth", _use_new_zipfile_serialization=zipped)
-    refused([path], "foreign.pth", "object of type", "expected only tensors", "refused")
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize(
+    ("thing", "kind"),
+    [(Foreign(), "Foreign"), ([1, [Runs()]], "mkdir"), (torch.nn.Linear(2, 2), "Linear"), (np.ones(3), "numpy")],
+    ids=["class", "code", "module", "array"],
+)
+def test_foreign_objects(refused, audio, tmp_path, thing, kind, protocol, zipped):
+    path = tmp_path / "foreign.pth"
+    saved({"state_dict": audio, "extra": thing}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    refused([path], "foreign.pth", "object of type", kind, "at 'extra'", "expected only tensors", "refused")
     assert not Path(__file__).with_name("ran").exists()
+
+
+def test_plain_pickles(refused, tmp_path):
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Foreign()}))
+    refused([tmp_path / "plain.pth"], "plain.pth", "Foreign", "at 'model'", "refused")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": 1}))
+    refused([tmp_path / "plain.pth"], "plain.pth", "cannot be read", "protocol 2")
 
 
 @pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(3), {"epoch": 3}, {}])
@@ -143,7 +145,8 @@ def test_mixed_up_and_other_sizes(refused, audio, tmp_path):
 
 def test_the_same_weights_twice(refused, files, tmp_path):
     shutil.copy(files[AUDIO], tmp_path / "again.pth")
-    refused([files[AUDIO], tmp_path / "again.pth"], AUDIO, "again.pth", "once")
+    text = refused([files[AUDIO], tmp_path / "again.pth"], AUDIO, "again.pth", "once", "keys are in")
+    assert len(text) < 5000
 
 
 def test_a_component_that_no_file_holds(refused, files):

@@ -12,6 +12,7 @@ from ..conversion.convert import convert
 from ..conversion.download import DOWNLOADS, HALF_FOLDER, PINS, REPOSITORY, Wanted, fetch, wanted_vocabularies, wanted_weights
 from ..encoders.tokenizer import CLIPTokenizer
 from ..errors import CoDiError
+from ..files import output_folder
 from ..model import DTYPES, SHIPPED
 from .convert import Bars, report
 
@@ -30,7 +31,7 @@ Nothing is fetched before the list was shown and confirmed (--yes confirms befor
 def main(argv: Sequence[str]) -> int:
     """Run the command. Returns 0, or 1 where the user declined; raises CoDiError for what cannot be fetched."""
     args = _parser().parse_args(argv)
-    out = _folder(args.out)
+    out = output_folder(_folder(args.out))
     chosen = [name.strip() for name in (args.components or "").split(",") if name.strip()]
     weights = []
     if args.what == "codi":

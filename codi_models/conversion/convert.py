@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,9 @@ from torch import Tensor
 from ..checkpoints import read_metadata
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..files import remove_leftovers, sha256, whole_file
+from ..files import output_folder, remove_leftovers, sha256, unwritable, whole_file
 from ..model import COMPONENTS, DTYPES
-from .layout import TIED, Layout, layout
+from .layout import TIED, Layout, layout, published_file
 from .matching import LISTED, Found, Match, match
 from .precision import converted, equal, half_in_full, openly_half
 from .sources import Source, open_source
@@ -64,6 +63,8 @@ def convert(
     result = Result(notes=[note for source in sources for note in source.notes])
     if found.unexpected:
         result.notes.append(f"{len(found.unexpected)} unexpected keys left out: {', '.join(found.unexpected[:listed])}")
+    if not components:
+        result.notes += [f"no weight of {name} is in the files given, though {published_file(name)} has it" for name in found.absent()]
     _check_folder(out, config)
     _check_precision(found, dtype, allow_half, result)
     _check_copies(found, layout(config))
@@ -90,6 +91,7 @@ def _write(path: Path, plan: list[Planned], places: dict[str, Found], metadata: 
         for piece in converted(places[tensor.name], tensor.dtype):
             yield piece
             progress(path.stem, piece.nbytes, total)
+        places[tensor.name].source.check_unchanged()
 
     stream_weights(path, plan, pieces, metadata)
 
@@ -110,26 +112,25 @@ def _is_done(path: Path, metadata: dict[str, str]) -> bool:
     """Whether `path` is this component from the same sources and in the same dtype. Raises CoDiError where it is no conversion at all."""
     if not path.exists():
         return False
-    try:
-        there = read_metadata(path)
-    except CoDiError:
-        there = None
-    if there is None or "sources" not in there:
+    there = None
+    with contextlib.suppress(CoDiError, KeyError, TypeError, ValueError):
+        there = _identity(read_metadata(path))
+    if there is None:
         raise CoDiError(
             f"{path} was not made by this command and would be overwritten: give another --out folder, or move the file away first"
         )
-    return _identity(there) == _identity(metadata)
+    return there == _identity(metadata)
 
 
 def _identity(metadata: dict[str, str]) -> tuple[object, ...]:
+    """What a conversion is the same by. Raises KeyError, TypeError or ValueError for metadata of other makers."""
     digests = {source["sha256"] for source in json.loads(metadata["sources"])}
     return metadata["component"], metadata["dtype"], metadata["config"], frozenset(digests)
 
 
 def _check_folder(out: Path, config: CoDiConfig) -> None:
     """The folder can be written and holds this model or none."""
-    if out.exists() and not out.is_dir():
-        raise CoDiError(f"--out {out} is a file: give a folder")
+    output_folder(out)
     if (out / "config.json").exists():
         other = None
         with contextlib.suppress(CoDiError):
@@ -141,10 +142,8 @@ def _check_folder(out: Path, config: CoDiConfig) -> None:
         raise CoDiError(f"{out} holds files of another model ({foreign[0].name}, without config.json): give another --out folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
     except OSError as error:
-        raise CoDiError(f"cannot write into {out}: {error.strerror or error}. Give a folder that can be written") from error
+        raise unwritable(out, error) from error
 
 
 def _check_room(out: Path, needed: int) -> None:
@@ -163,11 +162,12 @@ def _check_precision(found: Match, dtype: str, allow_half: bool, result: Result)
             result.notes.append(f"{name} is given in {str(half).removeprefix('torch.')}: {kept}")
         if dtype == "fp32" and (sign := half_in_full(places)) is not None:
             place, what = sign
+            same = "bf16" if what.startswith("bfloat16") else "fp16"
             message = f"{place.source.path}: {place.key} is {what}, expected full precision, as --dtype fp32 asks"
             if not allow_half:
                 raise CoDiError(
                     f"{message}. Give the full-precision file of {name} (the half-precision ones have the same names), or convert with "
-                    "--dtype fp16, which loses nothing of it; --allow-half writes fp32 all the same"
+                    f"--dtype {same}, which loses nothing of it; --allow-half writes fp32 all the same"
                 )
             result.notes.append(message)
 
@@ -189,3 +189,4 @@ def _hash(sources: list[Source], progress: Progress) -> None:
     total = sum(source.path.stat().st_size for source in sources)
     for source in sources:
         source.sha256 = sha256(source.path, lambda n: progress("checksums", n, total))
+        source.check_unchanged()

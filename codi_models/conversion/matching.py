@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ..errors import CoDiError
 from ..model import COMPONENTS
 from .layout import PREFIXES, TIED, Layout, published_file
@@ -36,6 +38,11 @@ class Match:
     left_out: int
     unexpected: list[str]
 
+    def absent(self) -> list[str]:
+        """Components of which the files hold nothing, though they hold others of the same published file."""
+        given = {published_file(name) for name in self.weights}
+        return [name for name in COMPONENTS if name not in self.weights and published_file(name) in given]
+
 
 def match(
     sources: Sequence[Source], layout: Layout, *, components: Collection[str] = (), allow_unexpected: bool = False, listed: int = LISTED
@@ -48,17 +55,21 @@ def match(
     found: dict[str, Found] = {}
     problems: list[str] = []
     unexpected: list[str] = []
+    twice: dict[tuple[Source, Source], list[str]] = {}
     for source in sources:
         keys = {key: layout.published_key(key) for key in source}
-        if not any(keys.values()):
+        if not any(published in layout.entries for published in keys.values()):
             problems.append(_foreign(source))
             continue
         stray = [key for key, published in keys.items() if published is None]
         unexpected += [f"{source.path.name}: {key} {source.shapes[key]}" for key in stray]
         for key, published in keys.items():
-            if published is not None and (before := found.setdefault(published, Found(source, key))).source is not source:
-                problems.append(f"{published} is in {before.source.path} and in {source.path}: give each weight once")
-    problems = _shortened(problems, listed)
+            before = found.setdefault(published, Found(source, key)) if published is not None else None
+            if before is not None and published in layout.entries and (before.source is not source or before.key != key):
+                twice.setdefault((before.source, source), []).append(f"{before.key} and {key}" if before.key != key else key)
+    for (first, second), lines in twice.items():
+        where = f"in {first.path} and in {second.path}" if first is not second else f"twice in {first.path}"
+        problems.append(f"{len(lines)} keys are {where}: {_list(lines, listed)}. Give each weight once")
     held = {layout.entries[key].component for key in found if key in layout.entries}
     wanted = [c for c in COMPONENTS if c in (components or held)]
     weights: dict[str, dict[str, Found]] = {}
@@ -96,14 +107,18 @@ def _component(
     if wrong:
         lines = [f"{f.source.path.name}: {key} is {f.source.shapes[f.key]}, expected {entries[key].shape}" for key, f in wrong.items()]
         problems.append(f"{name}: {len(wrong)} keys have another shape: {_list(lines, listed)}{_mixed_up(name, wrong, layout)}. {AGAIN}")
-    kinds = [f"{f.source.path.name}: {k} is {f.source.dtypes[f.key]}" for k, f in there.items() if _kind(f) != entries[k].floating]
+    kinds = [f"{f.source.path.name}: {k} is {f.source.dtypes[f.key]}" for k, f in there.items() if not _is_kind(f, entries[k].floating)]
     if kinds:
         problems.append(f"{name}: {len(kinds)} keys hold another kind of numbers than the published ones: {_list(kinds, listed)}. {AGAIN}")
     return {entries[key].key: f for key, f in there.items()}, problems
 
 
-def _kind(place: Found) -> bool:
-    return place.source.dtypes[place.key].is_floating_point
+_WHOLE_NUMBERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _is_kind(place: Found, floating: bool) -> bool:
+    return place.source.dtypes[place.key] in (_FLOATS if floating else _WHOLE_NUMBERS)
 
 
 def _foreign(source: Source) -> str:
@@ -111,7 +126,7 @@ def _foreign(source: Source) -> str:
     family = next((name for name, begins in _FAMILIES.items() if any(key.startswith(begins) for key in source)), None)
     looks = f"; it looks like a file of {family}" if family else ""
     return (
-        f"{source.path} belongs to another model: none of its {len(source.shapes)} keys ({first}, ...) is CoDi's{looks}. "
+        f"{source.path} belongs to another model: none of its {len(source.shapes)} keys ({first}, ...) is a weight of CoDi's{looks}. "
         f"Expected keys that begin with {', '.join(PREFIXES.values())}. Give files of the published CoDi checkpoint"
     )
 
@@ -133,7 +148,3 @@ def _renamed(missing: list[str], unexpected: list[str]) -> str:
 
 def _list(lines: Sequence[str], listed: int) -> str:
     return ", ".join(lines[:listed]) + (f", ... ({len(lines) - listed} more)" if len(lines) > listed else "")
-
-
-def _shortened(lines: list[str], listed: int) -> list[str]:
-    return [*lines[:listed], f"... and {len(lines) - listed} more of this kind"] if len(lines) > listed else lines

@@ -13,26 +13,28 @@ from .sources import AGAIN
 from .writer import flat_pieces
 
 _LOOKED_AT = 1 << 16  # elements of a tensor
-_TELLING = 256  # elements that need more bits than bfloat16 has, before anything is concluded from them
+_TELLING = 256  # elements that are no powers of two, before anything is concluded from them
 _HALVES = (torch.float16, torch.bfloat16)
 
 
 def half_in_full(places: Mapping[str, Found]) -> tuple[Found, str] | None:
     """A weight that shows that a component is half precision where full was expected, and what it is; None where it is not.
 
-    Either some weights are half and others full, or all are stored as float32 with values that float16 holds exactly."""
+    Either some weights are half and others full, or all are stored as float32 with values that one half precision holds exactly."""
     floating = [p for p in places.values() if p.source.dtypes[p.key].is_floating_point]
     halves = [p for p in floating if p.source.dtypes[p.key] in _HALVES]
     if halves:
-        return (halves[0], f"{halves[0].source.dtypes[halves[0].key]}".removeprefix("torch.")) if len(halves) < len(floating) else None
-    telling, first = 0, None
+        return (halves[0], _short(halves[0].source.dtypes[halves[0].key])) if len(halves) < len(floating) else None
+    telling, first, exact = 0, None, dict.fromkeys(_HALVES, True)
     for place in floating:
         x = place.source.read(place.key).reshape(-1)[:_LOOKED_AT].float()
-        if not torch.equal(x.half().float(), x):
+        exact = {half: so_far and torch.equal(x.to(half).float(), x) for half, so_far in exact.items()}
+        if not any(exact.values()):
             return None
-        fine = int((x.bfloat16().float() != x).sum())  # constants such as 0, 1 or 0.5 tell nothing
-        telling, first = telling + fine, first or (place if fine else None)
-    return (first, "float16 stored as float32") if first is not None and telling >= _TELLING else None
+        found = int((torch.frexp(x).mantissa.abs() % 0.5 != 0).sum())  # constants such as 0, 1 or 0.5 tell nothing
+        telling, first = telling + found, first or (place if found else None)
+    kind = next((half for half in reversed(_HALVES) if exact[half]), torch.float16)
+    return (first, f"{_short(kind)} stored as float32") if first is not None and telling >= _TELLING else None
 
 
 def openly_half(places: Mapping[str, Found]) -> torch.dtype | None:

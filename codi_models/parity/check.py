@@ -143,11 +143,15 @@ class Check:
         for field in STATED:
             stated = self.fixture.info.get(field)
             for key in (name, name.partition("/")[2], name.partition("/")[0], "default"):
-                if isinstance(stated, Mapping) and isinstance(stated.get(key), int | float):
+                if isinstance(stated, Mapping) and _is_number(stated.get(key)):
                     return float(stated[key])
-            if isinstance(stated, int | float):
+            if _is_number(stated):
                 return float(stated)
         return default
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def difference(ours: Tensor, published: Tensor, *, absolute: bool = False) -> float:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoints import without_random_init
+from ..checkpoints import aliases
 from ..config import DENOISER_OF, MODALITIES, CoDiConfig
+from ..conversion.writer import Planned, stream_weights
 from ..joint import JointDenoiser
-from ..model import build_component
-from .recipe import fill
+from ..model import build_component, load_component
+from .recipe import parity_weight
 
 SEED = "half"
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -35,52 +38,82 @@ Run = Callable[[Callable[[Tensor], Tensor]], Tensor]
 """A forward pass; it gets the function that brings floating-point inputs to the precision of the network."""
 
 
-def half_errors(name: str, config: CoDiConfig, *, device: Any = None) -> list[HalfError]:
-    """Every forward pass of a component, in both half precisions. Raises CoDiError for an unknown component."""
-    network = recipe_component(name, config, device=device)
-    return _compare(network, forward_passes(name, network, config, device))
+Passes = dict[str, Run]
 
 
-def joint_errors(config: CoDiConfig, *, device: Any = None) -> list[HalfError]:
-    """One joint step of all outputs."""
-    joint = JointDenoiser({name: recipe_component(name, config, device=device) for name in dict.fromkeys(DENOISER_OF.values())})
+def half_errors(name: str, config: CoDiConfig, *, device: Any = None, folder: str | Path | None = None) -> list[HalfError]:
+    """Every forward pass of a component, in both half precisions; `folder` keeps its weights. Raises CoDiError for an unknown component."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = write_recipe(name, config, folder or temporary)
+
+        def passes(dtype: torch.dtype) -> Passes:
+            return forward_passes(name, load_component(name, config, path, dtype=dtype, device=device), config, device)
+
+        return _compare(passes)
+
+
+def joint_errors(config: CoDiConfig, *, device: Any = None, folder: str | Path | None = None) -> list[HalfError]:
+    """One joint step of all outputs; `folder` as in `half_errors`."""
     x = {m: _latent(m, config, device) for m in MODALITIES}
     times, prompt = torch.full((1,), 501, device=device), _prompt(config, device)
+    with tempfile.TemporaryDirectory() as temporary:
+        paths = {name: write_recipe(name, config, folder or temporary) for name in dict.fromkeys(DENOISER_OF.values())}
 
-    def run(cast: Callable[[Tensor], Tensor], output: str) -> Tensor:
-        return joint({m: cast(part) for m, part in x.items()}, times, cast(prompt))[output]
+        def passes(dtype: torch.dtype) -> Passes:
+            nets = {name: load_component(name, config, path, dtype=dtype, device=device) for name, path in paths.items()}
+            joint = JointDenoiser(nets)
 
-    return _compare(joint, {m: (lambda cast, m=m: run(cast, m)) for m in MODALITIES})  # type: ignore[misc]
+            def run(cast: Callable[[Tensor], Tensor], output: str) -> Tensor:
+                return joint({m: cast(part) for m, part in x.items()}, times, cast(prompt))[output]
+
+            return {m: (lambda cast, m=m: run(cast, m)) for m in MODALITIES}  # type: ignore[misc]
+
+        return _compare(passes)
 
 
-def recipe_component(name: str, config: CoDiConfig, *, device: Any = None) -> nn.Module:
-    """A component with recipe weights, in evaluation mode without gradients."""
-    with without_random_init():
-        network = build_component(name, config, device=device)
-    return fill(network, SEED, f"{name}.").eval().requires_grad_(False)
+def write_recipe(name: str, config: CoDiConfig, folder: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+    """`<folder>/<name>.safetensors` with recipe weights, drawn and written one by one; left alone where it is there already."""
+    path = Path(folder) / f"{name}.safetensors"
+    if path.exists():
+        return path
+    network = build_component(name, config, device="meta")
+    weights = {key: value for key, value in network.state_dict().items() if key not in aliases(network)}
+    plan = [Planned(key, dtype if value.is_floating_point() else value.dtype, tuple(value.shape)) for key, value in weights.items()]
+
+    def pieces(tensor: Planned) -> Iterator[Tensor]:
+        if tensor.dtype.is_floating_point:
+            yield torch.from_numpy(parity_weight(SEED, f"{name}.{tensor.name}", tensor.shape)).to(dtype).reshape(-1)
+        else:  # counts of batches seen in training
+            yield torch.zeros(tensor.shape, dtype=tensor.dtype).reshape(-1)
+
+    stream_weights(path, plan, pieces, {"component": name})
+    return path
+
+
+def _compare(passes: Callable[[torch.dtype], Passes]) -> list[HalfError]:
+    """`passes` loads a network in a precision. One is alive at a time, and float32 ones stay in the mapped file."""
+    wanted = _results(passes, torch.float32)
+    return [
+        _error(what, precision, got, wanted[what])
+        for precision, dtype in PRECISIONS.items()
+        for what, got in _results(passes, dtype).items()
+    ]
 
 
 @torch.inference_mode()
-def _compare(network: nn.Module, runs: Mapping[str, Run]) -> list[HalfError]:
-    wanted = {what: run(lambda x: x).float() for what, run in runs.items()}
-    weights = {key: value for key, value in network.state_dict().items()}
-    errors = []
-    for precision, dtype in PRECISIONS.items():
-        network.to(dtype)
-        for what, run in runs.items():
-            got = run(lambda x: x.to(dtype)).float()  # noqa: B023
-            apart = got - wanted[what]
-            errors.append(
-                HalfError(
-                    what,
-                    precision,
-                    (apart.square().mean() / wanted[what].square().mean()).sqrt().item(),
-                    (apart.abs().max() / wanted[what].abs().max()).item(),
-                    bool(torch.isfinite(got).all()),
-                )
-            )
-        network.to(torch.float32).load_state_dict(weights, assign=True)
-    return errors
+def _results(passes: Callable[[torch.dtype], Passes], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {what: run(lambda x: x.to(dtype)).float() for what, run in passes(dtype).items()}
+
+
+def _error(what: str, precision: str, got: Tensor, wanted: Tensor) -> HalfError:
+    apart = got - wanted
+    return HalfError(
+        what,
+        precision,
+        rms=(apart.square().mean() / wanted.square().mean()).sqrt().item(),
+        largest=(apart.abs().max() / wanted.abs().max()).item(),
+        finite=bool(torch.isfinite(got).all()),
+    )
 
 
 def _draw(*shape: int, device: Any = None, seed: int = 0) -> Tensor:
@@ -104,7 +137,7 @@ def _latent(modality: str, config: CoDiConfig, device: Any) -> Tensor:
     return _draw(1, *shapes[modality], device=device, seed=MODALITIES.index(modality))
 
 
-def forward_passes(name: str, network: Any, config: CoDiConfig, device: Any = None) -> dict[str, Run]:
+def forward_passes(name: str, network: Any, config: CoDiConfig, device: Any = None) -> Passes:
     """Name of a forward pass -> the pass, for one component."""
     if name == "clip":
         size = config.clip.image_size

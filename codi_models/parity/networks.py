@@ -37,6 +37,8 @@ class Networks:
         """The network of `build` with recipe weights, in evaluation mode without gradients. `key`: what it depends on beside the seed."""
         name = f"{key} {prefix} {seed}"
         if name not in self._kept:
+            if sum(kept for _, kept in self._kept.values()) > KEPT_BYTES:  # before another large one takes its memory
+                self._kept.clear()
             with without_random_init():
                 network = build()
             size = sum(p.numel() * p.element_size() for p in network.parameters())

@@ -8,7 +8,7 @@ from collections import Counter
 import comfy.model_management as mm
 import torch
 
-from ...codi_models.checkpoints import read_layout
+from ...codi_models.checkpoints import read_layout, read_metadata
 from ...codi_models.conversion.layout import published_file
 from ...codi_models.errors import CoDiError
 from ...codi_models.model import COMPONENTS
@@ -36,9 +36,11 @@ def _component(codi: CoDiHandle, name: str, dtype: str) -> tuple[str, int]:
     if not path.is_file():
         return f"{name}: missing ({path.name}; convert makes it from {published_file(name)})", 0
     try:
-        layout = read_layout(path)
+        layout, held = read_layout(path), read_metadata(path).get("component", name)
     except CoDiError as error:
         return f"{name}: {error}", 0
+    if held != name or not layout:
+        return f"{name}: unusable, {path.name} holds {f'the weights of {held}' if layout else 'no weights'}", 0
     parameters = sum(math.prod(shape) for _, shape in layout.values())
     stored = _DTYPES.get(Counter(kind for kind, _ in layout.values()).most_common(1)[0][0], torch.float32)
     loaded = weight_dtype(dtype, parameters, stored) if name in DENOISERS else codi.model.precision(name)

@@ -20,7 +20,7 @@ from ...codi_models.config import DENOISER_OF
 from ...codi_models.errors import CoDiError
 from .handle import CoDiHandle
 from .latent_format import CoDiLatentFormat
-from .lora import key_map_config
+from .lora import key_map_config, with_other_names
 from .parts import modalities_of
 
 SCALED_BY = {"video": "picture_autoencoder", "image": "picture_autoencoder", "text": "text_autoencoder", "audio": "sound_autoencoder"}
@@ -59,6 +59,10 @@ class LatentModel(comfy.model_base.BaseModel):
 
     def begin(self, guider: Any) -> None:
         """Called once before a run, with the host's guider."""
+
+    def state_dict(self, *args: Any, **kw: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As every module's, and weights by the keys that Stable Diffusion has for them: LoRA loaders go by these."""
+        return with_other_names(super().state_dict(*args, **kw))
 
     def get_dtype(self) -> torch.dtype:
         """Dtype of the weights."""

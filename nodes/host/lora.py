@@ -23,6 +23,7 @@ MEMBERS = "codi"
 
 PREFIX = "diffusion_model."
 _BLOCK = re.compile(r"^(diffusion_model\.(?:(?:input|output)_blocks\.\d+|middle_block)\.\d+)\.")
+_DEEPER = re.compile(_BLOCK.pattern + r"0\.(?=(?:in_layers|emb_layers|out_layers|skip_connection)\.)")
 
 
 def key_map_config(config: Any) -> dict[str, Any]:
@@ -43,14 +44,33 @@ def key_map_config(config: Any) -> dict[str, Any]:
 
 def own_key(key: str, known: Mapping[str, Any] | set[str]) -> str | None:
     """The key of `known` that a Stable Diffusion key means: a ResBlock with a temporal module behind it lies one level deeper."""
-    if key in known:
-        return key
     deeper = _BLOCK.sub(r"\1.0.", key)
-    return deeper if deeper in known else None
+    return deeper if deeper in known else key if key in known else None
+
+
+def with_other_names(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict with Stable Diffusion's keys beside ours where the two differ: the host knows names in LoRA files by state-dict keys."""
+    return {_DEEPER.sub(r"\1.", key): value for key, value in weights.items()} | dict(weights)
+
+
+def without_other_names(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """What `with_other_names` was given."""
+    return {key: value for key, value in weights.items() if own_key(key, weights) == key}
 
 
 class DenoiserPatching:
-    """Mixed into a patcher class of the host, for the MODEL of one denoiser."""
+    """Mixed into a patcher class of the host, for the MODEL of one denoiser, whose state dict has some weights under two names."""
+
+    def model_size(self) -> int:
+        """Bytes of the weights."""
+        if self.size <= 0:  # type: ignore[has-type]
+            self.size = mm.module_size(self.model.diffusion_model)  # type: ignore[attr-defined]
+        return self.size
+
+    def model_state_dict(self, filter_prefix: str | None = None) -> dict[str, Any]:
+        """Every weight once, by our key."""
+        weights = without_other_names(super().model_state_dict())  # type: ignore[misc]
+        return {key: value for key, value in weights.items() if key.startswith(filter_prefix or "")}
 
     def add_patches(self, patches: Mapping[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0) -> list[Any]:
         """As the host's; keys may be Stable Diffusion's. Patches of another shape are left out with a warning.
@@ -151,7 +171,7 @@ def joint_state_dict(networks: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in network.state_dict().items():
             keys[f"{PREFIX}{component}.{key}"] = value
             keys.setdefault(PREFIX + key, value)
-    return keys
+    return with_other_names(keys)
 
 
 def denoiser_patcher(model: Any, *, load: Any, rest: Any, plain: bool) -> Any:
