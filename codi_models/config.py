@@ -294,6 +294,8 @@ def _build(kind: type, data: Any, where: str) -> Any:
         elif typing.get_origin(hint) is tuple:
             if not isinstance(value, list):
                 raise CoDiError(f"{where}: {name} must be a list, got {value!r}")
+            if wrong := [x for v in value for x in (v if isinstance(v, list) else [v]) if not isinstance(x, int | float)]:
+                raise CoDiError(f"{where}: {name} must hold numbers, got {wrong[0]!r}")
             value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
         elif not isinstance(value, (int, float) if hint is float else hint):
             raise CoDiError(f"{where}: {name} must be {hint.__name__}, got {value!r}")

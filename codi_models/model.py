@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .checkpoints import check_weights, load_weights, read_metadata, read_weights, save_weights, without_random_init
 from .config import MODALITIES, CoDiConfig
-from .errors import CoDiError
+from .errors import CoDiError, out_of_memory
 from .files import sha256, whole_file
 
 if TYPE_CHECKING:
@@ -56,12 +56,23 @@ COMPONENTS = {
 def build_component(
     name: str, config: CoDiConfig, *, operations: Any = nn, dtype: Any = None, device: Any = None, **extra: Any
 ) -> nn.Module:
-    """A freshly initialised network of the component table; `extra` goes to its constructor. Raises CoDiError for an unknown name."""
+    """A freshly initialised network of the component table; `extra` goes to its constructor.
+
+    Raises CoDiError for an unknown name, and for a configuration that describes no network."""
     if name not in COMPONENTS:
         raise CoDiError(f"unknown component {name!r}; CoDi has {', '.join(COMPONENTS)}")
     entry = COMPONENTS[name]
     cls = getattr(importlib.import_module(entry.module, __package__), entry.cls)
-    return cls(*(getattr(config, part) for part in entry.configs), operations=operations, dtype=dtype, device=device, **extra)
+    parts = [getattr(config, part) for part in entry.configs]
+    try:
+        return cls(*parts, operations=operations, dtype=dtype, device=device, **extra)
+    except (TypeError, ValueError, ZeroDivisionError, IndexError, RuntimeError) as error:
+        if isinstance(error, CoDiError) or out_of_memory(error):
+            raise
+        raise CoDiError(
+            f"no {name} can be built from the configuration of {config.name!r} ({type(error).__name__}: {error}). "
+            f"Look at {', '.join(entry.configs)} in its config.json, or restore the model folder"
+        ) from error
 
 
 def load_component(

@@ -42,6 +42,10 @@ def test_model_files(session, base, refuses, damage):
     graph = shown({"load": node("CoDiLoadJoint", name=broken.name, dtype="auto", **outputs("text"))}, ["load", 0])
     session.classes["CoDiLoadJoint"].GET_SCHEMA()
     refuses(graph, "text_denoiser.safetensors")
+    costs = session.run(shown({"load": node("CoDiLoad", name=broken.name)}, ["load", 0]))["load"]["text"][0]
+    said = {"missing": "missing", "other network": "unusable, text_denoiser.safetensors holds the weights of audio_denoiser"}
+    line = next(line for line in costs.splitlines() if line.startswith("text_denoiser"))
+    assert said.get(damage, "not a whole safetensors file") in line
     for entry in sampled("audio", model=broken.name).values():  # what does not need the file still works
         if entry["class_type"] == "CoDiLoadJoint":
             assert session.run(shown({"load": entry}, ["load", 0]))["show"]

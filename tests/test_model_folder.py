@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
-from codi.codi_models.checkpoints import save_weights
+from codi.codi_models.checkpoints import read_metadata, save_weights
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.files import sha256
 from codi.codi_models.model import COMPONENTS, SHARED_SPACE_FILE, CoDi, SharedSpace, load_component, save_component
 from codi.codi_models.worlds.bounce import ALL_CAPTIONS
+from safetensors.torch import save_file
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,33 @@ def test_folders_devices_and_dtypes_that_are_not_there(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**data, "clip": {**data["clip"], "colour": 1}}))
     with pytest.raises(CoDiError, match="unknown fields"):
         CoDi.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100000)
+    with pytest.raises(CoDiError, match="config.json is not a readable"):
+        CoDi.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("channel_mult", [1, "2"], "audio_denoiser: channel_mult must hold numbers, got '2'"),
+        ("norm_groups", 0, "no audio_denoiser can be built .* Look at audio_denoiser in its config.json"),
+        ("model_channels", 50, "no audio_denoiser can be built"),  # not a multiple of the norm's groups
+        ("model_channels", -8, "no audio_denoiser can be built"),
+    ],
+)
+def test_configurations_that_describe_no_network(folder, tmp_path, field, value, words):
+    data = json.loads((folder / "config.json").read_text())
+    data["audio_denoiser"][field] = value
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    shutil.copy(folder / "audio_denoiser.safetensors", tmp_path)
+    with pytest.raises(CoDiError, match=words):
+        _ = CoDi.from_pretrained(tmp_path, device="cpu").audio_denoiser
+
+
+def test_metadata_of_other_makers(tmp_path):
+    for metadata in (None, {"codi": "no json"}, {"codi": "[1]"}, {"codi": '{"component": 3}'}):
+        save_file({"x": torch.zeros(1)}, str(tmp_path / "clip.safetensors"), metadata=metadata)
+        assert read_metadata(tmp_path / "clip.safetensors") == ({"component": "3"} if metadata and "component" in metadata["codi"] else {})
 
 
 def test_shared_space_removes_the_mean_and_is_the_identity_without_file(tmp_path):

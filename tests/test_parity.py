@@ -208,9 +208,11 @@ def test_vocabularies_at_hand(tmp_path: Path) -> None:
 
 
 def test_tolerances_of_the_json(tmp_path: Path) -> None:
-    report = changed(tmp_path, "unet_blocks", info=lambda info: info.update(tolerances={"out/resblock": 1e-12, "fcblock": 0.5}))
+    stated = {"out/resblock": 1e-12, "fcblock": 0.5, "out/transformer_1_token": True}
+    report = changed(tmp_path, "unet_blocks", info=lambda info: info.update(tolerances=stated))
     assert bad(report) == [("out/resblock", FAIL)]
-    assert {row.tensor: row.tolerance for row in report.rows}["out/fcblock"] == 0.5
+    allowed = {row.tensor: row.tolerance for row in report.rows}
+    assert allowed["out/fcblock"] == 0.5 and allowed["out/transformer_1_token"] == 1e-5  # true is no number
 
 
 def test_what_has_no_counterpart(tmp_path: Path) -> None:

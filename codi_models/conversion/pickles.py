@@ -8,6 +8,7 @@ import pickletools
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 _TEXTS = ("SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE")
 _STORES = ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT")
@@ -31,7 +32,7 @@ def foreign_object(path: Path, name: str | None = None) -> tuple[str, str] | Non
     return None
 
 
-def _pickles(path: Path) -> io.BufferedIOBase:
+def _pickles(path: Path) -> IO[bytes]:
     """The file itself, or the pickle inside a zip; empty where there is none."""
     if not zipfile.is_zipfile(path):
         return path.open("rb")
@@ -43,7 +44,7 @@ def _pickles(path: Path) -> io.BufferedIOBase:
         return io.BytesIO()
 
 
-def _globals(file: io.BufferedIOBase) -> Iterator[tuple[str, str]]:
+def _globals(file: IO[bytes]) -> Iterator[tuple[str, str]]:
     """Dotted names that one pickle imports, with the last text that stands before each."""
     texts: list[str] = []
     memory: dict[int, str] = {}

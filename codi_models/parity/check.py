@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -143,14 +143,14 @@ class Check:
         for field in STATED:
             stated = self.fixture.info.get(field)
             for key in (name, name.partition("/")[2], name.partition("/")[0], "default"):
-                if isinstance(stated, Mapping) and _is_number(stated.get(key)):
-                    return float(stated[key])
+                if isinstance(stated, Mapping) and _is_number(number := stated.get(key)):
+                    return float(number)
             if _is_number(stated):
                 return float(stated)
         return default
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
