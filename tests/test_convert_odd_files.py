@@ -152,6 +152,7 @@ def test_stable_diffusion_with_its_schedule(refused, tmp_path):
             refused([path, *more], f"{name} belongs to another model", "Stable Diffusion", "unet_image")
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_script_archives_and_empty_files(refused, tmp_path):
     from safetensors.torch import save_file
 
