@@ -159,12 +159,12 @@ def _sample_scheduled(
 
 def guided(
     predict: Callable[[dict[str, Tensor], Tensor, Contexts], Latents], contexts: Contexts, unconditional: Contexts,
-    cfg: float | Mapping[str, float], *, fold: Callable[[Contexts], Contexts] | None = None,
+    cfg: float | Mapping[str, float], *, rescale: float = 0.0, fold: Callable[[Contexts], Contexts] | None = None,
 ) -> Denoise:  # fmt: skip
     """Classifier-free guidance (Ho and Salimans 2022): eps = u + cfg * (c - u), with one pass on the doubled batch, u first.
 
     predict: `predict(latents, timesteps, contexts) -> noise`. contexts, unconditional: (B, n, D) or modality -> (B, n, D).
-    cfg: one scale, or a scale for every output; where all are 1 the unconditional pass is left out.
+    cfg: one scale, or a scale for every output; where all are 1 the unconditional pass is left out. rescale: see `rescaled`.
     fold: applied once to the contexts that `predict` gets, such as a denoiser's `fold_context`.
     """
     scales = {m: cfg.get(m, 1.0) if isinstance(cfg, Mapping) else cfg for m in MODALITIES}
@@ -179,25 +179,45 @@ def guided(
         doubled = {m: torch.cat([x, x]) for m, x in latents.items()}
         noise = predict(doubled, torch.cat([timesteps, timesteps]), both)
         halves = {m: e.chunk(2) for m, e in noise.items()}
-        return {m: torch.lerp(without, with_prompt, scales[m]) for m, (without, with_prompt) in halves.items()}
+        mixed = {m: torch.lerp(without, with_prompt, scales[m]) for m, (without, with_prompt) in halves.items()}
+        return {m: rescaled(e, halves[m][1], rescale) for m, e in mixed.items()} if rescale else mixed
 
     return denoise
 
 
-def keeping(denoise: Denoise, clean: Latents, noise: Latents) -> Denoise:
+def rescaled(noise: Tensor, plain: Tensor, share: float) -> Tensor:
+    """Guided noise (B, ...) brought back towards the spread of the noise without guidance (Lin et al. 2023, section 3.4).
+
+    share: 0 none of the way, 1 all of it."""
+    before, after = (t.flatten(1).std(dim=1) for t in (plain, noise))
+    factor = torch.where(after > 0, before / after.clamp_min(1e-12), 1.0) * share + 1 - share  # (B,)
+    return noise * factor.view(-1, *[1] * (noise.ndim - 1))
+
+
+def is_held(timestep: float, denoise: float) -> bool:
+    """Whether an output that is made anew in the part `denoise` of the run (its end) is still as it was given."""
+    return timestep >= denoise * TIMESTEPS
+
+
+def keeping(denoise: Denoise, clean: Latents, noise: Latents, anew: Mapping[str, float] | None = None) -> Denoise:
     """Hold some modalities at given latents while others are denoised to fit them (replacement, as in RePaint, Lugmayr et al. 2022).
 
-    clean: modality -> latent (B, ...) in diffusion space; noise: standard Gaussian noise of the same shapes. At every step `denoise` sees
-    the clean latents with as much of that noise as the step has, whatever the sampler made of them; put them back after the last step."""
+    clean: modality -> latent (B, ...) in diffusion space; noise: standard Gaussian noise of the same shapes. While a modality is held,
+    `denoise` sees the clean latent with as much of that noise as the step has, and the sampler is told the noise that leads to the clean
+    latent. anew: the part of the run, at its end, in which a modality is set free and denoised like the others (SDEdit, Meng et al. 2022);
+    0, held throughout, where it is not named: put the clean latent back after the last step, which may leave some noise."""
     table = alphas_cumprod()
 
     def held(latents: dict[str, Tensor], timesteps: Tensor) -> Latents:
         share = table.to(timesteps.device)[timesteps.round().long().clamp(0, TIMESTEPS - 1)]  # (B,)
-        noisy = {}
+        noisy, told = {}, {}
         for m, x in clean.items():
-            a = share.view(-1, *[1] * (x.ndim - 1))
-            noisy[m] = a.sqrt() * x + (1 - a).sqrt() * noise[m]
-        return denoise({**latents, **noisy}, timesteps)
+            if is_held(float(timesteps[0]), (anew or {}).get(m, 0.0)):
+                a = share.view(-1, *[1] * (x.ndim - 1))
+                noisy[m] = a.sqrt() * x + (1 - a).sqrt() * noise[m]
+                told[m] = (latents[m] - a.sqrt() * x) / (1 - a).sqrt()
+        free = denoise({**latents, **noisy}, timesteps) if len(noisy) < len(latents) else {}
+        return {**free, **told}
 
     return held
 

@@ -54,7 +54,7 @@ class JointDenoiser(nn.Module):
         self, latents: Mapping[str, Tensor], timesteps: Tensor, contexts: Contexts, *,
         wiring: str = "cross", alignment: float | Tensor = 1.0, alignment_guidance: float = 1.0,
         window: tuple[float, float] = (0.0, 1.0), pairs: Pairs | None = None, only: Collection[str] | None = None,
-        push: Tensor | None = None,
+        push: Tensor | Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Predict the noise of all outputs.
 
@@ -67,7 +67,8 @@ class JointDenoiser(nn.Module):
         window: part of the run in which outputs listen, see `Coupling`. pairs: (listener, speaker) -> strength in wiring cross.
         Of several speakers of unequal strength, the strongest sets the strength of the connectors; the others get less attention.
         only: outputs whose noise is wanted; the others still speak, their noise is returned as zeros.
-        push: share (B,) of the alignment guidance that each sample gets, see `guidance_shares`; all of it by default.
+        push: share (B,) of the alignment guidance that each sample gets, for all outputs or for each, see `guidance_shares`; all of
+        it by default.
         Raises CoDiError for a modality whose denoiser is not composed and for settings that `Coupling` refuses.
         """
         coupling = Coupling(wiring, alignment, alignment_guidance, *window, pairs or {})
@@ -91,7 +92,8 @@ class JointDenoiser(nn.Module):
                 on = denoiser(x, timesteps, contexts[m], environment=environment, alignment=strength if most == 1 else strength * most)
                 if alignment_guidance != 1:
                     extra = alignment_guidance - 1
-                    by = extra if push is None else (extra * push).to(on).view(-1, *[1] * (on.ndim - 1))
+                    share = push[m] if isinstance(push, Mapping) else push
+                    by = extra if share is None else (extra * share).to(on).view(-1, *[1] * (on.ndim - 1))
                     on = on + by * (on - noise[m])
                 noise[m] = on
         return noise

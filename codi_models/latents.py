@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .config import CoDiConfig
 from .encoders.preprocess import resample, resize_clip, rgb, spread
+from .errors import CoDiError
 from .model import CoDi
 from .prompts import Prompt
 
@@ -15,34 +17,45 @@ ENCODERS = {"image": "picture_autoencoder", "video": "picture_autoencoder", "aud
 """Component that makes the latent of a modality."""
 
 
-@torch.inference_mode()
-def encode_media(model: CoDi, prompt: Prompt) -> Tensor:
-    """The latent of a read prompt (see `Prompt`) in diffusion space, float32, of the model's own sizes, without batch axis:
-    image (C, h, w), video (C, F, h, w), audio (C, T, M), text (D,).
+def fitted(config: CoDiConfig, prompt: Prompt, *, size: int | None = None, frames: int | None = None) -> Any:
+    """A read prompt (see `Prompt`) at the model's own sizes, or at these: image (3, S, S), video (F, 3, S, S) in 0..1, audio (N,) at
+    `config.mel.sample_rate`, text a string.
 
     Pictures and frames are cut to their middle square; of a clip `frames` are taken, the last repeated where it has fewer; sound of
-    any rate is resampled, then cut or filled up with silence. Raises CoDiError for values that are no such media."""
-    config = model.config
+    any rate is resampled, then cut or filled up with silence. What has the right size stays as it is, pictures of 8 bits and sound to
+    the bit. Raises CoDiError for values that are no such media."""
     value: Any = prompt.value
-    device, dtype = model.device, model.dtype
     if prompt.kind == "text":
-        latent = model.text_autoencoder.encode(model.text_tokenizers.encode([str(value)]).to(device))
-        return latent[0].float() * config.text_autoencoder.scale
+        return str(value)
     if prompt.kind == "audio":
         wave, rate = value
+        if not bool(torch.isfinite(wave).all()):
+            raise CoDiError("the sound holds NaN or infinite samples; it takes values in -1..1. Check the file that it comes from")
         samples = config.mel.frames * config.mel.hop_length
-        wave = resample(wave[None].float(), int(rate), config.mel.sample_rate)[:, :samples]
-        wave = torch.nn.functional.pad(wave, (0, samples - wave.shape[1]))
-        return model.sound_autoencoder.encode(wave.to(device))[0].float() * config.sound_autoencoder.scale
-    size = config.sampling.image_size if prompt.kind == "image" else config.sampling.video_size
-    frames = value if prompt.kind == "video" else value[None]
-    frames = resize_clip(rgb(frames, "clip"), size)  # (F, 3, H, W)
-    if prompt.kind == "video":
-        count = config.sampling.frames
-        frames = spread(frames[None], count)[0]
-        frames = torch.cat([frames, frames[-1:].expand(count - len(frames), -1, -1, -1)])
-        pixels = frames.transpose(0, 1)[None]  # (1, 3, F, H, W)
-    else:
-        pixels = frames
-    latent = model.picture_autoencoder.encode((pixels * 2 - 1).to(device, dtype))
+        wave = resample(wave[None].float(), int(rate), config.mel.sample_rate)[0, :samples]
+        return torch.nn.functional.pad(wave, (0, samples - len(wave)))
+    usual = config.sampling
+    if prompt.kind == "image":
+        return resize_clip(rgb(value[None], "picture"), size or usual.image_size)[0]
+    count = frames or usual.frames
+    clip = resize_clip(rgb(value, "clip"), size or usual.video_size)
+    clip = spread(clip[None], count)[0]
+    return torch.cat([clip, clip[-1:].expand(count - len(clip), -1, -1, -1)])
+
+
+@torch.inference_mode()
+def encode_media(model: CoDi, prompt: Prompt, *, size: int | None = None, frames: int | None = None, whole: bool = False) -> Tensor:
+    """The latent of a read prompt in diffusion space, float32, of the model's own sizes or of these, without batch axis:
+    image (C, h, w), video (C, F, h, w), audio (C, T, M), text (D,).
+
+    Fits and raises as `fitted` does; `whole` also for a text that is too long, which is cut otherwise."""
+    config, device = model.config, model.device
+    value = fitted(config, prompt, size=size, frames=frames)
+    if prompt.kind == "text":
+        latent = model.text_autoencoder.encode(model.text_tokenizers.encode([value], whole=whole).to(device))
+        return latent[0].float() * config.text_autoencoder.scale
+    if prompt.kind == "audio":
+        return model.sound_autoencoder.encode(value[None].to(device, model.dtype))[0].float() * config.sound_autoencoder.scale
+    pixels = value[None] if prompt.kind == "image" else value.transpose(0, 1)[None]  # (1, 3, H, W) or (1, 3, F, H, W)
+    latent = model.picture_autoencoder.encode((pixels * 2 - 1).to(device, model.dtype))
     return latent[0].float() * config.picture_autoencoder.scale

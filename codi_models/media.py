@@ -109,8 +109,8 @@ def write_png(path: str | Path, picture: Tensor) -> None:
 
 
 def write_wav(path: str | Path, sound: Tensor, sample_rate: int) -> None:
-    """(N,) in -1..1 -> mono 16-bit PCM."""
-    samples = (sound.detach().float().cpu().clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
+    """(N,) in -1..1 -> mono 16-bit PCM. What was read from such a file is written to the bit."""
+    samples = (sound.detach().float().cpu() * 32768).round().clamp(-32768, 32767).to(torch.int16).numpy()
     with whole_file(path) as temporary, wave.open(str(temporary), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)

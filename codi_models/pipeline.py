@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from .conditioning import mix, shares
 from .decoding import DECODERS, decode_pixels, decode_sound, decode_text
-from .diffusion import Contexts, guided, initial_noise, keeping, sample
+from .diffusion import Contexts, guided, initial_noise, is_held, keeping, sample
 from .errors import CoDiError
 from .joint import JointDenoiser, guidance_shares
+from .latents import ENCODERS, encode_media, fitted
 from .model import CoDi
 from .prompts import Prompt, encode_prompt, unconditional
 from .settings import Settings, denoisers_of, latent_shapes
@@ -58,15 +59,24 @@ class CoDiPipeline:
         prompts: str | Sequence[Prompt] = (),
         outputs: Sequence[str] = ("image",),
         *,
+        keep: Mapping[str, Any] | None = None,
         callback: Callback | None = None,
         **settings: Any,
     ) -> list[Sample]:
         """All samples of a run. `prompts`: a sentence, or any number of prompts of any kind; none means unconditional.
-        `settings` as in `Settings.settled`. Raises CoDiError before anything is loaded where the request cannot be met."""
-        return list(self.stream(prompts, Settings.settled(self.model.config, outputs, **settings), callback=callback))
 
-    def stream(self, prompts: str | Sequence[Prompt], settings: Settings, *, callback: Callback | None = None) -> Iterator[Sample]:
-        """Samples in order, batch by batch. Sample i is drawn from seed `settings.seed + i` whatever batch it is in."""
+        keep: outputs that are given, output -> value as in `Prompt`, for all samples; the others are generated to fit them.
+        `settings` as in `Settings.settled`. Raises CoDiError before anything is loaded where the request cannot be met."""
+        kept = [Prompt(output, value) for output, value in (keep or {}).items()]
+        settled = Settings.settled(self.model.config, outputs, keep=[prompt.kind for prompt in kept], **settings)
+        return list(self.stream(prompts, settled, keep=kept, callback=callback))
+
+    def stream(
+        self, prompts: str | Sequence[Prompt], settings: Settings, *, keep: Sequence[Prompt] = (), callback: Callback | None = None
+    ) -> Iterator[Sample]:
+        """Samples in order, batch by batch. Sample i is drawn from seed `settings.seed + i` whatever batch it is in.
+
+        keep: a value for each output of `settings.keep`."""
         self.seconds = {}
         prompts = [Prompt("text", prompts)] if isinstance(prompts, str) else list(prompts)
         if prompts:
@@ -74,10 +84,12 @@ class CoDiPipeline:
             shares([prompt.weight for prompt in prompts], len(prompts), whole=whole)
         with self._stage("read"):
             prompts = [prompt.read(self.model.config.sampling.frames) for prompt in prompts]
+            keep = [prompt.read(settings.frames) for prompt in keep]
         with self._stage("load"):
-            self.load(prompts, settings.outputs)
+            self.load(prompts, settings)
         with self._stage("encode"):
             wanted, nothing = self.condition(prompts, settings.mix)
+            kept, media = self.given(keep, settings)
         seeds = range(settings.seed, settings.seed + settings.count)
         done = 0
         for start in range(0, settings.count, settings.batch_size):
@@ -87,23 +99,48 @@ class CoDiPipeline:
                 if callback is not None:
                     callback(before + step, steps * -(-settings.count // settings.batch_size))
 
-            samples, ran = self.generate(wanted, nothing, settings, batch, callback=tick)
+            own = {output: latent.expand(len(batch), *latent.shape[1:]) for output, latent in kept.items()}
+            shown = {output: [value] * len(batch) for output, value in media.items()}
+            samples, ran = self.generate(wanted, nothing, settings, batch, keep=own, shown=shown, callback=tick)
             done += ran
             yield from samples
 
     def generate(
         self, wanted: Tensor, nothing: Tensor | None, settings: Settings, seeds: Sequence[int], *,
-        keep: Mapping[str, Tensor] | None = None, callback: Callback = lambda *_: None,
+        keep: Mapping[str, Tensor] | None = None, shown: Mapping[str, Sequence[Any]] | None = None,
+        callback: Callback = lambda *_: None,
     ) -> tuple[list[Sample], int]:  # fmt: skip
         """One batch from embedded prompts, and the number of denoising steps that were run.
 
         wanted: (1, 1, D) for all samples, or (B, 1, D) with one prompt a sample; nothing: what guidance leads away from, or None.
-        keep: output -> latents (B, ...) in diffusion space (see `latents.encode_media`) that stay as they are; the other outputs are
-        generated to fit them. Raises CoDiError for kept latents of other outputs or shapes, and where nothing is left to generate."""
+        keep: output -> latents (B, ...) in diffusion space (see `given`) that stay as they are, or are made anew as far as
+        `settings.denoise` says; the other outputs are generated to fit them. shown: output -> B values that the samples hold instead of
+        decoded latents. Raises CoDiError for kept latents of other outputs or shapes, and where nothing is left to generate."""
         kept = self._kept(keep or {}, settings, len(seeds))
         with self._stage("denoise"):
             latents, ran = self._denoise(wanted, nothing, settings, seeds, callback, kept)
-        return self._decode(latents, seeds), ran
+        samples = self._decode({output: z for output, z in latents.items() if output not in (shown or {})}, seeds)
+        for output, values in (shown or {}).items():
+            for one, value in zip(samples, values, strict=True):
+                setattr(one, output, value)
+        return samples, ran
+
+    def given(self, keep: Sequence[Prompt], settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Latents (1, ...) in diffusion space of read values for `settings.keep`; and the values themselves, at the sizes of the run,
+        of those that stay as they are: an autoencoder would change them a little.
+
+        Raises CoDiError where there is not one value for each, and for values that are no such media."""
+        kinds = [prompt.kind for prompt in keep]
+        if sorted(kinds) != sorted(settings.keep):
+            raise CoDiError(f"this run keeps {', '.join(settings.keep) or 'nothing'}, and {', '.join(kinds) or 'nothing'} was given")
+        sizes = {"image": settings.image_size, "video": settings.video_size}
+        latents, media = {}, {}
+        for prompt in keep:
+            fit: dict[str, Any] = {"size": sizes.get(prompt.kind), "frames": settings.frames}
+            latents[prompt.kind] = encode_media(self.model, prompt, **fit, whole=True)[None]
+            if prompt.kind in settings.fixed:
+                media[prompt.kind] = fitted(self.model.config, prompt, **fit)
+        return latents, media
 
     def _kept(self, keep: Mapping[str, Tensor], settings: Settings, batch: int) -> dict[str, Tensor]:
         shapes = latent_shapes(self.model.config, settings)
@@ -111,17 +148,19 @@ class CoDiPipeline:
             if output not in shapes or tuple(latent.shape) != (batch, *shapes[output]):
                 asked = {name: (batch, *shape) for name, shape in shapes.items()}
                 raise CoDiError(f"a latent {tuple(latent.shape)} of {output} cannot be kept: this run has {asked}")
-        if len(keep) == len(shapes):
+        if not [output for output in shapes if output not in keep or dict(settings.denoise).get(output)]:
             raise CoDiError(f"all outputs ({', '.join(shapes)}) are kept: ask for another one that is to be generated")
         return {output: latent.to(self.model.device, torch.float32) for output, latent in keep.items()}
 
-    def load(self, prompts: Sequence[Prompt], outputs: Sequence[str]) -> None:
+    def load(self, prompts: Sequence[Prompt], settings: Settings) -> None:
         """Load what a run needs and nothing else."""
-        names = {prompt.encoder for prompt in [*prompts, *unconditional(self.model, prompts)]} | set(denoisers_of(outputs))
-        names.update(component for output in outputs for component in DECODERS[output])
+        names = {prompt.encoder for prompt in [*prompts, *unconditional(self.model, prompts)]} | set(denoisers_of(settings.outputs))
+        names.update(ENCODERS[output] for output in settings.keep)
+        decoded = set(settings.outputs) - set(settings.fixed)
+        names.update(component for output in decoded for component in DECODERS[output])
         for name in sorted(names):
             self.model.component(name)
-        if "text" in outputs:
+        if "text" in settings.outputs:
             _ = self.model.text_tokenizers
 
     def condition(self, prompts: Sequence[Prompt], method: str = "linear") -> tuple[Tensor, Tensor | None]:
@@ -139,18 +178,22 @@ class CoDiPipeline:
         """Latents of one batch in diffusion space, and the number of steps that were run."""
         model, batch = self.model, len(seeds)
         joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.outputs)}, register=False)
+        coupling, anew = settings.coupling, {output: dict(settings.denoise).get(output, 0.0) for output in kept}
         aligned: dict[str, Any] = {
-            "wiring": settings.wiring,
-            "alignment": settings.alignment,
-            "alignment_guidance": settings.alignment_guidance,
+            "wiring": coupling.wiring,
+            "alignment": coupling.strength,
+            "alignment_guidance": coupling.guidance,
+            "window": (coupling.start, coupling.end),
+            "pairs": coupling.pairs,
         }
-        if kept:
-            aligned["only"] = [output for output in settings.outputs if output not in kept]
 
         def predict(latents: dict[str, Tensor], timesteps: Tensor, contexts: Contexts) -> dict[str, Tensor]:
-            doubled = len(timesteps) == 2 * batch  # without the prompt first, see `guided`
-            push = guidance_shares([False] * batch + [True] * batch, cfg, timesteps.device) if doubled else None
-            noise = joint({m: x.to(model.dtype) for m, x in latents.items()}, timesteps, contexts, push=push, **aligned)
+            push = None
+            if len(timesteps) == 2 * batch:  # without the prompt first, see `guided`
+                prompted = [False] * batch + [True] * batch
+                push = {output: guidance_shares(prompted, scale, timesteps.device) for output, scale in cfg.items()}
+            only = [output for output in latents if output not in anew or not is_held(float(timesteps[0]), anew[output])]
+            noise = joint({m: x.to(model.dtype) for m, x in latents.items()}, timesteps, contexts, push=push, only=only, **aligned)
             return {m: eps.float() for m, eps in noise.items()}  # the sampler's arithmetic stays in float32
 
         def rows(context: Tensor) -> Tensor:
@@ -163,13 +206,17 @@ class CoDiPipeline:
             ran = steps
             callback(done, steps)
 
-        without, cfg = (wanted, 1.0) if nothing is None else (nothing, settings.cfg)
-        denoise = guided(predict, rows(wanted), rows(without), cfg, fold=lambda contexts: joint.fold_contexts(contexts, settings.outputs))
+        cfg = dict.fromkeys(settings.outputs, 1.0) if nothing is None else settings.scales
+        without = wanted if nothing is None else nothing
+        denoise = guided(
+            predict, rows(wanted), rows(without), cfg, rescale=settings.cfg_rescale,
+            fold=lambda contexts: joint.fold_contexts(contexts, settings.outputs),
+        )  # fmt: skip
         start = initial_noise(latent_shapes(model.config, settings), seeds, device=model.device)
         if kept:
-            denoise = keeping(denoise, kept, {output: start[output] for output in kept})
+            denoise = keeping(denoise, kept, {output: start[output] for output in kept}, anew)
         latents = sample(denoise, start, sampler=settings.sampler, steps=settings.steps, seeds=seeds, callback=step)
-        return {**latents, **kept}, ran
+        return {**latents, **{output: latent for output, latent in kept.items() if not anew[output]}}, ran
 
     def _decode(self, latents: Mapping[str, Tensor], seeds: Sequence[int]) -> list[Sample]:
         config = self.model.config

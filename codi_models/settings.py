@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from typing import Any
 
 from .conditioning import MIX_METHODS
 from .config import DENOISER_OF, MODALITIES, CoDiConfig
-from .coupling import WIRINGS
+from .coupling import Coupling, Pairs, parse_pairs
 from .diffusion import SAMPLERS
 from .errors import CoDiError
+
+Each = float | str | Mapping[str, float]
+"""A number for all outputs, or for some: 3, "image=5, text=2", "3, image=5" (3 for the others), {"image": 5}."""
+
+OVERRIDES: dict[str, Any] = {
+    "steps": int, "cfg": Each, "cfg_rescale": float, "sampler": str, "wiring": str, "alignment": float, "alignment_guidance": float,
+    "alignment_pairs": str, "alignment_start": float, "alignment_end": float, "denoise": Each, "mix": str, "frames": int, "size": int,
+}  # fmt: skip
+"""What a run's settings may be told instead of the model's defaults, with their types."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,13 @@ class Settings:
     image_size: int
     video_size: int
     batch_size: int
+    cfg_each: tuple[tuple[str, float], ...] = ()  # (output, cfg) where it is not `cfg`
+    cfg_rescale: float = 0.0  # 0 to 1, see diffusion.rescaled
+    alignment_pairs: tuple[tuple[str, str, float], ...] = ()  # (listener, speaker, strength)
+    alignment_start: float = 0.0
+    alignment_end: float = 1.0
+    keep: tuple[str, ...] = ()  # outputs that are given
+    denoise: tuple[tuple[str, float], ...] = ()  # (kept output, part of the run in which it is made anew); 0 where it is not named
 
     @staticmethod
     def settled(
@@ -40,11 +58,17 @@ class Settings:
         seed: int = 0,
         count: int = 1,
         steps: int | None = None,
-        cfg: float | None = None,
+        cfg: Each | None = None,
+        cfg_rescale: float | None = None,
         sampler: str | None = None,
         wiring: str | None = None,
         alignment: float | None = None,
         alignment_guidance: float | None = None,
+        alignment_pairs: str | Pairs | None = None,
+        alignment_start: float | None = None,
+        alignment_end: float | None = None,
+        keep: Collection[str] = (),
+        denoise: Each | None = None,
         mix: str = "linear",
         frames: int | None = None,
         size: int | None = None,
@@ -52,18 +76,33 @@ class Settings:
     ) -> Settings:
         """Defaults filled in from `config.sampling`, everything checked. `size` is the edge of picture and clip alike.
 
-        Raises CoDiError that names the value and what is accepted."""
+        keep: outputs that are given, asked for or not; denoise: how much of them is made anew, 0 (nothing) to 1.
+        alignment_pairs: as `coupling.parse_pairs` reads them. Raises CoDiError that names the value and what is accepted."""
         usual = config.sampling
+        kept = _outputs(keep) if keep else ()
+        made = [outputs] if isinstance(outputs, str) else list(outputs)
+        scale, scales = parse_each("cfg", cfg)
+        share, shares = parse_each("denoise", denoise)
+        if share is not None:
+            shares = {output: share for output in kept} | shares
+        pairs = parse_pairs(alignment_pairs) if isinstance(alignment_pairs, str) else dict(alignment_pairs or {})
         settings = Settings(
-            outputs=_outputs(outputs),
+            outputs=_outputs([*made, *(output for output in kept if output not in made)]),
             seed=seed,
             count=count,
             steps=usual.steps if steps is None else steps,
-            cfg=usual.cfg if cfg is None else float(cfg),
+            cfg=usual.cfg if scale is None else scale,
+            cfg_each=_ordered(scales),
+            cfg_rescale=0.0 if cfg_rescale is None else float(cfg_rescale),
             sampler=usual.sampler if sampler is None else sampler,
             wiring=usual.wiring if wiring is None else wiring,
             alignment=usual.alignment if alignment is None else float(alignment),
             alignment_guidance=usual.alignment_guidance if alignment_guidance is None else float(alignment_guidance),
+            alignment_pairs=tuple((*pair, float(pairs[pair])) for pair in sorted(pairs)),
+            alignment_start=0.0 if alignment_start is None else float(alignment_start),
+            alignment_end=1.0 if alignment_end is None else float(alignment_end),
+            keep=kept,
+            denoise=_ordered(shares),
             mix=mix,
             frames=usual.frames if frames is None else frames,
             image_size=usual.image_size if size is None else size,
@@ -76,6 +115,27 @@ class Settings:
             return replace(settings, batch_size=max(1, min(32, _PLACES_AT_ONCE // places)))
         return settings
 
+    @property
+    def scales(self) -> dict[str, float]:
+        """Classifier-free guidance of each output."""
+        return dict.fromkeys(self.outputs, self.cfg) | dict(self.cfg_each)
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """Kept outputs of which nothing is made anew."""
+        return tuple(output for output in self.keep if not dict(self.denoise).get(output))
+
+    @property
+    def coupling(self) -> Coupling:
+        """How the outputs listen to each other. Raises CoDiError as `Coupling` does."""
+        pairs = {(listener, speaker): strength for listener, speaker, strength in self.alignment_pairs}
+        return Coupling(self.wiring, self.alignment, self.alignment_guidance, self.alignment_start, self.alignment_end, pairs)
+
+    def told(self) -> dict[str, Any]:
+        """As JSON holds it, without what has a default that it keeps."""
+        usual = {f.name for f in fields(self) if f.default is not MISSING and getattr(self, f.name) == f.default}
+        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in usual}))
+
     def _check(self, config: CoDiConfig) -> None:
         unit, most = picture_unit(config), config.vision_denoiser.max_frames
         checks = [
@@ -86,17 +146,27 @@ class Settings:
             (1 <= self.frames <= most, f"frames {self.frames} must be between 1 and {most}, the length of this model's table of positions"),
             (self.sampler in SAMPLERS, f"unknown sampler {self.sampler!r}: give one of {', '.join(SAMPLERS)}"),
             (self.sampler != "ddim" or self.steps <= 500, f"steps {self.steps}: the ddim sampler takes 1 to 500"),
-            (self.wiring in WIRINGS, f"unknown wiring {self.wiring!r}: give one of {', '.join(WIRINGS)}"),
             (self.mix in MIX_METHODS, f"unknown mixing method {self.mix!r}: give one of {', '.join(MIX_METHODS)}"),
         ]
-        for name in ("cfg", "alignment", "alignment_guidance"):
-            checks.append((math.isfinite(getattr(self, name)), f"{name} {getattr(self, name)} must be a finite number"))
+        for output, scale in {"": self.cfg, **dict(self.cfg_each)}.items():
+            checks.append((math.isfinite(scale), f"cfg {f'of {output} ' if output else ''}{scale} must be a finite number"))
+            known = not output or output in self.outputs
+            checks.append((known, f"cfg of {output} was given, but the outputs are {', '.join(self.outputs)}: ask for {output} too"))
+        checks.append((0 <= self.cfg_rescale <= 1, f"cfg_rescale {self.cfg_rescale} must be between 0 and 1"))
+        for output, share in self.denoise:
+            checks.append((output in self.keep, f"denoise of {output} was given, but no {output} to keep: give one, or leave it out"))
+            checks.append((0 <= share <= 1, f"denoise {share} of {output} must be between 0 (kept as it is) and 1 (made anew)"))
         for size in {self.image_size, self.video_size}:
             near = max(unit, round(size / unit) * unit)
             checks.append((size > 0 and size % unit == 0, f"size {size} must be a multiple of {unit} pixels: the nearest is {near}"))
         for good, message in checks:
             if not good:
                 raise CoDiError(message)
+        _ = self.coupling  # checks itself
+        if set(self.fixed) == set(self.outputs):
+            raise CoDiError(
+                f"all outputs ({', '.join(self.outputs)}) are kept as they are: ask for another one, or for a variation with denoise above 0"
+            )
 
 
 _PLACES_AT_ONCE = 1 << 15  # latent positions denoised in one batch, all outputs together
@@ -127,7 +197,39 @@ def denoisers_of(outputs: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(DENOISER_OF[output] for output in outputs))
 
 
-def _outputs(outputs: Sequence[str]) -> tuple[str, ...]:
+def parse_each(name: str, given: Each | None) -> tuple[float | None, dict[str, float]]:
+    """The number for all outputs, or None, and those for single ones; see `Each`. Raises CoDiError naming what cannot be read."""
+    if given is None:
+        return None, {}
+    entries: list[tuple[str, Any]] = [("", given)]
+    if isinstance(given, Mapping):
+        entries = list(given.items())
+    elif isinstance(given, str):
+        split = [word.rpartition("=") for word in given.split(",") if word.strip()]
+        entries = [(output.strip(), number.strip()) for output, _, number in split] or [("", given)]
+    each: dict[str, float] = {}
+    common: float | None = None
+    for output, number in entries:
+        try:
+            value = float(number)
+        except (TypeError, ValueError):
+            raise CoDiError(f"{name} {number!r} is no number: write a number, or output=number, such as image=5,text=2") from None
+        if output and output not in MODALITIES:
+            raise CoDiError(f"{name} of unknown output {output!r}: give any of {', '.join(MODALITIES)}")
+        if output in each or (not output and common is not None):
+            raise CoDiError(f"{name}{f' of {output}' if output else ''} was given twice: give it once")
+        if output:
+            each[output] = value
+        else:
+            common = value
+    return common, each
+
+
+def _ordered(each: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    return tuple((output, each[output]) for output in MODALITIES if output in each)
+
+
+def _outputs(outputs: Collection[str]) -> tuple[str, ...]:
     outputs = [outputs] if isinstance(outputs, str) else list(outputs)
     if unknown := [o for o in outputs if o not in MODALITIES]:
         raise CoDiError(f"unknown output {unknown[0]!r}: give any of {', '.join(MODALITIES)}")

@@ -4,7 +4,8 @@
  "outputs": ["image", "audio"], "seed": 7, "settings": {"steps": 25, "cfg": 3.0}}
 
 id and outputs are needed. A prompt may be a plain string, which is a text. Paths are relative to the manifest. Without a seed, the id
-makes one. settings: any of OVERRIDES; what is left out is the model's default."""
+makes one. keep: outputs that are given, {"video": "clip.mp4", "text": "a blue star"}: files, and the text itself. settings: any of
+settings.OVERRIDES; what is left out is the model's default."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,9 @@ from ..conditioning import shares
 from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..prompts import PROMPT_KINDS, Prompt
-from ..settings import Settings
+from ..settings import OVERRIDES, Each, Settings
 
-OVERRIDES: dict[str, type] = {
-    "steps": int, "cfg": float, "sampler": str, "wiring": str, "alignment": float, "alignment_guidance": float, "mix": str, "frames": int,
-    "size": int,
-}  # fmt: skip
-"""Settings that an item may give, with their types."""
-
-_FIELDS = ("id", "prompts", "outputs", "seed", "settings")
+_FIELDS = ("id", "prompts", "keep", "outputs", "seed", "settings")
 _ID = re.compile(r"\w[\w.+-]*")
 _LONGEST_ID = 150  # bytes: file names are made of it
 
@@ -41,6 +36,7 @@ class Item:
     line: int
     prompts: tuple[Prompt, ...]
     settings: Settings
+    keep: tuple[Prompt, ...] = ()
 
     @property
     def group(self) -> tuple[Settings, bool]:
@@ -49,9 +45,10 @@ class Item:
 
     def request(self) -> dict[str, Any]:
         """All that decides the result, beside the model; neither batch nor place in the manifest."""
-        settings = {k: v for k, v in asdict(self.settings).items() if k not in ("count", "batch_size")}
-        settings["outputs"] = list(settings["outputs"])
-        return {"id": self.id, "prompts": [{"kind": p.kind, "value": str(p.value), "weight": p.weight} for p in self.prompts], **settings}
+        settings = {k: v for k, v in self.settings.told().items() if k not in ("count", "batch_size")}
+        prompts = [{"kind": p.kind, "value": str(p.value), "weight": p.weight} for p in self.prompts]
+        kept = {"keep": {p.kind: str(p.value) for p in self.keep}} if self.keep else {}
+        return {"id": self.id, "prompts": prompts, **settings, **kept}
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,10 @@ def _item(entry: Mapping[str, Any], line: int, folder: Path, config: CoDiConfig)
     seed = entry.get("seed")
     if seed is None:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-    settings = Settings.settled(config, outputs, seed=_typed("seed", seed, int), **_overrides(entry.get("settings")))
-    return Item(name, line, prompts, settings)
+    kept = _kept(entry.get("keep"), folder)
+    kinds = [prompt.kind for prompt in kept]
+    settings = Settings.settled(config, outputs, seed=_typed("seed", seed, int), keep=kinds, **_overrides(entry.get("settings")))
+    return Item(name, line, prompts, settings, kept)
 
 
 def _name(name: Any) -> str:
@@ -150,6 +149,13 @@ def _prompt(given: Any, folder: Path) -> Prompt:
     return Prompt(kind, values[0] if kind == "text" else folder / values[0], weight)
 
 
+def _kept(given: Any, folder: Path) -> tuple[Prompt, ...]:
+    given = {} if given is None else given
+    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+        raise CoDiError('keep must be an object of outputs that are given, such as {"video": "clip.mp4"}; a text is given as it is')
+    return tuple(Prompt(kind, value if kind == "text" else folder / value) for kind, value in given.items())
+
+
 def _overrides(given: Any) -> dict[str, Any]:
     if given is None:
         return {}
@@ -160,7 +166,11 @@ def _overrides(given: Any) -> dict[str, Any]:
     return {name: _typed(name, value, OVERRIDES[name]) for name, value in given.items() if value is not None}
 
 
-def _typed(name: str, value: Any, wanted: type) -> Any:
+def _typed(name: str, value: Any, wanted: Any) -> Any:
+    if wanted is Each:
+        if isinstance(value, dict):
+            return {output: _typed(f"{name} of {output}", number, float) for output, number in value.items()}
+        return value if isinstance(value, str) else _typed(name, value, float)
     fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
     if not fits:
         kind = {int: "a whole number", float: "a number", str: "a string"}[wanted]

@@ -20,6 +20,8 @@ from .manifest import Failure, Item
 _KEPT_PROMPTS = 4096  # encoded prompts kept for items that share them
 
 Context = tuple[Tensor, Tensor | None]
+Given = tuple[dict[str, Tensor], dict[str, Any]]
+"""What `CoDiPipeline.given` makes of the outputs that an item keeps."""
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Worker:
         self.pipe.seconds = {}
         for item in items:
             try:
-                ready.append((item, self._context(item)))
+                ready.append((item, self._context(item), self._given(item)))
             except WriteError:
                 raise
             except Exception as error:
@@ -92,18 +94,23 @@ class Worker:
             if len(self._contexts) >= _KEPT_PROMPTS:
                 self._contexts.clear()
             prompts = [prompt.read(self.pipe.model.config.sampling.frames) for prompt in item.prompts]
-            self.pipe.load(prompts, item.settings.outputs)
+            self.pipe.load(prompts, item.settings)
             self._contexts[key] = self.pipe.condition(prompts, item.settings.mix)
         return self._contexts[key]
 
-    def _generate(self, batch: Sequence[tuple[Item, Context]]) -> list[tuple[Item, dict[str, bytes]]]:
-        wanted = torch.cat([context[0] for _, context in batch])  # (B, 1, D)
-        away = [context[1] for _, context in batch if context[1] is not None]
+    def _given(self, item: Item) -> Given:
+        return self.pipe.given([prompt.read(item.settings.frames) for prompt in item.keep], item.settings)
+
+    def _generate(self, batch: Sequence[tuple[Item, Context, Given]]) -> list[tuple[Item, dict[str, bytes]]]:
+        wanted = torch.cat([context[0] for _, context, _ in batch])  # (B, 1, D)
+        away = [context[1] for _, context, _ in batch if context[1] is not None]
         nothing = torch.cat(away) if away else None  # a group has prompts throughout, or none at all
-        seeds = [item.settings.seed for item, _ in batch]
-        samples, _ = self.pipe.generate(wanted, nothing, batch[0][0].settings, seeds)
+        settings, seeds = batch[0][0].settings, [item.settings.seed for item, _, _ in batch]
+        keep = {output: torch.cat([latents[output] for _, _, (latents, _) in batch]) for output in settings.keep}
+        shown = {output: [media[output] for _, _, (_, media) in batch] for output in settings.fixed}
+        samples, _ = self.pipe.generate(wanted, nothing, settings, seeds, keep=keep, shown=shown)
         made = []
-        for (item, _), sample in zip(batch, samples, strict=True):
+        for (item, _, _), sample in zip(batch, samples, strict=True):
             with tempfile.TemporaryDirectory() as folder:
                 names: list[str] = []
                 write_sample(sample, Path(folder), item.id, raw=self.raw, written=names)

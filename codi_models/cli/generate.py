@@ -22,7 +22,7 @@ from ..files import output_folder, write_text
 from ..model import CoDi
 from ..pipeline import CoDiPipeline
 from ..prompts import PROMPT_KINDS, Prompt
-from ..settings import Settings
+from ..settings import OVERRIDES, Settings
 from .outputs import write_sample
 
 PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "diffusers", "transformers", "tokenizers", "av", "pillow")
@@ -38,12 +38,13 @@ def main(argv: Sequence[str]) -> int:
     folder = output_folder(args.out)
     begin = time.perf_counter()
     model = CoDi.from_pretrained(args.model, device=args.device, dtype=args.dtype)
-    names = ("seed", "count", "steps", "cfg", "sampler", "wiring", "alignment", "alignment_guidance", "mix", "frames", "size", "batch_size")
-    settings = Settings.settled(model.config, outputs, **{name: getattr(args, name) for name in names})
-    return _run(model, prompts, settings, folder, raw=args.raw, begin=begin)
+    given = {name: getattr(args, name) for name in ("seed", "count", "batch_size", *OVERRIDES)}
+    keep = [Prompt(output, value) for output, value in (args.keep or {}).items()]
+    settings = Settings.settled(model.config, outputs, keep=[prompt.kind for prompt in keep], **given)
+    return _run(model, prompts, keep, settings, folder, raw=args.raw, begin=begin)
 
 
-def _run(model: CoDi, prompts: list[Prompt], settings: Settings, folder: Path, *, raw: bool, begin: float) -> int:
+def _run(model: CoDi, prompts: list[Prompt], keep: list[Prompt], settings: Settings, folder: Path, *, raw: bool, begin: float) -> int:
     from tqdm import tqdm
 
     pipe = CoDiPipeline(model)
@@ -58,7 +59,7 @@ def _run(model: CoDi, prompts: list[Prompt], settings: Settings, folder: Path, *
 
     try:
         with contextlib.ExitStack() as closing:
-            for i, sample in enumerate(pipe.stream(prompts, settings, callback=tick)):
+            for i, sample in enumerate(pipe.stream(prompts, settings, keep=keep, callback=tick)):
                 start = time.perf_counter()
                 record: dict[str, Any] = {"index": i, "seed": sample.seed, "files": []}
                 written.append(record)
@@ -76,6 +77,7 @@ def _run(model: CoDi, prompts: list[Prompt], settings: Settings, folder: Path, *
             "model_folder": str(model.folder),
             "prompts": [{"kind": p.kind, "value": str(p.value), "weight": p.weight} for p in prompts],
             **asdict(settings),
+            "keep": {p.kind: str(p.value) for p in keep},
             "raw": raw,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -110,6 +112,16 @@ class _AppendPrompt(argparse.Action):
         namespace.prompts = [*(namespace.prompts or []), Prompt(kind, values)]
 
 
+class _Keep(argparse.Action):
+    """Collects the outputs that are given, each once."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: str | None = None) -> None:
+        output, kept = str(option).removeprefix("--keep-"), namespace.keep or {}
+        if output in kept:
+            parser.error(f"{option} was given twice: a run keeps one {output}")
+        namespace.keep = {**kept, output: values}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m codi_models generate",
@@ -123,17 +135,29 @@ def _parser() -> argparse.ArgumentParser:
         what = "a sentence" if kind == "text" else f"a file with {kind}"
         add(f"--{kind}", action=_AppendPrompt, dest="prompts", metavar=accepted[kind], help=f"prompt: {what}; may be repeated")
     add("--weights", metavar="W1,W2,...", help="one number per prompt, in the order given; negative moves away (default all 1)")
+    for kind in MODALITIES:
+        what = "this caption" if kind == "text" else f"the {kind} of this file"
+        add(f"--keep-{kind}", action=_Keep, dest="keep", metavar=accepted[kind], help=f"an output that is given: {what}; the others fit it")
+    add(
+        "--denoise",
+        metavar="D",
+        help="part of what is kept that is made anew, 0 to 1, for a variation; also image=0.5,text=0.2 (default 0)",
+    )
     add("--outputs", required=True, metavar=",".join(MODALITIES), help="any of these, separated by commas")
     add("--out", required=True, metavar="DIR", help="folder for the files; it is made where it is missing")
     add("--raw", action="store_true", help="also write 00i_raw.npz with float32 arrays")
     add("--seed", type=int, default=0, metavar="N", help="sample i is drawn from seed N + i (default 0)")
     add("--count", type=int, default=1, metavar="K", help="number of samples (default 1)")
     add("--steps", type=int, metavar="S", help="denoising steps")
-    add("--cfg", type=float, metavar="C", help="classifier-free guidance; 1 is none")
+    add("--cfg", metavar="C", help="classifier-free guidance; 1 is none. By output: image=5,text=2, or 3,image=5 with 3 for the others")
+    add("--cfg-rescale", type=float, metavar="R", help="takes back what guidance adds to contrast, 0 none (default) to 1 all")
     add("--sampler", metavar="NAME", help="ddim (as published) or another scheduler")
     add("--wiring", metavar="cross|self|off", help="what outputs listen to: each other, themselves (as published), nothing")
     add("--alignment", type=float, metavar="STRENGTH", help="strength with which outputs listen to each other; 0 is none")
     add("--alignment-guidance", type=float, metavar="G", help="exaggerates what listening changes; 1 is none")
+    add("--alignment-pairs", metavar="L<S=X,...", help="how strongly L listens to S, such as video<audio=0.5,audio<video=0 (default all 1)")
+    add("--alignment-start", type=float, metavar="P", help="part of the run at which outputs begin to listen, 0 (default) to 1")
+    add("--alignment-end", type=float, metavar="P", help="part of the run at which they stop (default 1)")
     add("--mix", default="linear", metavar="|".join(MIX_METHODS), help="how prompts are mixed (default linear, as published)")
     add("--frames", type=int, metavar="F", help="frames of a clip")
     add("--size", type=int, metavar="PIXELS", help="edge of picture and clip")

@@ -104,15 +104,13 @@ def _expand(value: Any) -> Tensor:
 
 def effective(config: Any, cell: Cell, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide what a cell generates; those without influence are left out."""
-    settings = dataclasses.asdict(Settings.settled(config, cell.outputs, **{**overrides, **dict(cell.settings)}))
-    for name in ("seed", "count", "batch_size", "mix", "outputs"):
-        del settings[name]
-    if not cell.aligned or settings["wiring"] == "off" or not settings["alignment"] or not settings["alignment_guidance"]:
-        for name in ("wiring", "alignment", "alignment_guidance"):
-            del settings[name]
+    settings = Settings.settled(config, cell.outputs, **{**overrides, **dict(cell.settings)})
+    idle = ["seed", "count", "batch_size", "mix", "outputs"]
+    if not cell.aligned or settings.coupling.silent:
+        idle += ["wiring", "alignment", "alignment_guidance", "alignment_pairs", "alignment_start", "alignment_end"]
     if not cell.recipe.parts:
-        del settings["cfg"]
-    return settings
+        idle += ["cfg", "cfg_each", "cfg_rescale"]
+    return {name: value for name, value in settings.told().items() if name not in idle}
 
 
 class Fingerprints:

@@ -11,6 +11,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
+from ...codi_models.diffusion import rescaled
 from ...codi_models.errors import CoDiError
 from .compose import COUPLING, ONLY, coupling_of
 from .latent_model import LatentModel
@@ -93,11 +94,7 @@ def _each(shapes: list, values: Collection[float], x: Tensor) -> Tensor:
 
 
 def _rescaled(x: Tensor, denoised: Tensor, prompted: Tensor, shapes: list, share: float) -> Tensor:
-    """Noise brought back towards the spread it has without guidance (Lin et al. 2023, section 3.4), part by part."""
+    """Denoised latent whose noise is brought back towards the spread it has without guidance, part by part."""
     parts = [comfy.utils.unpack_latents(t, shapes) if len(shapes) > 1 else [t] for t in (x - denoised, x - prompted)]
-    done = []
-    for guided, plain in zip(*parts, strict=True):
-        before, after = (t.flatten(1).std(dim=1) for t in (plain, guided))
-        factor = torch.where(after > 0, before / after.clamp_min(1e-12), 1.0) * share + 1 - share  # (B,)
-        done.append(guided * factor.view(-1, *[1] * (guided.ndim - 1)))
+    done = [rescaled(guided, plain, share) for guided, plain in zip(*parts, strict=True)]
     return x - (comfy.utils.pack_latents(done)[0] if len(shapes) > 1 else done[0])

@@ -1,0 +1,274 @@
+"""Outputs that are given, settings by output, and who listens to whom: headless what the graph can."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from codi.codi_models import media
+from codi.codi_models.__main__ import main
+from codi.codi_models.config import CoDiConfig
+from codi.codi_models.diffusion import SAMPLERS, guided, keeping, rescaled, sample
+from codi.codi_models.errors import CoDiError
+from codi.codi_models.joint import JointDenoiser, guidance_shares
+from codi.codi_models.latents import encode_media, fitted
+from codi.codi_models.pipeline import CoDiPipeline
+from codi.codi_models.prompts import Prompt
+from codi.codi_models.settings import Settings, parse_each
+from PIL import Image
+from random_model import random_model
+
+
+def drawn(*shape, seed=1):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return random_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return CoDiPipeline.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A file of each kind, at the model's sizes."""
+    folder = tmp_path_factory.mktemp("media")
+    media.write_png(folder / "p.png", drawn(3, 64, 64))
+    media.write_wav(folder / "s.wav", drawn(20480) * 2 - 1, 16000)
+    media.write_mp4(folder / "c.mp4", drawn(8, 3, 64, 64), 6.25)
+    return {"image": str(folder / "p.png"), "audio": str(folder / "s.wav"), "video": str(folder / "c.mp4"), "text": "a red star"}
+
+
+@pytest.fixture
+def generate(folder, tmp_path):
+    def run(*options):
+        return main(["generate", "--model", str(folder), "--device", "cpu", "--steps", "2", "--out", str(tmp_path / "out"), *options])
+
+    run.out = tmp_path / "out"
+    return run
+
+
+@pytest.mark.parametrize("kept", ["image", "audio", "video", "text"])
+def test_what_is_kept_is_written_as_it_was_given(generate, files, kept):
+    others = [o for o in ("image", "audio", "text") if o != kept][:2]
+    assert generate(f"--keep-{kept}", files[kept], "--outputs", ",".join(others), "--raw") == 0
+    raw, run = np.load(generate.out / "000_raw.npz"), json.loads((generate.out / "run.json").read_text())
+    assert run["keep"] == {kept: files[kept]} and set(run["outputs"]) == {kept, *others}
+    if kept == "text":
+        assert (generate.out / "000_text.txt").read_text() == "a red star\n"
+    elif kept == "image":
+        written = [np.asarray(Image.open(path).convert("RGB")) for path in (generate.out / "000_image.png", files["image"])]
+        assert np.array_equal(*written)
+    elif kept == "audio":
+        assert (generate.out / "000_audio.wav").read_bytes() == open(files["audio"], "rb").read()
+    else:
+        given = media.read_video(files["video"], 8)
+        assert np.array_equal((raw["video"] * 255).round(), (given.permute(0, 2, 3, 1).numpy() * 255).round())
+    assert all(np.isfinite(raw[o]).all() and raw[o].std() > 0 for o in set(others) - {"text"})
+
+
+def test_the_others_fit_what_is_kept_and_nothing_else_changes_it(pipe):
+    sounds = [(drawn(20480, seed=s) - 0.5, 16000) for s in (1, 2)]
+    settings = {"steps": 3, "seed": 4, "cfg": 2.0, "alignment_guidance": 20}
+    one, two = (pipe("a red circle", ["image"], keep={"audio": sound}, **settings)[0] for sound in sounds)
+    assert torch.equal(one.audio, sounds[0][0]) and torch.equal(two.audio, sounds[1][0])
+    assert (one.image - two.image).abs().max() > 1e-3
+    deaf = [pipe("a red circle", ["image"], keep={"audio": sound}, wiring="off", **settings)[0] for sound in sounds]
+    alone = pipe("a red circle", ["image"], **settings)[0]
+    assert all(torch.equal(d.image, alone.image) for d in deaf)
+    again = pipe("a red circle", ["image"], keep={"audio": sounds[0]}, **settings, count=2, batch_size=1)
+    assert torch.equal(again[0].image, one.image) and not torch.equal(again[1].image, one.image)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_variation_keeps_the_more_the_less_is_made_anew(sampler):
+    """Under a network that calls all that it sees noise, what is set free loses what was given, the sooner the more."""
+    given, noise = torch.full((1, 4, 8, 8), 2.0), {m: torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i, m in
+                                                    enumerate(("image", "audio"))}  # fmt: skip
+    calls = []
+
+    def denoise(latents, timesteps):
+        calls.append((float(timesteps[0]), latents["image"].clone()))
+        return latents
+
+    left = {}
+    for share in (0.0, 0.3, 0.6, 1.0):
+        calls.clear()
+        held = keeping(denoise, {"image": given}, {"image": noise["image"]}, {"image": share})
+        made = sample(held, noise, sampler=sampler, steps=10, seeds=[0])
+        left[share] = float(made["image"].mean())
+        free = [t for t, _ in calls if t < share * 1000]
+        assert len(calls) == 10 and len(free) == round(10 * share) or sampler == "dpmpp_2m_karras"
+    assert abs(left[0.0] - 2) < 0.05 and left[0.0] > left[0.3] > left[0.6] and left[0.6] > abs(left[1.0])
+    plain = sample(denoise, noise, sampler=sampler, steps=10, seeds=[0])
+    torch.testing.assert_close(made["image"], plain["image"])
+
+
+def test_held_outputs_rest_and_a_run_begins_where_something_is_made(pipe, monkeypatch):
+    ran, forward = [], JointDenoiser.forward
+    monkeypatch.setattr(JointDenoiser, "forward", lambda self, *a, **k: ran.append(sorted(k["only"])) or forward(self, *a, **k))
+    settings = {"steps": 10, "sampler": "ddim", "cfg": 1.0}
+    picture = drawn(3, 64, 64)
+    (made,) = pipe("a red circle", ["image", "text"], keep={"image": picture}, denoise="image=0.4", **settings)
+    assert ran == [["text"]] * 6 + [["image", "text"]] * 4
+    assert not torch.equal(made.image, picture)
+    ran.clear()
+    pipe("a red circle", ["image"], keep={"image": picture}, denoise=0.4, **settings)
+    assert ran == [["image"]] * 4
+    whole = pipe("a red circle", ["image", "text"], keep={"image": picture}, denoise=1, **settings)[0]
+    free = pipe("a red circle", ["image", "text"], **settings)[0]
+    assert torch.equal(whole.image, free.image) and whole.text == free.text
+
+
+def test_media_of_other_sizes_are_fitted(pipe):
+    settings = Settings.settled(pipe.model.config, ["text"], keep=["image", "video", "audio"], size=32, frames=5)
+    prompts = [Prompt("image", drawn(3, 50, 90)), Prompt("video", drawn(3, 3, 40, 40)), Prompt("audio", (drawn(9000) - 0.5, 44100))]
+    latents, shown = pipe.given(prompts, settings)
+    assert {o: tuple(z.shape) for o, z in latents.items()} == {
+        "image": (1, 4, 4, 4), "video": (1, 4, 5, 4, 4), "audio": (1, 8, 16, 8),
+    }  # fmt: skip
+    assert shown["image"].shape == (3, 32, 32) and shown["video"].shape == (5, 3, 32, 32) and shown["audio"].shape == (20480,)
+    assert torch.equal(shown["video"][2], shown["video"][4]) and not shown["audio"][4000:].any()
+    assert torch.equal(latents["image"][0], encode_media(pipe.model, Prompt("image", shown["image"]), size=32))
+    assert torch.equal(fitted(pipe.model.config, Prompt("image", shown["image"]), size=32), shown["image"])
+
+
+def test_guidance_by_output(pipe):
+    settings = {"steps": 2, "seed": 3, "wiring": "off"}
+    both = pipe("a red circle", ["image", "audio"], cfg="image=4, audio=1", **settings)[0]
+    image, audio = (pipe("a red circle", [o], cfg=cfg, **settings)[0] for o, cfg in (("image", 4), ("audio", 1)))
+    torch.testing.assert_close(both.image, image.image, rtol=0, atol=2e-3)
+    torch.testing.assert_close(both.audio, audio.audio, rtol=0, atol=2e-3)
+    assert (image.image - pipe("a red circle", ["image"], cfg=1, **settings)[0].image).abs().max() > 1e-2
+    other = pipe("a red circle", ["image", "audio"], cfg={"image": 4.0, "audio": 1.0}, **settings)[0]
+    assert torch.equal(other.image, both.image)
+
+
+def test_the_alignments_guidance_counts_once_whatever_the_scale_of_an_output(pipe):
+    """eps = u + cfg_m (c - u) + (g - 1) (c - alone), for each output m with its own cfg."""
+    network = JointDenoiser({n: pipe.model.component(n) for n in ("vision_denoiser", "audio_denoiser")}, register=False)
+    generator = torch.Generator().manual_seed(0)
+    x = {"image": torch.randn(1, 4, 8, 8, generator=generator), "audio": torch.randn(1, 8, 16, 8, generator=generator)}
+    c, u, t = torch.randn(1, 1, 128, generator=generator), torch.zeros(1, 1, 128), torch.tensor([500])
+    cfg, g = {"image": 4.0, "audio": 2.0}, 3.0
+
+    def predict(latents, timesteps, contexts):
+        push = {m: guidance_shares([False, True], scale) for m, scale in cfg.items()}
+        return network(latents, timesteps, contexts, alignment_guidance=g, push=push)
+
+    with torch.inference_mode():
+        made = guided(predict, c, u, cfg)(x, t)
+        plain, without, alone = network(x, t, c), network(x, t, u), network(x, t, c, wiring="off")
+    for m, scale in cfg.items():
+        expected = without[m] + scale * (plain[m] - without[m]) + (g - 1) * (plain[m] - alone[m])
+        torch.testing.assert_close(made[m], expected, rtol=0, atol=1e-4)
+
+
+def test_rescaling_brings_the_spread_back(pipe):
+    plain, strong = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8) * torch.tensor([5.0, 0.2]).view(2, 1, 1, 1)
+    done = rescaled(strong, plain, 1.0)
+    torch.testing.assert_close(done.flatten(1).std(dim=1), plain.flatten(1).std(dim=1))
+    torch.testing.assert_close(rescaled(strong, plain, 0.5), (done + strong) / 2)
+    assert not rescaled(torch.zeros(1, 4), torch.randn(1, 4), 1.0).any()
+    settings = {"steps": 2, "seed": 3, "cfg": 12.0}
+    loose, tight = (pipe("a red circle", ["image"], cfg_rescale=share, **settings)[0].image for share in (0, 1))
+    assert torch.equal(loose, pipe("a red circle", ["image"], **settings)[0].image)
+    assert (tight - loose).abs().max() > 1e-2
+
+
+def test_who_listens_to_whom_and_when(pipe):
+    settings = {"steps": 2, "seed": 3, "cfg": 1.0}
+    run = lambda **more: pipe("a red circle", ["image", "audio"], **settings, **more)[0]  # noqa: E731
+    cross, off, one = run(), run(wiring="off"), run(alignment_pairs="image<audio=0")
+    torch.testing.assert_close(one.image, off.image, rtol=0, atol=1e-4)
+    assert (one.audio - off.audio).abs().max() > 1e-4 and (cross.image - off.image).abs().max() > 1e-3
+    never, late = run(alignment_end=0.0), run(alignment_start=0.4)
+    torch.testing.assert_close(never.image, off.image, rtol=0, atol=1e-4)
+    assert (late.image - off.image).abs().max() > 1e-4 and (late.image - cross.image).abs().max() > 1e-4
+    assert torch.equal(run(alignment_pairs={("image", "audio"): 0.0}).image, one.image)
+
+
+def test_numbers_by_output():
+    assert parse_each("cfg", None) == (None, {}) and parse_each("cfg", 3) == (3.0, {}) and parse_each("cfg", "3") == (3.0, {})
+    assert parse_each("cfg", "image=5, text=2") == (None, {"image": 5.0, "text": 2.0})
+    assert parse_each("cfg", "3,image = -1e1") == (3.0, {"image": -10.0}) and parse_each("cfg", {"audio": 2}) == (None, {"audio": 2.0})
+    for text in ("", "one", "image=", "image=5=6", "smell=1", "1,2", "image=1,image=2", "image"):
+        with pytest.raises(CoDiError, match="cfg"):
+            parse_each("cfg", text)
+    settings = Settings.settled(CoDiConfig.mini(), ["image", "text"], cfg="image=5")
+    assert settings.scales == {"image": 5.0, "text": 3.0} and settings.told()["cfg_each"] == [["image", 5.0]]
+    assert not {"cfg_each", "keep", "denoise", "alignment_pairs"} & set(Settings.settled(CoDiConfig.mini(), ["image"]).told())
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--keep-image", "nowhere.png"], "no file at nowhere.png"),
+    (["--keep-audio", "IMAGE"], "p.png"),
+    (["--keep-text", "a red star " * 40], "one latent holds 62 at most"),
+    (["--outputs", "text", "--keep-text", "a star"], "are kept as they are"),
+    (["--denoise", "image=0.5"], "no image to keep"),
+    (["--keep-text", "a", "--denoise", "audio=0.5"], "no audio to keep"),
+    (["--keep-text", "a", "--denoise", "1.5"], "between 0"),
+    (["--keep-text", "a", "--denoise", "nan"], "between 0"),
+    (["--keep-text", "a", "--denoise", "some"], "no number"),
+    (["--cfg", "audio=2"], "the outputs are image, text"),
+    (["--cfg", "image=inf"], "cfg of image inf must be a finite number"),
+    (["--cfg", "smell=2"], "unknown output 'smell'"),
+    (["--cfg-rescale", "2"], "between 0 and 1"),
+    (["--alignment-pairs", "image<image=1"], "cannot listen"),
+    (["--alignment-pairs", "image>audio"], "no direction"),
+    (["--alignment-pairs", "image<audio=-1"], "0 or more"),
+    (["--alignment-start", "0.8", "--alignment-end", "0.2"], "start comes before end"),
+    (["--alignment-end", "7"], "parts of the run"),
+])  # fmt: skip
+def test_what_cannot_be_kept_or_set(generate, files, capsys, options, message):
+    assert generate("--outputs", "image,text", *[{"IMAGE": files["image"]}.get(o, o) for o in options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and len(error.strip().splitlines()) == 1
+    assert not generate.out.exists()
+
+
+def test_one_output_is_kept_once(generate, files, capsys):
+    with pytest.raises(SystemExit):
+        generate("--outputs", "text", "--keep-image", files["image"], "--keep-image", files["image"])
+    assert "given twice" in capsys.readouterr().err
+
+
+def test_latents_that_are_not_of_this_run(pipe):
+    settings = Settings.settled(pipe.model.config, ["image", "text"], keep=["text"])
+    with pytest.raises(CoDiError, match="keeps text, and image was given"):
+        pipe.given([Prompt("image", drawn(3, 64, 64))], settings)
+    with pytest.raises(CoDiError, match="NaN"):
+        fitted(pipe.model.config, Prompt("audio", (torch.full((900,), torch.nan), 16000)))
+
+
+def test_a_manifest_keeps_and_sets_what_the_command_does(generate, folder, files, tmp_path):
+    settings = {"steps": 2, "cfg": {"image": 4, "text": 2}, "cfg_rescale": 0.5, "alignment_pairs": "image<text=0.5", "alignment_end": 0.9}
+    entry = {"id": "a", "outputs": "image,text", "prompts": ["a star"], "seed": 5, "keep": {"image": files["image"]}, "settings": settings}
+    entries = [
+        {**entry, "settings": {**settings, "denoise": "image=0.6"}},
+        {**entry, "id": "b", "keep": {"audio": "s.wav"}, "outputs": ["image", "text"]},
+        {**entry, "id": "c", "keep": {"audio": "s.wav"}, "outputs": ["image", "text"], "seed": 6},
+        {**entry, "id": "bad1", "keep": ["image"]}, {**entry, "id": "bad2", "keep": {"smell": "x"}},
+        {**entry, "id": "bad3", "settings": {"cfg": {"image": "4"}}}, {**entry, "id": "bad4", "keep": {"image": "nowhere.png"}},
+    ]  # fmt: skip
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, entries)))
+    (tmp_path / "s.wav").write_bytes(open(files["audio"], "rb").read())
+    command = ["batch", str(manifest), "--model", str(folder), "--device", "cpu", "--out", str(tmp_path / "b"), "--raw"]
+    assert main(command) == 0
+    failed = [json.loads(line)["id"] for line in (tmp_path / "b" / "failures.jsonl").read_text().splitlines()]
+    assert failed == ["bad1", "bad2", "bad3", "bad4"]
+    made = tmp_path / "b" / "items"
+    assert (made / "b" / "b_audio.wav").read_bytes() == (made / "c" / "c_audio.wav").read_bytes() == (tmp_path / "s.wav").read_bytes()
+    options = ["--text", "a star", "--outputs", "image,text", "--seed", "5", "--raw", "--cfg", "image=4,text=2", "--cfg-rescale", "0.5"]
+    options += ["--alignment-pairs", "image<text=0.5", "--alignment-end", "0.9"]
+    assert generate(*options, "--keep-image", files["image"], "--denoise", "image=0.6") == 0
+    ours, theirs = np.load(made / "a" / "a_raw.npz")["image"], np.load(generate.out / "000_raw.npz")["image"]
+    assert np.array_equal(ours, theirs)
+    told = json.loads((made / "a" / "item.json").read_text())["request"]
+    assert told["keep"] == {"image": files["image"]} and told["denoise"] == [["image", 0.6]]
+    assert main(command) == 0 and json.loads((tmp_path / "b" / "batch.json").read_text())["there_already"] == 3
