@@ -18,6 +18,7 @@ DECODERS = {
 """Components that decode an output."""
 
 PIXELS_AT_ONCE = 8 * 256 * 256  # pictures and frames beyond that many pixels are decoded one part after another
+BINS_AT_ONCE = 8 * 1024 * 64  # the same for sounds, in mel bins
 
 
 @torch.inference_mode()
@@ -36,8 +37,12 @@ def decode_pixels(model: CoDi, latents: Tensor) -> Tensor:
 def decode_sound(model: CoDi, latents: Tensor) -> Tensor:
     """(B, C, T / f, M / f) in diffusion space -> (B, N), float32 in -1..1, N = hop_length * T, at `config.mel.sample_rate`."""
     z = (latents / model.config.sound_autoencoder.scale).to(model.precision("sound_autoencoder"))
-    logmel = model.sound_autoencoder.decode(z)  # (B, 1, T, M)
-    return model.vocoder(logmel.to(model.precision("vocoder"))).float().clamp(-1, 1)
+    bins = z.shape[-2] * z.shape[-1] * model.sound_autoencoder.factor**2
+    sounds = []
+    for part in z.split(max(1, BINS_AT_ONCE // bins)):
+        logmel = model.sound_autoencoder.decode(part)  # (b, 1, T, M)
+        sounds.append(model.vocoder(logmel.to(model.precision("vocoder"))).float().clamp(-1, 1))
+    return torch.cat(sounds)
 
 
 @torch.inference_mode()

@@ -164,9 +164,8 @@ class Settings:
                 raise CoDiError(message)
         _ = self.coupling  # checks itself
         if set(self.fixed) == set(self.outputs):
-            raise CoDiError(
-                f"all outputs ({', '.join(self.outputs)}) are kept as they are: ask for another one, or for a variation with denoise above 0"
-            )
+            all_of_them = ", ".join(self.outputs)
+            raise CoDiError(f"all outputs ({all_of_them}) are kept as they are: ask for another one, or vary one with denoise above 0")
 
 
 _PLACES_AT_ONCE = 1 << 15  # latent positions denoised in one batch, all outputs together

@@ -8,10 +8,10 @@ import torch
 from comfy_api.latest import InputImpl, Types, io, ui
 
 from ..codi_models.worlds import bounce, render
-from .schema import schema
+from .schema import Node, schema
 
 
-class BounceScene(io.ComfyNode):
+class BounceScene(Node):
     """Renders one scene of the world that codi-mini was trained on."""
 
     @classmethod

@@ -9,10 +9,11 @@ from comfy_api.latest import io, ui
 
 from ..codi_models.coherence import AMONG, best, principal_axes, scores, similarities
 from ..codi_models.config import MODALITIES
+from ..codi_models.errors import CoDiError
 from ..codi_models.figures import draw_matrix, draw_points, to_picture
 from .host import shared
 from .host.handle import CoDiHandle
-from .schema import CodiModel, schema
+from .schema import CodiModel, Node, schema
 
 _SHOWN = 16  # matrices of a batch that are drawn
 
@@ -40,7 +41,7 @@ def _common(codi: str) -> list[Any]:
     ]
 
 
-class EncodeOutputs(io.ComfyNode):
+class EncodeOutputs(Node):
     """Parts of a LATENT as prompts."""
 
     @classmethod
@@ -69,7 +70,7 @@ class EncodeOutputs(io.ComfyNode):
         return io.NodeOutput(*([[found[m], {}]] if m in found else ExecutionBlocker(None) for m in MODALITIES))
 
 
-class Coherence(io.ComfyNode):
+class Coherence(Node):
     """Matrix of similarities."""
 
     @classmethod
@@ -117,7 +118,7 @@ def _lines(matrix: torch.Tensor, score: torch.Tensor, labels: list[str]) -> list
     return lines
 
 
-class PickBest(io.ComfyNode):
+class PickBest(Node):
     """Best of a batch by coherence."""
 
     @classmethod
@@ -152,13 +153,15 @@ class PickBest(io.ComfyNode):
     def execute(cls, codi: CoDiHandle, latent: dict, count: int, by: str, prompt: Any = None) -> io.NodeOutput:
         asked = [shared.point_of(entry) for entry in prompt or []]
         made = [p.embedding for p in shared.output_points(codi, latent)]
+        if many := [len(p) for p in asked if len(p) not in (1, len(made[0]))]:
+            raise CoDiError(f"{many[0]} prompts do not go with a LATENT of {len(made[0])} samples: give one, or one for every sample")
         score = scores(similarities([*asked, *made]), len(made), among=by)
         rows = best(score, count)
         ranking = "\n".join(f"item {row + 1}: {float(score[row]):.3f}" for row in best(score, len(score)))
         return io.NodeOutput(shared.select(latent, rows), float(score[rows[0]]), ranking, ui=ui.PreviewText(ranking))
 
 
-class SharedSpacePlot(io.ComfyNode):
+class SharedSpacePlot(Node):
     """Prompts, mixture and outputs on two axes."""
 
     @classmethod

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..codi_models.config import MODALITIES
 from ..codi_models.coupling import WIRINGS, Coupling
 from .host import compose
-from .schema import ADVANCED, schema
+from .schema import ADVANCED, Node, schema
 
 _PAIRS = [(listener, speaker) for listener in MODALITIES for speaker in MODALITIES if listener != speaker]
 
@@ -55,7 +55,7 @@ def coupling(wiring: str, alignment: float, alignment_guidance: float, start: fl
     return {"wiring": wiring, "strength": alignment, "guidance": alignment_guidance, "start": start, "end": end}
 
 
-class Compose(io.ComfyNode):
+class Compose(Node):
     """Denoisers in lock-step as one MODEL."""
 
     @classmethod
@@ -87,7 +87,7 @@ class Compose(io.ComfyNode):
         return io.NodeOutput(compose.compose([m for m in (models or {}).values() if m is not None], settings))
 
 
-class Alignment(io.ComfyNode):
+class Alignment(Node):
     """Other alignment settings for a joint MODEL, for use with the stock samplers."""
 
     @classmethod
@@ -114,7 +114,7 @@ class Alignment(io.ComfyNode):
         return io.NodeOutput(compose.couple(model, **coupling(wiring, alignment, alignment_guidance, alignment_start, alignment_end)))
 
 
-class AlignmentMatrix(io.ComfyNode):
+class AlignmentMatrix(Node):
     """A strength for every direction between outputs."""
 
     @classmethod

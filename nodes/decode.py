@@ -16,7 +16,7 @@ from ..codi_models.errors import CoDiError
 from .host.handle import CoDiHandle
 from .host.parts import take
 from .host.vae import PictureVAE, SoundVAE
-from .schema import ADVANCED, CODI_TIP, CodiModel, schema
+from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
 
 
 def _inputs(*more: Any) -> list[Any]:
@@ -50,7 +50,7 @@ def words_seed_input() -> Any:
     )
 
 
-class DecodeImage(io.ComfyNode):
+class DecodeImage(Node):
     """Image part of a LATENT."""
 
     @classmethod
@@ -71,7 +71,7 @@ class DecodeImage(io.ComfyNode):
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
 
-class DecodeVideo(io.ComfyNode):
+class DecodeVideo(Node):
     """Video part of a LATENT."""
 
     @classmethod
@@ -103,7 +103,7 @@ class DecodeVideo(io.ComfyNode):
         return io.NodeOutput(clips.flatten(0, 1), videos[0], ui=shown)
 
 
-class DecodeAudio(io.ComfyNode):
+class DecodeAudio(Node):
     """Audio part of a LATENT."""
 
     @classmethod
@@ -125,7 +125,7 @@ class DecodeAudio(io.ComfyNode):
         return io.NodeOutput(audio, ui=ui.PreviewAudio(audio, cls=cls))
 
 
-class DecodeText(io.ComfyNode):
+class DecodeText(Node):
     """Text part of a LATENT."""
 
     @classmethod

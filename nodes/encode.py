@@ -14,7 +14,8 @@ from ..codi_models.errors import CoDiError
 from ..codi_models.media import MAX_SECONDS
 from ..codi_models.prompts import Prompt, encode_prompt
 from .host.handle import CoDiHandle
-from .schema import CODI_TIP, CodiModel, schema
+from .host.media import frames_of
+from .schema import CODI_TIP, CodiModel, Node, schema
 
 
 def _schema(kind: str, description: str, *prompt: Any, aliases: list[str]) -> io.Schema:
@@ -38,7 +39,7 @@ def _conditioning(codi: CoDiHandle, prompts: list[Prompt]) -> io.NodeOutput:
     return io.NodeOutput([[torch.cat(rows), {}]])
 
 
-class EncodeText(io.ComfyNode):
+class EncodeText(Node):
     """A sentence."""
 
     @classmethod
@@ -53,7 +54,7 @@ class EncodeText(io.ComfyNode):
         return _conditioning(codi, [Prompt("text", text)])
 
 
-class EncodeImage(io.ComfyNode):
+class EncodeImage(Node):
     """Pictures; a batch gives one prompt per picture."""
 
     @classmethod
@@ -71,7 +72,7 @@ class EncodeImage(io.ComfyNode):
         return _conditioning(codi, [Prompt("image", picture) for picture in pictures])
 
 
-class EncodeAudio(io.ComfyNode):
+class EncodeAudio(Node):
     """Sounds; a batch gives one prompt per sound."""
 
     @classmethod
@@ -80,12 +81,8 @@ class EncodeAudio(io.ComfyNode):
         return _schema("Audio", f"A sound prompt, up to {MAX_SECONDS / 60:g} minutes.", audio, aliases=["sound prompt", "clap", "listen"])
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, audio: dict | None) -> io.NodeOutput:
-        if audio is None:
-            raise CoDiError("no sound was given: a clip without sound cannot be an audio prompt")
-        wave, rate = audio["waveform"].float(), int(audio["sample_rate"])
-        if wave.shape[-1] == 0:
-            raise CoDiError("the sound has no samples: give one of at least a few milliseconds")
+    def execute(cls, codi: CoDiHandle, audio: dict) -> io.NodeOutput:
+        wave, rate = audio["waveform"].float(), audio["sample_rate"]
         if wave.shape[-1] > MAX_SECONDS * rate:
             raise CoDiError(
                 f"the sound is {wave.shape[-1] / rate / 60:.1f} minutes long, a prompt may have {MAX_SECONDS / 60:g}: "
@@ -94,7 +91,7 @@ class EncodeAudio(io.ComfyNode):
         return _conditioning(codi, [Prompt("audio", (sound, rate)) for sound in wave.mean(dim=1)])
 
 
-class EncodeVideo(io.ComfyNode):
+class EncodeVideo(Node):
     """A clip, as VIDEO or as a batch of frames."""
 
     @classmethod
@@ -108,20 +105,14 @@ class EncodeVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, codi: CoDiHandle, video: Any) -> io.NodeOutput:
-        if not isinstance(video, Tensor):
-            if (seconds := video.get_duration()) > MAX_SECONDS:
-                raise CoDiError(f"the clip is {seconds / 60:.1f} minutes long, a prompt may have {MAX_SECONDS / 60:g}: trim it first")
-            video = video.get_components().images
-        frames = _pixels(video)
+        frames = _pixels(frames_of(video))
         wanted = min(codi.config.sampling.frames, len(frames))
         middles = [(2 * i + 1) * len(frames) // (2 * wanted) for i in range(wanted)]
         return _conditioning(codi, [Prompt("video", frames[middles])])
 
 
 def _pixels(image: Tensor) -> Tensor:
-    """(B, H, W, 3 or more) -> (B, 3, H, W), float32. Raises CoDiError for an empty batch."""
-    if image.ndim != 4 or not image.numel():
-        raise CoDiError(f"an IMAGE is (batch, height, width, channels) with at least one picture, got {tuple(image.shape)}")
+    """(B, H, W, 1, 3 or 4) -> (B, 3, H, W), float32."""
     if image.shape[-1] == 1:
         image = image.expand(-1, -1, -1, 3)
     return image[..., :3].movedim(-1, 1).float().cpu()

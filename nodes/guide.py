@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from ..codi_models.config import MODALITIES
 from .host.guider import ModalityGuider
-from .schema import schema
+from .schema import Node, schema
 
 
-class Guider(io.ComfyNode):
+class Guider(Node):
     """One guidance scale per modality, rescale, and guidance on the alignment."""
 
     @classmethod

@@ -14,7 +14,8 @@ from ..codi_models.config import MODALITIES
 from ..codi_models.errors import CoDiError
 from .host.handle import CoDiHandle
 from .host.shared import point_of
-from .schema import CodiModel, schema
+from .host.vision_output import PromptEmbeds
+from .schema import CodiModel, Node, schema
 
 
 def _fits(codi: CoDiHandle, width: int, what: str) -> None:
@@ -26,7 +27,7 @@ def _fits(codi: CoDiHandle, width: int, what: str) -> None:
         )
 
 
-class FromCLIP(io.ComfyNode):
+class FromCLIP(Node):
     """A sentence through the host's CLIP."""
 
     @classmethod
@@ -73,7 +74,18 @@ def _fits_tower(width: int, wanted: int, name: str) -> None:
         raise CoDiError(f"the text encoder of this CLIP is {width} wide, that of {name} is {wanted}: load CLIP ViT-L/14")
 
 
-class FromCLIPVision(io.ComfyNode):
+def _embeds(output: Any) -> Tensor:
+    """(B, D) of a CLIP_VISION_OUTPUT. Raises CoDiError where it has none, or none that is finite."""
+    embeds = getattr(output, "image_embeds", None)
+    if not isinstance(embeds, Tensor) or not embeds.numel():
+        raise CoDiError("this CLIP_VISION_OUTPUT holds no image_embeds: make it with CLIP Vision Encode and CLIP ViT-L/14")
+    embeds = embeds.reshape(-1, embeds.shape[-1]).float()
+    if not bool(torch.isfinite(embeds).all()):
+        raise CoDiError("the image_embeds of this CLIP_VISION_OUTPUT are NaN or infinite: look at the node that made them")
+    return embeds
+
+
+class FromCLIPVision(Node):
     """A picture through the host's CLIP Vision."""
 
     @classmethod
@@ -93,16 +105,13 @@ class FromCLIPVision(io.ComfyNode):
 
     @classmethod
     def execute(cls, codi: CoDiHandle, clip_vision_output: Any) -> io.NodeOutput:
-        embeds = getattr(clip_vision_output, "image_embeds", None)
-        if not isinstance(embeds, Tensor):
-            raise CoDiError("this CLIP_VISION_OUTPUT holds no image_embeds: make it with CLIP Vision Encode and CLIP ViT-L/14")
-        embeds = embeds.reshape(-1, embeds.shape[-1]).float()  # (B, D)
+        embeds = _embeds(clip_vision_output)
         _fits(codi, embeds.shape[-1], "this CLIP_VISION_OUTPUT")
         point = codi.model.space.align(normalize(embeds, dim=-1)[:, None], "image")
         return io.NodeOutput([[point.to(mm.intermediate_device()), {}]])
 
 
-class ToCLIPVision(io.ComfyNode):
+class ToCLIPVision(Node):
     """Any of CoDi's prompts for nodes that take a CLIP Vision embedding."""
 
     @classmethod
@@ -139,17 +148,10 @@ class ToCLIPVision(io.ComfyNode):
 
     @classmethod
     def execute(cls, codi: CoDiHandle, conditioning: Any, as_kind: str, length: float, like: Any = None) -> io.NodeOutput:
-        import comfy.clip_vision
-
         points = [point_of(entry) for entry in conditioning]
         for point in points:
             _fits(codi, point.shape[-1], "this CONDITIONING")
         embeds = codi.model.space.restore(torch.cat(points).float(), as_kind)[:, 0]  # (B, D)
         if not length and like is not None:
-            length = float(like.image_embeds.float().norm(dim=-1).mean())
-        out = comfy.clip_vision.Output()
-        out["image_embeds"] = embeds * (length or 1.0)
-        out["last_hidden_state"] = out["penultimate_hidden_states"] = out["mm_projected"] = None
-        size = codi.config.clip.image_size
-        out["image_sizes"] = [(3, size, size)] * len(embeds)
-        return io.NodeOutput(out)
+            length = float(_embeds(like).norm(dim=-1).mean())
+        return io.NodeOutput(PromptEmbeds(embeds * (length or 1.0), codi.config.clip.image_size))

@@ -12,7 +12,7 @@ from ..codi_models.config import MODALITIES
 from ..codi_models.errors import CoDiError
 from .host import joining, latent_files
 from .host.handle import CoDiHandle
-from .schema import CodiModel, schema
+from .schema import CodiModel, Node, schema
 
 
 def _latents(least: int) -> Any:
@@ -41,7 +41,7 @@ def _given(latents: dict | None) -> list[dict]:
     return given
 
 
-class SplitLatent(io.ComfyNode):
+class SplitLatent(Node):
     """The outputs of a joint LATENT, each alone."""
 
     @classmethod
@@ -58,7 +58,7 @@ class SplitLatent(io.ComfyNode):
         return io.NodeOutput(*[apart.get(m, ExecutionBlocker(None)) for m in MODALITIES])
 
 
-class JoinLatents(io.ComfyNode):
+class JoinLatents(Node):
     """Outputs put together."""
 
     @classmethod
@@ -72,7 +72,7 @@ class JoinLatents(io.ComfyNode):
         return io.NodeOutput(joining.put_together(_given(latents), codi.config))
 
 
-class BatchLatents(io.ComfyNode):
+class BatchLatents(Node):
     """Samples put together."""
 
     @classmethod
@@ -84,7 +84,7 @@ class BatchLatents(io.ComfyNode):
         return io.NodeOutput(joining.batched(_given(latents), codi.config))
 
 
-class RepeatLatent(io.ComfyNode):
+class RepeatLatent(Node):
     """A batch of the same."""
 
     @classmethod
@@ -101,7 +101,7 @@ class RepeatLatent(io.ComfyNode):
         return io.NodeOutput(joining.rows({k: v for k, v in latent.items() if k != "batch_index"}, [*range(batch)] * amount, codi.config))
 
 
-class SelectFromBatch(io.ComfyNode):
+class SelectFromBatch(Node):
     """Some samples of a batch."""
 
     @classmethod
@@ -123,7 +123,7 @@ class SelectFromBatch(io.ComfyNode):
         return io.NodeOutput(joining.rows(latent, chosen, codi.config))
 
 
-class SaveLatent(io.ComfyNode):
+class SaveLatent(Node):
     """A joint LATENT to a file."""
 
     @classmethod
@@ -141,7 +141,7 @@ class SaveLatent(io.ComfyNode):
         return io.NodeOutput(ui={"latents": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
 
 
-class LoadLatent(io.ComfyNode):
+class LoadLatent(Node):
     """A joint LATENT from a file."""
 
     @classmethod

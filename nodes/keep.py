@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,8 +14,8 @@ from ..codi_models.errors import CoDiError
 from .host import parts as latents
 from .host.handle import CoDiHandle
 from .host.masks import masks_of, spatial, with_masks
-from .host.media import encode_part
-from .schema import ADVANCED, CODI_TIP, CodiModel, schema
+from .host.media import encode_part, frames_of
+from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
 
 
 def _media() -> list[Any]:
@@ -26,18 +27,29 @@ def _media() -> list[Any]:
     ]
 
 
-def _last_frames() -> Any:
-    return io.Int.Input(
-        "last_frames",
-        default=0,
-        min=0,
-        max=256,
-        optional=True,
-        tooltip="Extends a clip: its last so many frames become the first of the one that is made. 0: the clip from its beginning.",
-    )
+def _extension() -> list[Any]:
+    return [
+        io.Int.Input(
+            "last_frames",
+            default=0,
+            min=0,
+            max=256,
+            optional=True,
+            tooltip="Extends a clip: its last so many frames become the first of the one that is made. 0: the clip from its beginning.",
+        ),
+        io.Float.Input(
+            "last_seconds",
+            default=0.0,
+            min=0.0,
+            max=60.0,
+            step=0.01,
+            optional=True,
+            tooltip="Extends a sound: its last so many seconds become the first of the one that is made. 0: the sound from its beginning.",
+        ),
+    ]
 
 
-class MediaToLatent(io.ComfyNode):
+class MediaToLatent(Node):
     """What is connected as a joint LATENT."""
 
     @classmethod
@@ -61,9 +73,8 @@ class MediaToLatent(io.ComfyNode):
         given = _given(media)
         frames, seconds = 1, 1.0
         if "video" in given:
-            clip = given["video"]
-            clip = given["video"] = clip if isinstance(clip, Tensor) else clip.get_components().images
-            frames = min(len(clip), codi.config.vision_denoiser.max_frames)
+            given["video"] = frames_of(given["video"])
+            frames = min(len(given["video"]), codi.config.vision_denoiser.max_frames)
         if "audio" in given:
             seconds = given["audio"]["waveform"].shape[-1] / int(given["audio"]["sample_rate"])
         counts = [len(given["image"])] if "image" in given else []
@@ -77,10 +88,10 @@ class MediaToLatent(io.ComfyNode):
             seconds=seconds,
             batch=max(counts, default=1),
         )
-        return io.NodeOutput({**out, "samples": latents.join(_placed(codi, latents.split(out, codi.config), given, 0)[0])})
+        return io.NodeOutput({**out, "samples": latents.join(_placed(codi, latents.split(out, codi.config), given)[0])})
 
 
-class Keep(io.ComfyNode):
+class Keep(Node):
     """Media put into a joint LATENT, to stay as they are."""
 
     @classmethod
@@ -89,21 +100,30 @@ class Keep(io.ComfyNode):
             node_id="CoDiKeep",
             display_name="CoDi Keep",
             description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: sound for a clip, ...",
-            search_aliases=["inpaint", "foley", "video to audio", "extend video", "complete"],
+            search_aliases=["inpaint", "foley", "video to audio", "extend video", "extend audio", "complete"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 io.Latent.Input("latent", tooltip="From CoDi Empty Joint Latent, with all outputs: the kept and the generated."),
                 *_media(),
                 io.Mask.Input("mask", optional=True, tooltip="White: generated anew, in the kept picture and clip."),
-                _last_frames(),
+                *_extension(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="LATENT whose noise mask keeps what was connected.")],
         )
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, latent: dict, mask: Tensor | None = None, last_frames: int = 0, **media: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        codi: CoDiHandle,
+        latent: dict,
+        mask: Tensor | None = None,
+        last_frames: int = 0,
+        last_seconds: float = 0.0,
+        **media: Any,
+    ) -> io.NodeOutput:
         given = _given(media)
-        parts, covered = _placed(codi, latents.split(latent, codi.config), given, last_frames)
+        last = {"video": last_frames, "audio": last_seconds}
+        parts, covered = _placed(codi, latents.split(latent, codi.config), given, last)
         masks = masks_of(latent, codi.config)
         for m in given:
             keep = torch.zeros_like(masks[m])
@@ -115,7 +135,7 @@ class Keep(io.ComfyNode):
         return io.NodeOutput(with_masks(latent, parts, masks))
 
 
-class Mask(io.ComfyNode):
+class Mask(Node):
     """What of a joint LATENT is generated: by output, place and time."""
 
     @classmethod
@@ -181,13 +201,15 @@ def _given(media: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _placed(codi: CoDiHandle, parts: dict[str, Tensor], given: dict[str, Any], last: int) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Parts with the media at their beginning, and how many frames or time steps each covers."""
-    parts, covered = dict(parts), {}
+def _placed(
+    codi: CoDiHandle, parts: dict[str, Tensor], given: dict[str, Any], last: Mapping[str, float] | None = None
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Parts with the media, or the last frames or seconds of them, at their beginning; and how many frames or time steps each covers."""
+    parts, covered, last = dict(parts), {}, last or {}
     for m, media in given.items():
         if m not in parts:
             raise CoDiError(f"{m} is to be kept, but this LATENT holds only {', '.join(parts)}: switch it on in CoDi Empty Joint Latent")
-        z = encode_part(codi, m, media, parts[m].shape, last=last if m == "video" else 0).to(parts[m])
+        z = encode_part(codi, m, media, parts[m].shape, last=last.get(m, 0)).to(parts[m])
         whole = parts[m].clone()
         if m in ("video", "audio"):
             covered[m] = z.shape[2]

@@ -8,10 +8,10 @@ from comfy_api.latest import io
 
 from ..codi_models.config import MODALITIES
 from .host import handle, parts
-from .schema import CODI_TIP, CodiModel, schema
+from .schema import CODI_TIP, CodiModel, Node, schema
 
 
-class EmptyJointLatent(io.ComfyNode):
+class EmptyJointLatent(Node):
     """Zeros for the chosen outputs."""
 
     @classmethod

@@ -11,7 +11,7 @@ from ..codi_models.errors import CoDiError
 from .host import compose, costs, folders, handle
 from .host.denoiser import DENOISERS, denoiser_model
 from .host.vae import PictureVAE, SoundVAE
-from .schema import ADVANCED, CODI_TIP, CodiModel, schema
+from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
 
 _DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
@@ -29,7 +29,7 @@ def _dtype() -> io.Combo.Input:
     return io.Combo.Input("dtype", options=_DTYPES, default="auto", extra_dict=ADVANCED, tooltip="Precision of the denoisers' weights.")
 
 
-class LoadJoint(io.ComfyNode):
+class LoadJoint(Node):
     """The beginner's loader: a joint MODEL of the chosen outputs, and the model for encoding and decoding."""
 
     @classmethod
@@ -66,7 +66,7 @@ class LoadJoint(io.ComfyNode):
         return io.NodeOutput(compose.compose(members), codi, ui=ui.PreviewText(costs.describe(codi, dtype)))
 
 
-class Load(io.ComfyNode):
+class Load(Node):
     """Opens a model folder; its networks load when a node first needs them."""
 
     @classmethod
@@ -91,7 +91,7 @@ class Load(io.ComfyNode):
         return io.NodeOutput(codi, ui=ui.PreviewText(costs.describe(codi)))
 
 
-class Denoiser(io.ComfyNode):
+class Denoiser(Node):
     """One modality's diffusion model, usable alone."""
 
     @classmethod
@@ -116,7 +116,7 @@ class Denoiser(io.ComfyNode):
         return io.NodeOutput(denoiser_model(codi, denoiser, dtype))
 
 
-class LoadVAE(io.ComfyNode):
+class LoadVAE(Node):
     """CoDi's autoencoders for the host's own VAE nodes."""
 
     @classmethod

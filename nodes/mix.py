@@ -10,13 +10,13 @@ from ..codi_models.conditioning import MIX_METHODS
 from ..codi_models.errors import CoDiError
 from ..codi_models.keyframes import OVER, Curve, Stretch, Voice, blend, describe
 from .host.latent_model import FRAMES
-from .schema import ADVANCED, schema
+from .schema import ADVANCED, Node, schema
 
 VOICE = "codi_voice"
 """Key of CONDITIONING under which Prompt Weight leaves what the mixer is to do with a prompt."""
 
 
-class ConditionMixer(io.ComfyNode):
+class ConditionMixer(Node):
     """Weighted mean of prompts."""
 
     @classmethod
@@ -108,7 +108,7 @@ class ConditionMixer(io.ComfyNode):
         return io.NodeOutput(conditioning_of(stretches, extra), ui=ui.PreviewText(describe(stretches, voices)))
 
 
-class PromptWeight(io.ComfyNode):
+class PromptWeight(Node):
     """A prompt with the weight, range of steps and curve that the Condition Mixer will give it."""
 
     @classmethod
@@ -150,7 +150,7 @@ class PromptWeight(io.ComfyNode):
         return io.NodeOutput([[tensor, {**extra, VOICE: voice}] for tensor, extra in conditioning])
 
 
-class PromptTravel(io.ComfyNode):
+class PromptTravel(Node):
     """From one prompt to another."""
 
     @classmethod
@@ -223,20 +223,27 @@ def _numbers(given: Any) -> list[float]:
     flat: list[float] = []
     for entry in given:
         try:
-            flat += [float(v) for v in (entry.flatten().tolist() if hasattr(entry, "flatten") else entry)]
-        except TypeError:
-            try:
-                flat.append(float(entry))
-            except (TypeError, ValueError) as error:
-                raise CoDiError(f"floats must be numbers, got {type(entry).__name__}") from error
+            many = entry.flatten().tolist() if hasattr(entry, "flatten") else entry if isinstance(entry, (list, tuple)) else [entry]
+            flat += [float(v) for v in many]
+        except (TypeError, ValueError) as error:
+            raise CoDiError(f"floats must be numbers, or a list of them, got {type(entry).__name__} {str(entry)[:80]!r}") from error
     return flat
 
 
 def _host_curve(raw: Any) -> Curve:
-    from comfy_api.input import CurveInput
-
-    drawn = CurveInput.from_raw(raw)
-    places = [i / 32 for i in range(33)]
+    """A curve of the host, read at its own points and between them. Raises CoDiError for what is no curve, or has no points."""
+    try:
+        from comfy_api.input import CurveInput
+    except ImportError as error:
+        raise CoDiError("this version of ComfyUI has no curves: use keyframes or floats instead") from error
+    try:
+        drawn = CurveInput.from_raw(raw)
+        points = [float(x) for x, _ in drawn.points]
+    except (TypeError, ValueError, KeyError) as error:
+        raise CoDiError(f"the curve must be a curve of ComfyUI with points [x, y], got {str(raw)[:80]}") from error
+    if not points:
+        raise CoDiError("the curve has no points: draw at least one")
+    places = sorted({i / 32 for i in range(33)} | {p for p in points if 0 <= p <= 1})
     return Curve(tuple(places), tuple(float(drawn.interp(p)) for p in places))
 
 

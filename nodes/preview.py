@@ -13,12 +13,12 @@ from .decode import frame_rate_input, saved_clip, words_seed_input
 from .host import shared
 from .host.handle import CoDiHandle
 from .host.spectrum import loudness
-from .schema import CodiModel, schema
+from .schema import CodiModel, Node, schema
 
 _SPECTROGRAM = (512, 96)  # pixels
 
 
-class Preview(io.ComfyNode):
+class Preview(Node):
     """Decodes and shows all parts of a LATENT."""
 
     @classmethod

@@ -10,10 +10,10 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from .compose import alignment_inputs, coupling
 from .host import compose
-from .schema import schema
+from .schema import Node, schema
 
 
-class JointSampler(io.ComfyNode):
+class JointSampler(Node):
     """The stock KSampler with the alignment's settings beside it."""
 
     @classmethod

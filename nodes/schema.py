@@ -1,10 +1,15 @@
-"""What all node schemas share: categories, our own types, fields that only newer hosts know."""
+"""What all nodes share: categories, our own types, fields that only newer hosts know, checks of what they are given."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from comfy_api.latest import io
+
+from .host.checks import admitted
 
 CATEGORY = "CoDi"
 
@@ -23,3 +28,27 @@ def schema(**fields: Any) -> io.Schema:
 
 ADVANCED = {"advanced": True}
 """extra_dict of inputs that newer hosts fold away."""
+
+
+class Node(io.ComfyNode):
+    """A node whose `execute` sees only what its schema takes: anything else is refused with a CoDiError that names the input."""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        own = cls.__dict__.get("execute")
+        # The host copies node classes, attributes and all: what is checked already stays as it is.
+        if isinstance(own, classmethod) and not hasattr(own.__func__, "checked"):
+            cls.execute = classmethod(_checked(own.__func__))  # type: ignore[method-assign,assignment]
+
+
+def _checked(execute: Callable[..., Any]) -> Callable[..., Any]:
+    names = [*inspect.signature(execute).parameters][1:]
+
+    @functools.wraps(execute)
+    def run(cls: Any, *first: Any, **inputs: Any) -> Any:
+        declared = cls.define_schema()
+        inputs |= dict(zip(names, first, strict=False))
+        return execute(cls, **admitted(declared.inputs, inputs, lists=declared.is_input_list))
+
+    run.checked = True  # type: ignore[attr-defined]
+    return run

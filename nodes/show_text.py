@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from .schema import schema
+from .schema import Node, schema
 
 
-class ShowText(io.ComfyNode):
+class ShowText(Node):
     """Shows and hands on a STRING."""
 
     @classmethod

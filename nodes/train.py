@@ -20,14 +20,16 @@ from ..codi_models.figures import draw_curve, to_picture
 from ..codi_models.model import SHIPPED
 from ..codi_models.training import OWN_STAGES
 from .host import folders, handle
-from .schema import ADVANCED, CodiModel, schema
+from .schema import ADVANCED, CodiModel, Node, schema
 
 RUNS = "codi_training"
 """Folder in the host's output folder for states, logs and encoded media."""
 _PREVIEW_EVERY = 2.0  # seconds
+_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
+"""Names that Windows keeps for devices."""
 
 
-class Train(io.ComfyNode):
+class Train(Node):
     """One stage of the paper on pairs in the host's input folder; the result is a model folder in models/codi."""
 
     @classmethod
@@ -123,7 +125,7 @@ class Train(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..codi_models.training.own_run import OwnRun, parse_pairs  # the host starts without them
 
-        out, runs = model_path(save_as), Path(folder_paths.get_output_directory()) / RUNS / save_as
+        out, runs = model_path(save_as), _runs(save_as)
         run = OwnRun(
             stage=stage, data=data_path(data), out=out, runs=runs, model=folders.model_folder(name), modality=modality,
             pairs=parse_pairs(pairs), steps=steps, batch=batch, learning_rate=learning_rate or None, bf16=bf16, checkpointing=checkpointing,
@@ -138,19 +140,28 @@ class Train(io.ComfyNode):
 def data_path(data: str) -> Path:
     """A folder or tar below the host's input folder. Raises CoDiError for anything else."""
     root = Path(folder_paths.get_input_directory()).resolve()
-    path = (root / data).resolve()
-    if not data.strip() or not path.is_relative_to(root) or path == root or not path.exists():
-        raise CoDiError(f"no data named {data!r} in {root}: put a folder of pairs, or a tar, there and give its name")
-    return path
+    path = root / data
+    if not data.strip() or not folders.inside(path, root) or path.resolve() == root or not path.exists():
+        raise CoDiError(f"no data named {data[:200]!r} in {root}: put a folder of pairs, or a tar, there and give its name")
+    return path.resolve()
 
 
 def model_path(name: str) -> Path:
     """The folder in models/codi that a name stands for. Raises CoDiError for other names and those of the pack."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,99}", name) or name != name.strip() or name.endswith("."):
-        raise CoDiError(f"{name!r} is no name for a model folder: give letters, digits, and - _ . within")
+    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,99}", name) and name == name.strip() and not name.endswith(".")
+    if not plain or name.split(".")[0].upper() in _DEVICES:
+        raise CoDiError(f"{name[:200]!r} is no name for a model folder: give letters, digits, and - _ . within")
     if (SHIPPED / name).exists():
         raise CoDiError(f"{name!r} is a model of the pack itself: give another name, or it could not be told apart")
-    return Path(folder_paths.get_folder_paths(folders.KEY)[0]) / name
+    root = folder_paths.get_folder_paths(folders.KEY)[0]
+    for path, folder in ((Path(root) / name, root), (_runs(name), folder_paths.get_output_directory())):
+        if not folders.inside(path, folder):
+            raise CoDiError(f"{path} is a link that leads out of {folder}: give another name")
+    return Path(root) / name
+
+
+def _runs(name: str) -> Path:
+    return Path(folder_paths.get_output_directory()) / RUNS / name
 
 
 def _train(run: Any) -> list[float]:

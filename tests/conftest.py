@@ -56,6 +56,14 @@ def session(host: Path, base: Path):
 
 
 @pytest.fixture(scope="session")
+def rig(session):
+    """Every node with inputs that suit it (host.rig.Rig)."""
+    from host.rig import Rig
+
+    return Rig(session)
+
+
+@pytest.fixture(scope="session")
 def server(host: Path, tmp_path_factory: pytest.TempPathFactory):
     """The host in a process of its own (host.server.Server)."""
     from host.server import Server

@@ -205,3 +205,17 @@ def test_prompts_must_go_with_the_batch(session):
     graph["yes"] = node("CoDiEncodeImage", codi=["load", 1], image=["three", 0])
     with pytest.raises(Failed, match="3 prompts for a batch of 2"):
         sample(session, graph)
+
+
+def test_it_does_not_matter_whether_the_host_asks_for_both_sides_of_guidance_at_once(session, monkeypatch):
+    """Short of memory, or with hooks on one side, the host asks for prompt and negative prompt one by one."""
+    import comfy.samplers
+
+    graph = shown(sampled("image", "audio", steps=3, cfg=3.0, alignment_guidance=4.0, seed=81), ["sample", 0])
+    session.run(graph)
+    together = [p.clone() for p in session.value("sample")["samples"].unbind()]
+    session.forget()
+    monkeypatch.setattr(comfy.samplers, "can_concat_cond", lambda a, b: a is b)
+    session.run(graph)
+    for a, b in zip(together, session.value("sample")["samples"].unbind(), strict=True):
+        assert (a - b).abs().mean() < 0.01 * a.std()

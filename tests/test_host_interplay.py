@@ -67,6 +67,49 @@ def test_a_sound_prompts_the_stock_unclip_node(session):
     assert torch.allclose(embeds, session.value("sound")[0][0][:, 0], atol=1e-6)  # this model has no means to put back
 
 
+def test_what_reads_image_embeds_takes_a_sound_and_what_reads_hidden_states_says_why_not(session, codi):
+    """The host's own readers: unCLIP's and Stable Cascade's of image_embeds, style models of hidden states."""
+    import comfy.conds
+    import comfy.model_base
+    import comfy.sd
+
+    prompt = [[normalize(torch.randn(1, 1, 128), dim=-1), {}]]
+    (out,) = run(session, "CoDiToCLIPVision", codi=codi, conditioning=prompt, as_kind="audio", length=9.0)
+
+    class Noise:
+        """As unCLIP's noise on embeddings, without noise."""
+
+        max_noise_level = 1000
+
+        def __call__(self, x, noise_level, seed=None):
+            return x.reshape(1, -1), torch.zeros(1, 4)
+
+    unclip = [{"clip_vision_output": out, "strength": 1.0, "noise_augmentation": 0.0}]
+    adm = comfy.model_base.unclip_adm(unclip, "cpu", Noise())
+    assert torch.equal(adm[:, :128], out.image_embeds)
+    given = {"pooled_output": torch.zeros(1, 4), "unclip_conditioning": unclip, "cross_attn": None}
+    cascade = comfy.model_base.StableCascade_C.extra_conds(object.__new__(comfy.model_base.StableCascade_C), **given)
+    assert torch.equal(cascade["clip_img"].cond[0], out.image_embeds)
+    style = comfy.sd.StyleModel(torch.nn.Linear(128, 4))
+    session.classes["TestStyle"] = type(
+        "TestStyle", (), {"RETURN_TYPES": ("STYLE_MODEL",), "FUNCTION": "go", "CATEGORY": "test",
+                          "INPUT_TYPES": classmethod(lambda cls: {"required": {}}), "go": lambda self: (style,)},
+    )  # fmt: skip
+    graph = base_graph("text")
+    graph["out"] = node("CoDiToCLIPVision", codi=["load", 1], conditioning=["yes", 0], as_kind="image", length=0.0)
+    graph["style"] = node("TestStyle")
+    links = {"conditioning": ["yes", 0], "style_model": ["style", 0], "clip_vision_output": ["out", 0]}
+    graph["apply"] = node("StyleModelApply", **links, strength=1.0, strength_type="multiply")
+    with pytest.raises(Failed, match="holds image_embeds only; this node reads last_hidden_state") as failure:
+        session.run(shown(graph, ["apply", 0]))
+    assert failure.value.node == "StyleModelApply"
+    for name in ("last_hidden_state", "penultimate_hidden_states", "all_hidden_states", "mm_projected"):
+        assert not hasattr(out, name) and getattr(out, name, None) is None
+        with pytest.raises(ValueError, match=name):
+            out[name]
+    assert out["image_embeds"] is out.image_embeds and len(out.image_sizes) == 1
+
+
 def test_the_hosts_clip_vision_is_the_models_own(session, tmp_path):
     """The same weights in the host's CLIP vision tower and in CoDi's give the same prompt."""
     import comfy.clip_vision

@@ -17,7 +17,7 @@ def parts(latent: dict) -> list[torch.Tensor]:
 def keeping(*names: str, keep: dict, frames: int = 8, **changes) -> dict:
     graph = sampled(*names, frames=frames, **changes)
     graph["scene"] = node("CoDiBounceScene", shape="star", colour="blue", beats="3", seed=2)
-    more = {k: keep.pop(k) for k in ("last_frames", "mask") if k in keep}
+    more = {k: keep.pop(k) for k in ("last_frames", "last_seconds", "mask") if k in keep}
     links = {m: ["scene", slot] for m, slot in keep.items()}
     graph["keep"] = node("CoDiKeep", codi=["load", 1], latent=["empty", 0], **links, **more)
     graph["sample"]["inputs"]["latent"] = ["keep", 0]
@@ -89,6 +89,35 @@ def test_a_clip_goes_on_from_its_last_frames(session):
 def keep_whole(session) -> dict:
     session.run(shown(keeping("video", "audio", keep={"video": 2}), ["keep", 0]))
     return session.value("keep")
+
+
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc"])
+def test_a_sound_goes_on_from_its_last_seconds(session, sampler):
+    graph = keeping("audio", "image", keep={"last_seconds": 0.4}, sampler_name=sampler)
+    graph["empty"]["inputs"]["seconds"] = 1.28
+    graph["scene"] = node("CoDiBounceScene", shape="star", colour="blue", beats="3", seed=2)
+    graph["keep"]["inputs"]["audio"] = ["scene", 1]
+    session.run(shown(graph, ["sample", 0]))
+    before, after = parts(session.value("keep"))[1], parts(session.value("sample"))[1]
+    kept = 5  # latent steps of 0.08 s
+    assert torch.equal(before[:, :, :kept], after[:, :, :kept]) and before[:, :, :kept].std() > 0
+    assert not before[:, :, kept:].any() and after[:, :, kept:].std() > 0.01
+    vae, wave = session.pack.nodes.host.vae.SoundVAE(session.value("load", 1)), session.value("scene", 1)["waveform"]
+    end = vae.encode(wave[:, :, -3 * 2560 :].movedim(1, -1))  # the shortest length of the network that holds it
+    assert torch.allclose(before[:, :, :kept], end[:, :, -kept:], atol=1e-5)
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.001, 1), (0.64, 8), (1.28, 16), (50.0, 16)])
+def test_any_length_of_the_end_of_a_sound(session, seconds, steps):
+    session.run(shown(base_graph("audio"), ["load", 1]))
+    codi, encode = session.value("load", 1), session.pack.nodes.host.media.encode_part
+    wave = torch.cat([torch.zeros(1, 2, 48000), torch.rand(1, 2, 61440, generator=torch.Generator().manual_seed(0)) - 0.5], dim=-1)
+    with torch.inference_mode():
+        z = encode(codi, "audio", {"waveform": wave, "sample_rate": 48000}, (1, 8, 16, 8), last=seconds)
+        short = encode(codi, "audio", {"waveform": wave[:, :, -3000:], "sample_rate": 48000}, (1, 8, 16, 8), last=seconds)
+        silent = encode(codi, "audio", {"waveform": wave[:, :, :40000], "sample_rate": 48000}, (1, 8, 16, 8), last=seconds)
+    assert z.shape == (1, 8, steps, 8) and short.shape == (1, 8, 1, 8)
+    assert not torch.allclose(z[:, :, -1:], silent[:, :, -1:], atol=1e-3)
 
 
 def test_a_variation_of_one_output(session):

@@ -266,6 +266,41 @@ def test_a_lora_scheduled_on_conditioning_changes_only_its_prompt(session, lora)
     assert torch.equal(results[0], results[2]) and not torch.allclose(results[0], results[1])
 
 
+@pytest.mark.parametrize("over", ["steps", "frames"])
+def test_hooks_with_keyframes_on_a_mixture(session, lora, over):
+    """A mixture whose weights change is several entries, or has prompts for frames: hooks and their keyframes hold for all of it."""
+    weights = plain_weights(members(session)["vision_denoiser"])
+    graph = base_graph("video", "audio")
+    links = {"prompts.prompt0": ["yes", 0], "prompts.prompt1": ["no", 0]}
+    curves = {"weights": "1, 0.5", "method": "linear", "keyframes": "0:1, 1:0.2\n0:0.5, 1:1", "over": over, "count": 2}
+    graph["mix"] = node("CoDiConditionMixer", **links, **curves)
+    graph["hook"] = node("CreateHookLora", lora_name=lora(recipe(weights, SD_NAMES, kohya)), strength_model=STRENGTH, strength_clip=0.0)
+    graph["hooked"] = node("ConditioningSetProperties", cond_NEW=["mix", 0], strength=1.0, set_cond_area="default", hooks=["timed", 0])
+
+    def made(first: float | None, second: float | None = None) -> Tensor:
+        graph["timed"] = node("SetHookKeyframes", hooks=["hook", 0])
+        for number, value in enumerate((first, second)):
+            if value is not None:
+                key = {"prev_hook_kf": ["key0", 0]} if number else {}
+                graph[f"key{number}"] = node("CreateHookKeyframe", strength_mult=value, start_percent=0.5 * number, **key)
+                graph["timed"]["inputs"]["hook_kf"] = [f"key{number}", 0]
+        prompt = "mix" if first is None else "hooked"
+        links = {"model": ["load", 0], "positive": [prompt, 0], "negative": ["no", 0], "latent_image": ["empty", 0]}
+        graph["sample"] = node("KSampler", **links, **{**SAMPLING, "steps": 4})
+        session.run(shown(graph, ["sample", 0]))
+        return session.value("sample")["samples"].unbind()[0].clone()
+
+    plain, whole, nothing, late = made(None), made(1.0), made(0.0), made(0.0, 1.0)
+
+    def apart(a: Tensor, b: Tensor) -> float:
+        return float((a - b).abs().mean() / a.std())
+
+    # With hooks the host asks for prompt and negative prompt one by one: rounding differs, and the tiny network makes much of it.
+    assert apart(plain, nothing) < 0.01 < apart(plain, whole)
+    assert apart(late, whole) > 0.01 and apart(late, plain) > 0.01
+    assert torch.isfinite(late).all() and torch.equal(made(None), plain)
+
+
 def test_all_of_stable_diffusion_is_in_the_published_network(session):
     import comfy.ops
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel

@@ -72,11 +72,11 @@ def test_what_is_kept_is_written_as_it_was_given(generate, files, kept):
 
 
 def test_the_others_fit_what_is_kept_and_nothing_else_changes_it(pipe):
-    sounds = [(drawn(20480, seed=s) - 0.5, 16000) for s in (1, 2)]
+    sounds = [(drawn(20480) - 0.5, 16000), (torch.zeros(20480), 16000)]
     settings = {"steps": 3, "seed": 4, "cfg": 2.0, "alignment_guidance": 20}
     one, two = (pipe("a red circle", ["image"], keep={"audio": sound}, **settings)[0] for sound in sounds)
     assert torch.equal(one.audio, sounds[0][0]) and torch.equal(two.audio, sounds[1][0])
-    assert (one.image - two.image).abs().max() > 1e-3
+    assert (one.image - two.image).abs().max() > 1e-4
     deaf = [pipe("a red circle", ["image"], keep={"audio": sound}, wiring="off", **settings)[0] for sound in sounds]
     alone = pipe("a red circle", ["image"], **settings)[0]
     assert all(torch.equal(d.image, alone.image) for d in deaf)

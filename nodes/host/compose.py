@@ -89,7 +89,7 @@ class JointNetwork(nn.Module):
             window=(coupling.start, coupling.end),
             pairs=coupling.pairs,
             only=[n for n in options.get(ONLY, names) if n not in codi_kept],
-            push=guidance_shares(prompted, self.cfg, timesteps.device) if 1 in kinds else None,
+            push=guidance_shares(prompted, self.cfg, timesteps.device),  # also where the host asks for both sides one by one
         )
         out = [noise[n].unsqueeze(-1) if n == "text" else noise[n] for n in names]
         return out if len(out) > 1 else out[0]

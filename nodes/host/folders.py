@@ -35,6 +35,19 @@ def model_folder(name: str) -> Path:
     return found[name]
 
 
+def inside(path: str | Path, root: str | Path) -> bool:
+    """Whether a path lies in a folder of the host, links followed. False for what is no path at all: NUL, a name that is too long."""
+    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+        return False  # by its name alone: to look at a path may mean to ask another machine
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError):
+        return False
+    return Path(path).resolve().is_relative_to(Path(root).resolve())
+
+
 def _roots() -> list[Path]:
     return [Path(p) for p in folder_paths.get_folder_paths(KEY)] + [SHIPPED]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...codi_models.config import MODALITIES, CoDiConfig
 from ...codi_models.errors import CoDiError
 from .masks import masks_of, with_masks
-from .parts import join, split
+from .parts import check_room, join, split
 
 Latent = Mapping[str, Any]
 
@@ -53,12 +53,14 @@ def put_together(latents: Sequence[Latent], config: CoDiConfig) -> dict[str, Any
 
 
 def rows(latent: Latent, chosen: Sequence[int], config: CoDiConfig) -> dict[str, Any]:
-    """Some samples of a LATENT, in the order given. Raises CoDiError for a number that is not there."""
+    """Some samples of a LATENT, in the order given. Raises CoDiError for a number that is not there, and where the
+    result would not fit the machine's memory."""
     parts = split(latent, config)
     batch = min(len(p) for p in parts.values())
     if not chosen or any(not -batch <= i < batch for i in chosen):
         raise CoDiError(f"samples {', '.join(map(str, chosen)) or 'none'} of a batch of {batch}: give numbers from 0 to {batch - 1}")
     index = [i % batch for i in chosen]
+    check_room(sum(p[0].numel() for p in parts.values()) * len(index), f"a LATENT of {len(index)} samples of this size")
     out = {**latent, "samples": join({m: p[index] for m, p in parts.items()})}
     if (numbers := latent.get("batch_index")) is not None:
         out["batch_index"] = [numbers[i] for i in index]

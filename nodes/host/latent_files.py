@@ -14,6 +14,7 @@ from torch import Tensor
 from ...codi_models.checkpoints import read_metadata, read_weights, save_weights
 from ...codi_models.config import MODALITIES, CoDiConfig
 from ...codi_models.errors import CoDiError
+from .folders import inside
 from .joining import take_apart
 from .masks import masks_of, with_masks
 from .parts import join, modality_of
@@ -25,12 +26,14 @@ _FORMAT = "codi latent 1"
 def save(latent: Mapping[str, Any], prefix: str, config: CoDiConfig) -> tuple[str, str]:
     """Write a new file in the output folder -> (name, subfolder). Raises CoDiError for a prefix that leads out of it."""
     root = folder_paths.get_output_directory()
+    if not inside(Path(root, f"{prefix}_00001_{SUFFIX}"), root):  # before the host makes the folder
+        raise CoDiError(f"{prefix[:200]!r} leads out of the output folder, or is no name at all: give a name, or folder/name")
     try:
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
     except Exception as error:
-        raise CoDiError(f"{prefix!r} is no name inside the output folder: {error}") from error
-    if not _inside(folder, root):
-        raise CoDiError(f"{prefix!r} leads out of the output folder: give a name, or folder/name")
+        raise CoDiError(f"{prefix[:200]!r} is no name inside the output folder: {error}") from error
+    if not inside(folder, root):  # with what the host put for its placeholders
+        raise CoDiError(f"{prefix[:200]!r} leads out of the output folder: give a name, or folder/name")
     tensors = {f"part.{m}": own["samples"].contiguous().cpu() for m, own in take_apart(latent, config).items()}
     if "noise_mask" in latent:
         tensors |= {f"mask.{m}": mask.contiguous() for m, mask in masks_of(latent, config).items()}
@@ -48,7 +51,7 @@ def names() -> list[str]:
     found = []
     for root, mark in ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), " [output]")):
         files = sorted(Path(root).rglob(f"*{SUFFIX}")) if os.path.isdir(root) else []
-        found += [file.relative_to(root).as_posix() + mark for file in files]
+        found += [file.relative_to(root).as_posix() + mark for file in files if inside(file, root)]
     return found
 
 
@@ -57,10 +60,10 @@ def path_of(name: str) -> Path:
     bare, root = folder_paths.annotated_filepath(name)
     root = root or folder_paths.get_input_directory()
     path = Path(root) / bare
-    if not _inside(path, root) or not bare.endswith(SUFFIX):
-        raise CoDiError(f"{name!r} is no *{SUFFIX} file inside the input folder, or in the output folder with [output] after it")
+    if not inside(path, root) or not bare.endswith(SUFFIX):
+        raise CoDiError(f"{name[:200]!r} is no *{SUFFIX} file inside the input folder, or in the output folder with [output] after it")
     if not path.is_file():
-        raise CoDiError(f"there is no file {name!r}: save a LATENT with CoDi Save Latent, or copy one to the input folder")
+        raise CoDiError(f"there is no file {name[:200]!r}: save a LATENT with CoDi Save Latent, or copy one to the input folder")
     return path
 
 
@@ -80,7 +83,3 @@ def load(name: str, config: CoDiConfig) -> dict[str, Any]:
         out["batch_index"] = json.loads(metadata["batch_index"])
     masks = {m: tensors[f"mask.{m}"] for m in parts if f"mask.{m}" in tensors}
     return with_masks(out, parts, masks) if len(masks) == len(parts) else out
-
-
-def _inside(path: str | Path, root: str | Path) -> bool:
-    return os.path.commonpath([os.path.realpath(path), os.path.realpath(root)]) == os.path.realpath(root)

@@ -156,6 +156,7 @@ def around_sampling(
     model.check(shapes)
     model.latent_shapes = shapes
     model.begin(guider)
+    _check_room(model, noise.shape, guider.model_patcher.load_device)
     if any("area" in c or "mask" in c for conds in guider.conds.values() for c in conds):
         raise CoDiError("CONDITIONING with an area or a mask cannot be used with CoDi: its prompts are one vector for the whole output")
     if noise.shape != latent_image.shape and not torch.any(noise):
@@ -168,6 +169,17 @@ def around_sampling(
     if not bool(torch.isfinite(out).all()):
         raise CoDiError("the latents became infinite or NaN while sampling: lower cfg or the alignment, or load the model as fp32")
     return out
+
+
+def _check_room(model: LatentModel, shape: Sequence[int], device: torch.device) -> None:
+    """Raises CoDiError where one call of the network would not fit the machine. A GPU tells by itself, a processor is killed."""
+    if mm.is_device_cpu(device):
+        needed, memory = model.memory_required(shape), mm.get_total_memory(device)
+        if needed > memory:
+            raise CoDiError(
+                f"sampling {shape[0]} samples of this size at once takes about {needed / 1e9:.0f} GB, and this machine has "
+                f"{memory / 1e9:.0f}: use smaller batches (CoDi Select from Batch), fewer frames or a smaller size"
+            )
 
 
 def _showing(callback: Any, model: LatentModel, shapes: Sequence[tuple[int, ...]]) -> Any:

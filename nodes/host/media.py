@@ -11,16 +11,37 @@ from torch import Tensor
 
 from ...codi_models.encoders.preprocess import resample
 from ...codi_models.errors import CoDiError
+from ...codi_models.media import MAX_SECONDS
+from .checks import image
 from .handle import CoDiHandle
-from .parts import factor
+from .parts import factor, mel_frames
 from .vae import PictureVAE, SoundVAE
 
 
-def encode_part(codi: CoDiHandle, modality: str, media: Any, shape: Sequence[int], *, last: int = 0) -> Tensor:
+def frames_of(video: Any) -> Tensor:
+    """Frames (F, H, W, C) of a VIDEO, or of an IMAGE batch as it is.
+
+    Raises CoDiError for a clip that is too long, cannot be read or has no frame."""
+    from av.error import FFmpegError
+
+    if isinstance(video, Tensor):
+        return video
+    try:
+        if (seconds := video.get_duration()) > MAX_SECONDS:
+            raise CoDiError(f"the clip is {seconds / 60:.1f} minutes long, {MAX_SECONDS / 60:g} are taken at most: trim it first")
+        return image(video.get_components().images, "video")
+    except CoDiError:
+        raise
+    except (FFmpegError, OSError, ValueError) as error:
+        raise CoDiError(f"video: the clip cannot be read ({error}): give another file, or one that other players can play") from error
+
+
+def encode_part(codi: CoDiHandle, modality: str, media: Any, shape: Sequence[int], *, last: float = 0) -> Tensor:
     """IMAGE, VIDEO or frames, AUDIO or STRING -> latent for a part of the given shape (B, ...), in latent space.
 
     Pictures are scaled to fill the part and cut at their middle; of a clip the first frames are taken, or its last ones where `last`
-    says how many; the sound is resampled. Clips and sounds may be shorter than the part: the result covers its beginning only.
+    says how many; the sound is resampled, and of it the beginning is taken, or its end where `last` says how many seconds (rounded to
+    the length of a latent step). Clips and sounds may be shorter than the part: the result covers its beginning only.
     The batch is that of the media, 1 or B. Raises CoDiError for media that are empty, not finite, or do not go with the batch."""
     if modality == "text":
         ids = codi.model.text_tokenizers.encode([str(media)], whole=True)
@@ -28,35 +49,38 @@ def encode_part(codi: CoDiHandle, modality: str, media: Any, shape: Sequence[int
         with torch.inference_mode():
             return network.encode(ids.to(codi.model.place("text_autoencoder"))).float().unsqueeze(-1).to(mm.intermediate_device())
     if modality == "audio":
-        return _sound(codi, media, shape)
+        return _sound(codi, media, shape, float(last))
     side = factor(codi.config.picture_autoencoder)
     size = (shape[-2] * side, shape[-1] * side)
     if modality == "image":
         _fits(len(media), shape[0], "pictures")
         return PictureVAE(codi).encode(_filled(media, size))
-    frames = media if isinstance(media, Tensor) else media.get_components().images
-    frames = frames[-last:] if last else frames
+    frames = frames_of(media)
+    frames = frames[-int(last) :] if last else frames
     frames = _filled(frames[: shape[2]], size)  # (F, H, W, 3)
     return PictureVAE(codi).encode(frames).transpose(0, 1)[None]  # (1, C, F, h, w)
 
 
-def _sound(codi: CoDiHandle, media: Any, shape: Sequence[int]) -> Tensor:
-    if media is None:
-        raise CoDiError("no sound was given: a clip without sound cannot be kept as audio")
+def _sound(codi: CoDiHandle, media: Any, shape: Sequence[int], last: float) -> Tensor:
     wave, mel = media["waveform"].float().cpu(), codi.config.mel
-    _check(wave, "sound")
     _fits(len(wave), shape[0], "sounds")
     wave = resample(wave.mean(dim=1), int(media["sample_rate"]), mel.sample_rate)  # (B, N)
-    unit = mel.hop_length * factor(codi.config.sound_autoencoder)
-    wave = wave[:, : shape[2] * unit]
-    return SoundVAE(codi).encode(wave.unsqueeze(-1))[:, :, : shape[2]]
+    unit = mel.hop_length * factor(codi.config.sound_autoencoder)  # samples of a latent step
+    if not last:
+        wave = wave[:, : shape[2] * unit]
+        return SoundVAE(codi).encode(wave.unsqueeze(-1))[:, :, : shape[2]]
+    steps = max(1, min(round(last * mel.sample_rate / unit), wave.shape[1] // unit, shape[2]))
+    # The networks make certain lengths only: the shortest that holds these steps, ending where the sound ends.
+    whole = mel_frames(codi.config, 0) * mel.hop_length
+    length = -(-steps * unit // whole) * whole
+    wave = torch.nn.functional.pad(wave[:, -length:], (max(0, length - wave.shape[1]), 0))
+    return SoundVAE(codi).encode(wave.unsqueeze(-1))[:, :, -steps:]
 
 
 def _filled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, H, W, C) scaled to cover (height, width) and cut at the middle."""
-    if pixels.ndim != 4:
-        raise CoDiError(f"an IMAGE is (batch, height, width, channels), got {tuple(pixels.shape)}")
-    _check(pixels, "picture")
+    """(N, H, W, C) scaled to cover (height, width) and cut at the middle. Raises CoDiError for pixels that are not finite."""
+    if not bool(torch.isfinite(pixels).all()):
+        raise CoDiError("the picture holds NaN or infinite values: look at the node that made it")
     x = pixels.expand(-1, -1, -1, 3) if pixels.shape[-1] == 1 else pixels[..., :3]
     x = x.movedim(-1, 1).float()
     if tuple(x.shape[-2:]) != size:
@@ -66,13 +90,6 @@ def _filled(pixels: Tensor, size: tuple[int, int]) -> Tensor:
         top, left = (around[0] - size[0]) // 2, (around[1] - size[1]) // 2
         x = x[..., top : top + size[0], left : left + size[1]]
     return x.movedim(1, -1)
-
-
-def _check(x: Tensor, what: str) -> None:
-    if not x.numel():
-        raise CoDiError(f"the {what} is empty: give one of at least one frame or sample")
-    if not bool(torch.isfinite(x).all()):
-        raise CoDiError(f"the {what} holds NaN or infinite values: look at the node that made it")
 
 
 def _fits(count: int, batch: int, what: str) -> None:

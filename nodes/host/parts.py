@@ -4,6 +4,7 @@ video (B, 4, F, h, w) | image (B, 4, h, w) | text (B, D, 1) | audio (B, 8, frame
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,9 +88,19 @@ def empty(config: CoDiConfig, outputs: Sequence[str], *, width: int, height: int
         "text": (config.text_autoencoder.latent_dim, 1),
         "audio": (config.sound_autoencoder.latent_channels, mel_frames(config, seconds) // g, mel.n_mels // g),
     }
+    check_room(sum(math.prod(shapes[m]) for m in shapes if m in outputs) * batch, f"a LATENT of {batch} samples of this size")
     parts = {m: torch.zeros(batch, *shapes[m], device=mm.intermediate_device()) for m in MODALITIES if m in outputs}
     # Hosts before 0.30 take the rate of a decoded sound from the LATENT.
     return {"samples": join(parts), "type": "codi", "sample_rate": mel.sample_rate}
+
+
+def check_room(numbers: int, what: str) -> None:
+    """Raises CoDiError where so many float32 numbers would take more than half of the machine's memory: asked before they are made."""
+    size, memory = 4 * numbers, mm.get_total_memory(torch.device("cpu"))
+    if size > memory / 2:
+        raise CoDiError(
+            f"{what} would take {size / 1e9:.1f} GB, and this machine has {memory / 1e9:.1f}: lower the batch, the size or the length"
+        )
 
 
 def mel_frames(config: CoDiConfig, seconds: float) -> int:

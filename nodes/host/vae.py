@@ -8,7 +8,7 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ...codi_models.decoding import PIXELS_AT_ONCE, decode_pixels, decode_sound
+from ...codi_models.decoding import BINS_AT_ONCE, PIXELS_AT_ONCE, decode_pixels, decode_sound
 from ...codi_models.encoders.preprocess import rgb
 from ...codi_models.errors import CoDiError
 from .handle import CoDiHandle
@@ -115,8 +115,10 @@ class SoundVAE:
         """(B, samples, channels) at `audio_sample_rate` -> (B, C, t, m)."""
         sound = samples.mean(-1).to(self.codi.model.place("sound_autoencoder"), torch.float32)
         frames = mel_frames(self.codi.config, sound.shape[1] / self.audio_sample_rate)
-        self.codi.model.reserve("sound_autoencoder", self._bins(sound.shape[0], frames))
-        return self.codi.model.sound_autoencoder.encode(sound, frames=frames).to(mm.intermediate_device())
+        bins = self._bins(sound.shape[0], frames)
+        self.codi.model.reserve("sound_autoencoder", bins)
+        autoencoder, at_once = self.codi.model.sound_autoencoder, max(1, bins // (frames * self.codi.config.mel.n_mels))
+        return torch.cat([autoencoder.encode(part, frames=frames) for part in sound.split(at_once)]).to(mm.intermediate_device())
 
     def decode_tiled(self, z: Any, **_: Any) -> Tensor:
         """As `decode`: these sounds are short enough to be decoded whole."""
@@ -126,5 +128,6 @@ class SoundVAE:
         """The host asks before it encodes; this VAE was checked when it was opened."""
 
     def _bins(self, batch: int, frames: int) -> int:
-        """Places of a log-mel."""
-        return batch * frames * self.codi.config.mel.n_mels
+        """Places of the log-mels that are worked on at once."""
+        one = frames * self.codi.config.mel.n_mels
+        return min(batch * one, max(one, BINS_AT_ONCE))

@@ -12,11 +12,11 @@ from typing import Any
 
 
 class Failed(Exception):
-    """A prompt that the host refused or that stopped with an error; `node` is the failing node's class."""
+    """A prompt that the host refused or that stopped with an error; `node` is the failing node's class, `kind` the exception's."""
 
-    def __init__(self, text: str, node: str | None = None) -> None:
+    def __init__(self, text: str, node: str | None = None, kind: str = "") -> None:
         super().__init__(text)
-        self.node = node
+        self.node, self.kind = node, kind
 
 
 class Session:
@@ -83,7 +83,7 @@ class Session:
         self.executor.execute(prompt, pid, {"client_id": "test", **extra}, outputs)
         if not self.executor.success:
             kind, data = [e for e in self.executor.status_messages if e[0] in ("execution_error", "execution_interrupted")][-1]
-            raise Failed(data.get("exception_message", kind), data["node_type"])
+            raise Failed(data.get("exception_message", kind), data["node_type"], data.get("exception_type", ""))
         return self.executor.history_result["outputs"]
 
     def value(self, node: str, slot: int = 0) -> Any:
