@@ -96,7 +96,7 @@ class Denoising(Objective):
     late = 0.3  # share of timesteps drawn from the noisiest levels
     late_start = 0.75  # where those begin
     blind = 0.1  # share of the rows that hold nothing but noise, as a sampler's first step has it
-    near = 0.35  # share of the scenes that are neighbours of the world's: attributes in other company
+    near = 0.5  # share of the scenes that are neighbours of the world's: attributes in other company
 
     def __init__(self, space: Workspace):
         super().__init__()
@@ -130,7 +130,7 @@ class Denoising(Objective):
         scenes = self.scenes[ids]
         rows = self.text.draw(scenes, generator)
         captions = jittered(self.text.embeddings[rows], generator)
-        return conditions([(0.6, captions), (0.3, jittered(own, generator))], self.text.empty, generator, neighbours.foreign(scenes))
+        return conditions([(0.5, captions), (0.4, jittered(own, generator))], self.text.empty, generator, neighbours.foreign(scenes))
 
     def write(self) -> None:
         self.workspace.save(self.component, self.net)
