@@ -11,7 +11,7 @@ from host.browser import Page, open_page
 from host.setting import PACK
 
 _MEDIA = "() => [...document.querySelectorAll('{0}')].filter(e => e.checkVisibility() && e.readyState >= 1 && e.duration > 1).length"
-_STEPS = "n => app.graph._nodes.flatMap(x => x.widgets ?? []).filter(w => w.name == 'steps').forEach(w => { w.value = n })"
+_STEPS = "n => app.graph._nodes.flatMap(x => x.widgets ?? []).filter(w => /(^|: )steps$/.test(w.name)).forEach(w => { w.value = n })"
 
 
 def shipped(folder: str, name: str) -> dict:
@@ -112,4 +112,21 @@ def test_a_blueprint_is_offered_and_runs(server):
         widgets = page.page.evaluate("() => app.graph._nodes[0].widgets.map(w => w.name)")
         # Older front ends put the number of the inner node before the name.
         assert {"text", "seed", "steps", "cfg", "name"} <= {name.rsplit(": ", 1)[-1] for name in widgets}
+        assert_no_trouble(page)
+
+
+def test_a_blueprint_takes_what_is_connected_to_it(server):
+    with open_page(server.url) as page:
+        page.open(shipped("subgraphs", "Video to Audio (CoDi)"))
+        connected = page.page.evaluate(
+            """() => {
+              const scene = LiteGraph.createNode('CoDiBounceScene'), blueprint = app.graph._nodes[0];
+              app.graph.add(scene);
+              const slot = (list, name) => list.findIndex(s => s.name == name);
+              return !!scene.connect(slot(scene.outputs, 'video'), blueprint, slot(blueprint.inputs, 'video'));
+            }"""
+        )
+        assert connected
+        page.page.evaluate(_STEPS, 4)
+        assert page.run() == "execution_success"
         assert_no_trouble(page)
