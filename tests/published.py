@@ -48,6 +48,12 @@ def write(folder: Path, config: CoDiConfig, dtype: torch.dtype = torch.float32, 
     return {path.name: path for path in sorted(folder.glob("*.pth"))}
 
 
+def saved(content: Any, path: Path, **options: Any) -> Path:
+    """`path`, with the content in it as torch.save writes it."""
+    torch.save(content, path, **options)
+    return path
+
+
 def refusal(tmp_path: Path, capsys: Any, config: CoDiConfig) -> Callable[..., str]:
     """A function that runs convert, which must exit with 2, say all the words, and leave no weights; it returns what was said."""
     config.save(tmp_path / "sizes.json")

@@ -16,6 +16,7 @@ from codi.codi_models.conversion.layout import ENCODERS_FILE, PREFIXES, publishe
 from codi.codi_models.conversion.sources import open_source
 from codi.codi_models.model import CoDi
 from host.tiny import create_tiny, tiny_config
+from published import saved
 
 AUDIO, VISION = published_file("audio_denoiser"), published_file("vision_denoiser")
 KEY = PREFIXES["audio_denoiser"] + "out.2.bias"
@@ -34,11 +35,6 @@ def audio():
 @pytest.fixture
 def refused(tmp_path, capsys):
     return published.refusal(tmp_path, capsys, tiny_config())
-
-
-def saved(content, path: Path, **options) -> Path:
-    torch.save(content, path, **options)
-    return path
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
@@ -199,7 +195,7 @@ def test_a_full_disk(refused, files, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-        refused([files[AUDIO]], "GB are needed", "make room")
+        refused([files[AUDIO]], "MB are needed", "make room")
     import errno
 
     real = Path.open

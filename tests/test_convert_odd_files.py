@@ -18,6 +18,7 @@ from codi.codi_models.errors import CoDiError
 from codi.codi_models.files import sha256
 from codi.codi_models.model import COMPONENTS
 from host.tiny import tiny_config
+from published import saved
 
 AUDIO, VISION = published_file("audio_denoiser"), published_file("vision_denoiser")
 PREFIX = PREFIXES["audio_denoiser"]
@@ -37,11 +38,6 @@ def audio(states):
 @pytest.fixture
 def refused(tmp_path, capsys):
     return published.refusal(tmp_path, capsys, tiny_config())
-
-
-def saved(content, path: Path, **options) -> Path:
-    torch.save(content, path, **options)
-    return path
 
 
 def archive(path: Path, opcodes: bytes) -> Path:

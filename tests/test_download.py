@@ -174,6 +174,20 @@ def test_nothing_is_fetched_without_a_yes(hub, run, monkeypatch, answer, status,
     assert ("--yes" in err) == (answer is None)
 
 
+def test_folders_that_cannot_be_filled(hub, run, tmp_path):
+    (tmp_path / "out").write_text("")
+    status, out, err = run("tokenizers", "--yes")
+    assert status == 2 and "out is a file: give a folder" in err and not hub.asked
+    (tmp_path / "out").unlink()
+    (tmp_path / "out" / BERT_VOCAB).mkdir(parents=True)
+    status, _, err = run("tokenizers", "--yes")
+    assert status == 2 and f"{BERT_VOCAB} is a folder" in err and not hub.asked
+    (tmp_path / "out" / BERT_VOCAB).rmdir()
+    (tmp_path / "out" / "download.json").write_text("[")
+    status, _, err = run("codi", "--yes")
+    assert status == 2 and "download.json is not readable" in err and "delete it" in err and not hub.asked
+
+
 def test_changed_files_are_refused(hub, run, tmp_path):
     hub.files["openai-community/gpt2"]["merges.txt"] += b"x y\n"
     status, _, err = run("tokenizers", "--yes")

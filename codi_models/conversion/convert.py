@@ -150,7 +150,7 @@ def _check_room(out: Path, needed: int) -> None:
     free = shutil.disk_usage(out).free
     if needed > free:
         raise CoDiError(
-            f"{out} has {free / 1e9:.2f} GB free, {needed / 1e9:.2f} GB are needed: make room, give an --out folder on another disk, "
+            f"{out} has {free / 1e6:.1f} MB free, {needed / 1e6:.1f} MB are needed: make room, give an --out folder on another disk, "
             "or convert fewer parts with --components"
         )
 

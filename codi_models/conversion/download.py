@@ -88,6 +88,8 @@ def wanted_vocabularies(out: Path) -> list[Wanted]:
         target = out / name
         if not target.exists():
             wanted.append(Wanted(repository, read_pins(out).get(repository) or "main", path, size, digest, target))
+        elif target.is_dir():
+            raise CoDiError(f"{target} is a folder: move it away, then run the command again")
         elif sha256(target) != digest:
             raise CoDiError(f"{target} is another vocabulary than the official model's: move it away, then run the command again")
     return wanted
