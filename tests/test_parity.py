@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import parity_fixtures
 import pytest
 import torch
 from codi.codi_models.__main__ import main
 from codi.codi_models.autoencoders.tokenizers import build_vocabularies
 from codi.codi_models.errors import CoDiError
+from codi.codi_models.parity import recipe
 from codi.codi_models.parity.cli import run_fixture, run_folder
 from codi.codi_models.parity.networks import Networks
+from codi.codi_models.parity.recipe import parity_weight as drawn
 from codi.codi_models.parity.report import FAIL, OK, SKIPPED, Report
 from parity_fixtures import MAKERS, write
 from safetensors.torch import load_file, save_file
@@ -54,6 +57,30 @@ def test_other_sizes(name: str, tmp_path: Path) -> None:
     recorded = {key for key in made[1] if not key.startswith("in/")}
     assert recorded <= {row.tensor for row in report.rows}
     assert all(row.error < 2e-5 for row in report.rows if row.tensor in recorded and "16_weights" not in row.tensor), "the same network"
+
+
+FULL_NAMES = {
+    "unets": "model.diffusion_model.", "kl_plain": "autokl.", "vocoder": "audioldm.vocoder.", "optimus": "optimus.", "clip": "clip.model.",
+    "clap": "clap.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FULL_NAMES)
+def test_keys_as_in_the_full_checkpoint(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were drawn by the full checkpoint's keys, which the fixture lists."""
+    prefix = FULL_NAMES[name]
+    monkeypatch.setattr(recipe, "parity_weight", lambda seed, key, shape: drawn(seed, prefix + key, shape))
+    parity_fixtures.unets.cache_clear()
+    with torch.no_grad():
+        info, tensors = MAKERS[name]()
+    monkeypatch.undo()
+    parity_fixtures.unets.cache_clear()
+    info["keys"] = [[prefix + key, shape] for key, shape in info["keys"]]
+    info["untouched_keys"] = [prefix + key for key in info.get("untouched_keys", ())]
+    write(tmp_path, name, (info, tensors))
+    rows = run_folder(tmp_path).rows
+    assert [str(row) for row in rows if row.status != OK] == []
+    assert any(row.tensor.startswith("out/") for row in rows)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,8 @@ from ..config import VocoderConfig
 from ..conversion.layout import PREFIXES
 from .check import MEL_ABSOLUTE, Check
 from .configs import autoencoder_config, mel_config, vocoder_config
-from .keys import check_keys, layout_of
-from .networks import Networks
+from .keys import check_keys, layout_of, listed, stem
+from .networks import Networks, empty_layout
 from .watch import Watch
 
 FRAMES_PER_SECOND = 102.4
@@ -58,7 +58,8 @@ def check_sound(check: Check, networks: Networks) -> None:
             logmel = net.decode(z)
         check.tensor(f"out/decoded_mel{label}", logmel)
         if check.open(f"out/waveform{label}"):
-            vocoder = networks.filled(lambda: Vocoder(VocoderConfig()), fixture.seed, "vocoder.", key="vocoder")
+            before = stem(fixture.info, layout_of(net))
+            vocoder = networks.filled(lambda: Vocoder(VocoderConfig()), fixture.seed, f"{before}vocoder.", key="vocoder")
             check.tensor(f"out/waveform{label}", vocoder(logmel, trim=False))
 
 
@@ -94,9 +95,10 @@ def _autoencoder(check: Check, networks: Networks, kind: type[Any]) -> Any:
     fixture, official = check.fixture, check.fixture.setting("config")
     config = autoencoder_config(official)
     extra = (mel_config(official.get("preprocessing", official)),) if kind is SoundAutoencoder else ()
-    net = networks.filled(lambda: kind(config, *extra), fixture.seed, key=f"{kind.__name__} {config}")
-    layout = layout_of(net)
-    if any(str(key).startswith("vocoder.") for key, _ in fixture.info.get("keys") or ()):
+    layout = empty_layout(lambda: kind(config, *extra))
+    before = stem(fixture.info, layout)
+    net = networks.filled(lambda: kind(config, *extra), fixture.seed, before, key=f"{kind.__name__} {config}")
+    if any(key.startswith(f"{before}vocoder.") for key in listed(fixture.info) or ()):
         layout |= layout_of(Vocoder(VocoderConfig(), device="meta"), "vocoder.")
     check_keys(check, layout, PREFIXES["sound_autoencoder" if extra else "picture_autoencoder"])
     return net

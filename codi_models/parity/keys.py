@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -30,6 +30,15 @@ def listed(info: Mapping[str, Any]) -> Layout | None:
         raise CoDiError(f"`keys` is no list of [key, shape]: {error}") from error
 
 
+def stem(info: Mapping[str, Any], ours: Iterable[str]) -> str:
+    """What a fixture's list puts before our keys: nothing, or what the full checkpoint does (`optimus.`); weights are drawn by it."""
+    published, ours = listed(info) or {}, list(ours)
+    if not ours or any(key in published for key in ours):
+        return ""
+    found = (key.removesuffix(ours[0]) for key in published if key.endswith(f".{ours[0]}"))
+    return next((prefix for prefix in found if all(prefix + key in published for key in ours)), "")
+
+
 def unlisted_keys(info: Mapping[str, Any]) -> str:
     """What a fixture says instead of listing keys. The numbers then speak for them: weights are drawn by key."""
     return f"the json says {info['keys']!r}" if isinstance(info.get("keys"), str) else "the json lists none"
@@ -49,6 +58,8 @@ def problems(ours: Layout, published: Layout, prefix: str = "") -> list[str]:
 def check_keys(check: Check, ours: Layout, prefix: str = "") -> None:
     """One row `keys`: the layout against the one that the fixture lists, untouched entries included; prefix as in `problems`."""
     published = listed(check.fixture.info)
+    if listed_with := stem(check.fixture.info, ours):
+        ours, prefix = {listed_with + key: shape for key, shape in ours.items()}, ""
     if published is None:
         check.fact("keys", True, f"{len(ours)} ours; {unlisted_keys(check.fixture.info)}")
         return

@@ -16,7 +16,7 @@ from ..denoisers.unet2d import UNet2D
 from ..denoisers.unet_text import TextUNet
 from .check import Check
 from .configs import text_unet_config, unet_config
-from .keys import Layout, check_keys, layout_of
+from .keys import Layout, check_keys, layout_of, stem
 from .recipe import fill
 
 KEPT_BYTES = 1 << 30
@@ -49,13 +49,20 @@ class Networks:
 
     def checked(self, check: Check, build: Callable[[], nn.Module], config: Any, prefix: str = "") -> Any:
         """The network of a fixture, filled, its keys held against those that the fixture lists; prefix as in `keys.problems`."""
-        network = self.filled(build, check.fixture.seed, key=str(config))
-        check_keys(check, layout_of(network), prefix)
+        layout = empty_layout(build)
+        network = self.filled(build, check.fixture.seed, stem(check.fixture.info, layout), key=str(config))
+        check_keys(check, layout, prefix)
         return network
 
-    def unet(self, part: str, config: Mapping[str, Any], seed: str) -> UNet:
-        """A UNet of the official joint class by its name there."""
-        return self.filled(lambda: build_unet(part, config), seed, f"{part}.", key=json.dumps(config, sort_keys=True))
+    def unet(self, part: str, config: Mapping[str, Any], seed: str, stem: str = "") -> UNet:
+        """A UNet of the official joint class by its name there; stem: what weights are drawn by before that name."""
+        return self.filled(lambda: build_unet(part, config), seed, f"{stem}{part}.", key=json.dumps(config, sort_keys=True))
+
+
+def empty_layout(build: Callable[[], nn.Module]) -> Layout:
+    """Keys and shapes of a network, without memory for its weights."""
+    with torch.device("meta"):
+        return layout_of(build())
 
 
 def build_unet(part: str, config: Mapping[str, Any], *, device: Any = None) -> UNet:

@@ -25,6 +25,9 @@ PART_OF = {"video": "unet_image", "image": "unet_image", "audio": "unet_audio", 
 DEFAULT_WEIGHTS = {"audio": 1.0, "text": 1.0, "image": 1.0}
 """Weights of the official forward where the call gives none; a video condition then fails there."""
 
+FULL = "model.diffusion_model."
+"""What stands before the UNets' names in the full checkpoint."""
+
 DDIM_TOLERANCE = 5e-4
 SCHEDULE_TOLERANCE = 1e-6
 
@@ -48,12 +51,18 @@ def check_layout(check: Check) -> None:
     ours = unet_layouts(check.fixture.setting("config"))
     published = listed(info)
     if published is not None:
-        parts = {key.partition(".")[0] for key in published}
-        check_keys(check, {key: shape for key, shape in ours.items() if key.partition(".")[0] in parts}, "model.diffusion_model.")
+        parts = {key.removeprefix(_stem(info)).partition(".")[0] for key in published}
+        check_keys(check, {key: shape for key, shape in ours.items() if key.partition(".")[0] in parts}, FULL)
     if "n_keys" in info:
         check.fact("n_keys", info["n_keys"] == len(ours), f"{info['n_keys']} listed, {len(ours)} ours")
     elif published is None:
         check.fact("keys", True, f"{len(ours)} ours; {unlisted_keys(info)}")
+
+
+def _stem(info: Mapping[str, Any]) -> str:
+    """What stands before the UNets' names in the fixture's list of keys, and so in what its weights are drawn by."""
+    published = listed(info)
+    return FULL if published and all(key.startswith(FULL) for key in published) else ""
 
 
 def _network(fixture: Fixture, networks: Networks, kind: str) -> UNet:
@@ -63,7 +72,7 @@ def _network(fixture: Fixture, networks: Networks, kind: str) -> UNet:
         raise CoDiError(
             f"output {kind!r}: this fixture configures {[p for p in PARTS if p in config]} and outputs are {', '.join(PART_OF)}"
         )
-    return networks.unet(part, config[part], fixture.seed)
+    return networks.unet(part, config[part], fixture.seed, _stem(fixture.info))
 
 
 def _context(fixture: Fixture, suffix: str = "", label: str = "") -> Tensor:
