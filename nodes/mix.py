@@ -131,7 +131,10 @@ class PromptWeight(Node):
                     optional=True,
                     tooltip="A list of numbers instead, spread evenly: as audio-reactive nodes make them.",
                 ),
-                io.Custom("CURVE").Input("curve", optional=True, tooltip="The host's curve instead, where it has one."),
+                # Newer hosts would put a widget here, whose ramp would count before the keyframes.
+                io.Custom("CURVE").Input(
+                    "curve", optional=True, extra_dict={"forceInput": True}, tooltip="The host's curve instead, where it has one."
+                ),
             ],
             outputs=[io.Conditioning.Output(display_name="prompt", tooltip="For the Condition Mixer; else the prompt as it was.")],
         )

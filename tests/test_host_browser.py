@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 from host.browser import Page, open_page
@@ -25,26 +23,7 @@ def run(page: Page, workflow: dict, focus: str) -> None:
     assert page.complaints() == []
     page.page.evaluate(_STEPS, 4)
     assert page.run() == "execution_success"
-    page.page.evaluate(
-        """kind => {
-          const node = app.graph._nodes.find(n => n.type == kind) ?? app.graph._nodes[0];
-          app.canvas.ds.scale = 0.9;
-          app.canvas.ds.offset = [500 - node.pos[0], 160 - node.pos[1]];
-          app.graph.setDirtyCanvas(true, true);
-        }""",
-        focus,
-    )
-    page.page.wait_for_timeout(1000)
-
-
-def shoot(page: Page, name: str) -> None:
-    """A screenshot, where CODI_SCREENSHOTS names a folder for them."""
-    if folder := os.environ.get("CODI_SCREENSHOTS"):
-        page.page.screenshot(path=Path(folder) / f"{name}.png")
-
-
-def assert_no_trouble(page: Page) -> None:
-    assert page.complaints() == [] and page.crashes == [] and page.missing == []
+    page.focus(focus)
 
 
 def test_text_to_everything_is_shown(server):
@@ -61,7 +40,7 @@ def test_text_to_everything_is_shown(server):
         page.page.wait_for_function(_MEDIA.format("audio"), timeout=20_000)
         caption = page.page.locator(".codi-text").first
         assert caption.is_visible() and caption.text_content().strip()
-        assert_no_trouble(page)
+        page.assert_no_trouble()
 
 
 @pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes2"])
@@ -97,8 +76,8 @@ def test_preview_shows_picture_clip_sound_and_caption(server, nodes2):
         page.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         page.page.wait_for_function("() => document.querySelector('.codi-preview video').currentTime > 0.3", timeout=10_000)
         assert place > 1
-        shoot(page, f"preview_{'nodes2' if nodes2 else 'classic'}")
-        assert_no_trouble(page)
+        page.shoot("preview")
+        page.assert_no_trouble()
 
 
 def test_a_blueprint_is_offered_and_runs(server):
@@ -112,7 +91,7 @@ def test_a_blueprint_is_offered_and_runs(server):
         widgets = page.page.evaluate("() => app.graph._nodes[0].widgets.map(w => w.name)")
         # Older front ends put the number of the inner node before the name.
         assert {"text", "seed", "steps", "cfg", "name"} <= {name.rsplit(": ", 1)[-1] for name in widgets}
-        assert_no_trouble(page)
+        page.assert_no_trouble()
 
 
 def test_a_blueprint_takes_what_is_connected_to_it(server):
@@ -129,4 +108,4 @@ def test_a_blueprint_takes_what_is_connected_to_it(server):
         assert connected
         page.page.evaluate(_STEPS, 4)
         assert page.run() == "execution_success"
-        assert_no_trouble(page)
+        page.assert_no_trouble()

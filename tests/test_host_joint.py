@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+from io import BytesIO
+
 import pytest
 import torch
 from host.graph import ALIGNMENT, SAMPLING, base_graph, node, sampled, shown
 from host.session import Failed
 from host.setting import PACK
+from PIL import Image
 
 ALL = ("video", "image", "text", "audio")
 
@@ -144,6 +148,31 @@ def test_progress_and_a_preview_of_every_stream(session, names):
     columns = torch.frombuffer(bytearray(pictures[-1].tobytes()), dtype=torch.uint8).view(height, 384, 3).float()
     if set(names) - {"text"}:
         assert columns[:132].std() > 3  # something is drawn
+
+
+@pytest.mark.parametrize("kind", ["KSampler", "CoDiJointSampler"])
+def test_a_clip_is_sent_to_the_browser_to_play(session, kind):
+    graph = sampled("video", "text", frames=3, steps=2)
+    if kind == "KSampler":
+        inputs = graph["sample"]["inputs"]
+        kept = {k: v for k, v in inputs.items() if k not in ("latent", "wiring", "alignment", "alignment_guidance")}
+        graph["sample"] = node(kind, **kept, latent_image=["empty", 0])
+    session.forget()
+    session.run(shown(graph, ["sample", 0]), preview_method="latent2rgb")
+    clips = [d for k, d in session.events if k == "codi.frames"]
+    assert clips and all((c["node"], c["frames"], c["rate"]) == ("sample", 3, 6.25) for c in clips)
+    kind, data = clips[-1]["strip"].split(",")
+    with Image.open(BytesIO(base64.b64decode(data))) as strip:
+        assert kind == "data:image/jpeg;base64" and strip.size == (3 * 124, 124)
+        frames = torch.frombuffer(bytearray(strip.tobytes()), dtype=torch.uint8).view(124, 3, 124, 3).float()
+    assert (frames[:, 0] - frames[:, 1]).abs().mean() > 1  # each frame its own
+
+
+@pytest.mark.parametrize(("names", "method"), [(("video", "text"), "none"), (("image", "audio"), "latent2rgb")])
+def test_no_clip_is_sent_where_there_is_none_or_none_is_asked_for(session, names, method):
+    session.forget()
+    session.run(shown(sampled(*names, steps=2), ["sample", 0]), preview_method=method)
+    assert not any(k == "codi.frames" for k, _ in session.events)
 
 
 def test_no_preview_is_drawn_where_none_is_asked_for(session):

@@ -120,6 +120,36 @@ def test_a_list_of_numbers_drives_a_prompt(session):
     assert torch.equal(session.value("voice")[0][0], a)
 
 
+def with_curve(session, points: list) -> dict:
+    """Prompt Weight driven by a curve of the host, or by its value where the host has no node for it."""
+    graph = mixed("text", over="frames", count=3)
+    value = {"points": points, "interpolation": "linear"}
+    graph["voice"] = node("CoDiPromptWeight", prompt=["yes", 0], weight=1.0, start=0.0, end=1.0, keyframes="0:5", curve=value)
+    if "CurveEditor" in session.classes:
+        graph["drawn"] = node("CurveEditor", curve=value)
+        graph["voice"]["inputs"]["curve"] = ["drawn", 0]
+    graph["mix"]["inputs"]["prompts.prompt0"] = ["voice", 0]
+    return graph
+
+
+def test_the_hosts_curve_drives_a_prompt(session):
+    options = session.classes["CoDiPromptWeight"].INPUT_TYPES()["optional"]["curve"]
+    assert options[0] == "CURVE" and options[1]["forceInput"]  # no widget whose ramp would count before the keyframes
+    graph = with_curve(session, [[0, 0.25], [0.5, 1], [1, 0]])
+    if "CurveEditor" not in session.classes:
+        with pytest.raises(Failed, match="has no curves: use keyframes or floats") as failure:
+            value(session, graph, ["mix", 0])
+        assert failure.value.node == "CoDiPromptWeight"
+        return
+    (entry,) = value(session, graph, ["mix", 0])
+    a, b = embeddings(session)
+    frames = entry[0][:, None] + entry[1]["codi_frames"]
+    for i, factor in enumerate((0.25, 1.0, 0.0)):
+        assert torch.allclose(frames[:, i], mix([a, b], [factor, 1], "spherical"), atol=1e-5)
+    with pytest.raises(Failed, match="the curve has no points"):
+        value(session, with_curve(session, []), ["mix", 0])
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

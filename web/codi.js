@@ -14,6 +14,7 @@ function addTextBox(nodeType) {
       "overflow:auto; white-space:pre-wrap; user-select:text; padding:6px 8px; box-sizing:border-box; border-radius:4px;" +
       "font-size:13px; background:var(--comfy-input-bg); color:var(--input-text);";
     this.codiText = this.addDOMWidget("codi_text", "codi_text", box, { serialize: false, getMinHeight: () => 48 });
+    this.codiText.serialize = false; // nothing of it is stored
   };
   nodeType.prototype.onExecuted = function (output) {
     onExecuted?.apply(this, arguments);

@@ -14,10 +14,12 @@ from torch import Tensor
 from ...codi_models.decoding import decode_text
 from ...codi_models.figures import INK, PAPER, clipped, draw_spectrogram, font, from_picture, to_picture
 from .handle import CoDiHandle
+from .playing import play
 from .preview import apply, colour_map, loudness_map
 
 WIDTH, TILE, GAP = 384, 124, 4  # pixels
-_MOST_FRAMES = 12
+_MOST_FRAMES, _MOST_PLAYED = 12, 32
+_BETWEEN_CLIPS = 0.1  # seconds, as often as the host shows pictures
 _SHARE = 0.1  # of the time may go into captions
 
 
@@ -26,7 +28,7 @@ class Streams:
 
     def __init__(self, codi: CoDiHandle) -> None:
         self.codi = codi
-        self._caption, self._next_caption = "", 0.0
+        self._caption, self._next_caption, self._next_clip = "", 0.0, 0.0
 
     def prepare(self, outputs: tuple[str, ...]) -> None:
         """Fit what the outputs need: loading an autoencoder is safe only while no denoiser is running."""
@@ -34,7 +36,7 @@ class Streams:
             colour_map(self.codi)
         if "audio" in outputs:
             loudness_map(self.codi)
-        self._caption, self._next_caption = "", 0.0
+        self._caption, self._next_caption, self._next_clip = "", 0.0, 0.0
 
     def draw(self, parts: Mapping[str, Tensor]) -> Tensor:
         """First item of each part, in diffusion space, with a batch axis -> picture (1, 3, H, W) in -1..1, float32 on the CPU."""
@@ -43,6 +45,7 @@ class Streams:
             tiles.append(self._picture(parts["image"][0]))
         if "video" in parts:
             tiles.append(self._frames(parts["video"][0]))
+            self._play(parts["video"][0])
         if "audio" in parts:
             tiles.append(self._sound(parts["audio"][0], TILE if len(tiles) else WIDTH // 2))
         rows = [_row(tiles)] if tiles else []
@@ -62,16 +65,24 @@ class Streams:
 
     def _frames(self, z: Tensor) -> Image.Image:
         """(C, F, h, w) -> frames in two rows, evenly picked where there are many."""
-        count = min(z.shape[1], _MOST_FRAMES)
-        picked = [(2 * i + 1) * z.shape[1] // (2 * count) for i in range(count)]
-        columns = math.ceil(count / 2)
-        height = TILE if count == 1 else (TILE - GAP) // 2
+        picked = _picked(z.shape[1], _MOST_FRAMES)
+        columns = math.ceil(len(picked) / 2)
+        height = TILE if len(picked) == 1 else (TILE - GAP) // 2
         frames = [self._picture(z[:, i], height) for i in picked]
         wide = frames[0].width + GAP
         sheet = Image.new("RGB", (columns * wide - GAP, TILE), PAPER)
         for i, frame in enumerate(frames):
             sheet.paste(frame, (i % columns * wide, i // columns * (height + GAP)))
         return sheet
+
+    def _play(self, z: Tensor) -> None:
+        """(C, F, h, w) to the browser as a clip that plays."""
+        if time.monotonic() < self._next_clip:
+            return
+        picked = _picked(z.shape[1], _MOST_PLAYED)
+        rate = self.codi.config.sampling.frame_rate * len(picked) / z.shape[1]
+        play([self._picture(z[:, i]) for i in picked], rate)
+        self._next_clip = time.monotonic() + _BETWEEN_CLIPS
 
     def _sound(self, z: Tensor, width: int) -> Image.Image:
         """(C, t, m) -> coarse spectrogram."""
@@ -97,6 +108,12 @@ class Streams:
     def _moved(self, device: torch.device) -> bool:
         """Whether using the text autoencoder means to move it to the device first."""
         return next(self.codi.model.loaded["text_autoencoder"].parameters()).device != device
+
+
+def _picked(frames: int, most: int) -> list[int]:
+    """Frames evenly picked, all where there are few."""
+    count = min(frames, most)
+    return [(2 * i + 1) * frames // (2 * count) for i in range(count)]
 
 
 def _row(tiles: list[Image.Image]) -> Image.Image:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +16,22 @@ _OPTIONS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disab
 
 
 class Page:
-    """A loaded front end: open a workflow, run it, see what it shows. `crashes` and `missing` collect what went wrong."""
+    """A loaded front end: open a workflow, run it, see what it shows.
+
+    `queued` collects the prompts that it sent in API format, `crashes` and `missing` what went wrong."""
 
     def __init__(self, page: Any, url: str, nodes2: bool = False) -> None:
-        self.page, self.crashes, self.missing = page, [], []
+        self.page, self.nodes2 = page, nodes2
+        self.queued: list[dict] = []
+        self.crashes: list[str] = []
+        self.missing: list[str] = []
         # The front end itself asks servers outside, which a machine for tests may not reach.
         page.on("pageerror", lambda error: None if str(error) == "Failed to fetch" else self.crashes.append(str(error)))
         page.on("response", lambda r: self.missing.append(r.url) if r.status >= 400 and "/extensions/" in r.url else None)
+        page.on(
+            "request",
+            lambda r: self.queued.append(r.post_data_json["prompt"]) if r.method == "POST" and r.url.endswith("/prompt") else None,
+        )
         page.request.post(url + "/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": nodes2})
         page.goto(url, timeout=120_000)
         page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.CoDiDecodeText", timeout=120_000)
@@ -51,6 +62,28 @@ class Page:
         """Texts of toasts and error overlays."""
         texts = self.page.locator(".p-toast-message, [data-testid='error-overlay-messages'], .p-dialog").all_inner_texts()
         return [t for t in texts if t.strip()]
+
+    def focus(self, kind: str, scale: float = 0.9) -> None:
+        """Bring the first node of a kind, or the first of all, to the middle."""
+        self.page.evaluate(
+            """([kind, scale]) => {
+              const node = app.graph._nodes.find(n => n.type == kind) ?? app.graph._nodes[0];
+              app.canvas.ds.scale = scale;
+              app.canvas.ds.offset = [450 / scale - node.pos[0], 150 / scale - node.pos[1]];
+              app.graph.setDirtyCanvas(true, true);
+            }""",
+            [kind, scale],
+        )
+        self.page.wait_for_timeout(1000)
+
+    def shoot(self, name: str) -> None:
+        """A screenshot, where CODI_SCREENSHOTS names a folder for them."""
+        if folder := os.environ.get("CODI_SCREENSHOTS"):
+            self.page.screenshot(path=Path(folder) / f"{name}_{'nodes2' if self.nodes2 else 'classic'}.png")
+
+    def assert_no_trouble(self) -> None:
+        """Nothing crashed, nothing of ours was missing, nothing complains."""
+        assert self.complaints() == [] and self.crashes == [] and self.missing == []
 
 
 @contextmanager
