@@ -29,6 +29,7 @@ class ConditionMixer(Node):
             display_name="CoDi Condition Mixer",
             description="Mixes any number of text, image, audio and video prompts into one.",
             search_aliases=["mix prompts", "blend", "average", "interpolate"],
+            has_intermediate_output=True,
             inputs=[
                 io.Autogrow.Input("prompts", template=template, tooltip="Prompts to mix; an input appears when the last is connected."),
                 io.String.Input(
@@ -163,6 +164,7 @@ class PromptTravel(Node):
             display_name="CoDi Prompt Travel",
             description="Goes from one prompt to another over the frames of a clip, the samples of a batch or the steps of the run.",
             search_aliases=["interpolate prompts", "morph", "prompt schedule"],
+            has_intermediate_output=True,
             inputs=[
                 io.Conditioning.Input("origin", tooltip="Prompt at the beginning."),
                 io.Conditioning.Input("destination", tooltip="Prompt at the end."),

@@ -11,7 +11,7 @@ function addTextBox(nodeType) {
     const box = document.createElement("div");
     box.className = "codi-text";
     box.style.cssText =
-      "overflow:auto; white-space:pre-wrap; user-select:text; padding:6px 8px; box-sizing:border-box; border-radius:4px;" +
+      "overflow:auto; min-height:34px; white-space:pre-wrap; user-select:text; padding:6px 8px; box-sizing:border-box; border-radius:4px;" +
       "font-size:13px; background:var(--comfy-input-bg); color:var(--input-text);";
     this.codiText = this.addDOMWidget("codi_text", "codi_text", box, { serialize: false, getMinHeight: () => 48 });
     this.codiText.serialize = false; // nothing of it is stored

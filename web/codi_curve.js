@@ -4,7 +4,7 @@ import { STYLE, buildCurves } from "./codi_curve_view.js";
 import { joinLines, splitLines } from "./codi_keyframes.js";
 
 const WATCHED = ["keyframes", "over", "count", "starts", "ends"];
-const BEFORE_KEYFRAMES = ["floats", "curve"]; // inputs of Prompt Weight that count instead of its keyframes
+const INSTEAD = ["floats", "curve", "keyframes"]; // inputs that count instead of what is drawn, the first that is connected
 
 const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name);
 const isLinked = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null);
@@ -47,7 +47,7 @@ function attach(node) {
     const names = promptsOf(node);
     const many = !widgetOf(node, "weight");
     const lines = splitLines(text.value, many ? Math.max(1, names.length) : 1);
-    const from = ["keyframes", ...BEFORE_KEYFRAMES].filter((name) => isLinked(node, name)).at(-1);
+    const from = INSTEAD.find((name) => isLinked(node, name));
     return { lines, names, spans: spansOf(node, lines.length), ...stepsOf(node), locked: from ? `← ${from}` : "" };
   };
   const write = (lines) => {

@@ -17,13 +17,15 @@ export const STYLE = `
 .codi-curve .prompts button[aria-pressed="true"] { background:var(--colour); color:#111; }
 .codi-curve .plot { position:relative; flex:1 1 0; min-height:110px; }
 .codi-curve svg { position:absolute; inset:0; width:100%; height:100%; cursor:crosshair; touch-action:none; }
-.codi-curve svg text { fill:currentColor; opacity:.7; font-size:10px; pointer-events:none; }
+.codi-curve svg.over-key { cursor:grab; }
+.codi-curve svg * { pointer-events:none; } /* what is drawn anew between two clicks would lose the second */
+.codi-curve svg text { fill:currentColor; opacity:.7; font-size:10px; }
 .codi-curve .frame { fill:none; stroke:currentColor; opacity:.25; }
 .codi-curve .mark { stroke:currentColor; opacity:.12; }
-.codi-curve polyline { fill:none; stroke-width:1.5; stroke-linejoin:round; pointer-events:none; }
+.codi-curve polyline { fill:none; stroke-width:1.5; stroke-linejoin:round; }
 .codi-curve polyline.chosen { stroke-width:2.5; }
 .codi-curve polyline.resting { stroke-dasharray:2 4; opacity:.5; }
-.codi-curve circle { cursor:grab; stroke:var(--comfy-input-bg, #222); stroke-width:1.5; }
+.codi-curve circle { stroke:var(--comfy-input-bg, #222); stroke-width:1.5; }
 .codi-curve svg .note { opacity:1; font-size:11px; }
 `;
 
@@ -59,7 +61,7 @@ export function buildCurves({ read, write }) {
   const svg = draw("svg", {});
   const plot = make("div", { className: "plot" }, svg);
   const root = make("div", { className: "codi-curve" }, prompts, plot);
-  let chosen = 0, drag = null, added = 0, shown = null;
+  let chosen = 0, drag = null, over = null, added = 0, shown = null;
 
   const size = () => [Math.max(80, plot.clientWidth), Math.max(60, plot.clientHeight)];
   const across = (place) => PAD.left + place * (size()[0] - PAD.left - PAD.right);
@@ -127,11 +129,20 @@ export function buildCurves({ read, write }) {
   }
 
   function move(event) {
-    if (!drag) return;
-    event.stopPropagation();
+    if (!shown) return;
     const at = where(event);
+    if (!drag) return point(shown.locked ? null : hit(at));
+    event.stopPropagation();
     drag.moving ||= Math.hypot(at.x - drag.x, at.y - drag.y) > 2; // a click that trembles moves nothing
     if (drag.moving) change(drag.line, moved(shown.curves[drag.line].keys, drag.index, at.place, at.value));
+  }
+
+  /** Says what the key under the pointer is. */
+  function point(key) {
+    if (String(key) === String(over)) return;
+    over = key;
+    svg.classList.toggle("over-key", Boolean(key));
+    refresh();
   }
 
   function release(event) {
@@ -148,7 +159,7 @@ export function buildCurves({ read, write }) {
     refresh();
     const key = shown.locked ? null : hit(where(event));
     if (!key) return;
-    drag = null;
+    drag = over = null;
     chosen = key[0];
     change(key[0], shown.curves[key[0]].keys.filter((_, index) => index !== key[1]));
   }
@@ -156,6 +167,7 @@ export function buildCurves({ read, write }) {
   svg.addEventListener("pointerdown", press);
   svg.addEventListener("pointermove", move);
   for (const kind of ["pointerup", "pointercancel", "lostpointercapture"]) svg.addEventListener(kind, release);
+  svg.addEventListener("pointerleave", () => point(null));
   for (const kind of ["contextmenu", "dblclick"]) svg.addEventListener(kind, remove);
   prompts.addEventListener("pointerdown", (event) => event.stopPropagation());
 
@@ -187,10 +199,8 @@ export function buildCurves({ read, write }) {
 
   const drawKeys = ({ keys }, line) =>
     keys.map(([place, value], index) => {
-      const title = draw("title", {});
-      title.textContent = `${place}:${value}`;
       const at = { cx: across(place), cy: down(value, shown.range), r: line === chosen ? 5.5 : 4, fill: COLOURS[line % COLOURS.length] };
-      return draw("circle", { ...at, "data-line": line, "data-key": index }, title);
+      return draw("circle", { ...at, "data-line": line, "data-key": index });
     });
 
   const label = (x, y, text, anchor, kind = "") => {
@@ -229,6 +239,7 @@ export function buildCurves({ read, write }) {
     const wrong = curves.findIndex(({ error }) => error);
     const note = given.locked || (wrong >= 0 ? `${wrong + 1}: ${curves[wrong].error}` : "");
     const order = [...curves.keys()].filter((line) => !curves[line].error).sort((a, b) => (a === chosen) - (b === chosen)); // the chosen on top
+    const key = drag ? curves[drag.line]?.keys[drag.index] : over && curves[over[0]]?.keys[over[1]];
     drawPrompts();
     svg.setAttribute("viewBox", `0 0 ${wide} ${tall}`);
     svg.replaceChildren(
@@ -236,7 +247,7 @@ export function buildCurves({ read, write }) {
       ...(given.locked ? [] : order.flatMap((line) => drawCurve(curves[line], line))),
       ...(given.locked ? [] : order.flatMap((line) => drawKeys(curves[line], line))),
       ...(note ? [label(PAD.left + 6, PAD.top + 14, note, "start", "note")] : []),
-      ...(drag ? [label(wide - PAD.right - 6, PAD.top + 14, formatLine([curves[drag.line].keys[drag.index]]), "end", "note")] : []),
+      ...(key ? [label(wide - PAD.right - 6, PAD.top + 14, formatLine([key]), "end", "note")] : []),
     );
   }
 
