@@ -94,9 +94,10 @@ def test_a_dragged_key_changes_the_text_and_the_queued_prompt(page):
     assert page.run() == "execution_success"
     assert queued(page, MIXER)["keyframes"] == after
     box = page.page.locator(".codi-text").filter(has_text="similarity").first
-    assert box.is_visible() and len(box.text_content().splitlines()) == parts
-    assert all("norm 1.000" in line and line.count(".") == 3 and "similarity" in line for line in box.text_content().splitlines())
+    box.wait_for(timeout=20_000)
     page.shoot("curve")
+    assert len(box.text_content().splitlines()) == parts
+    assert all("norm 1.000" in line and line.count(".") == 3 and "similarity" in line for line in box.text_content().splitlines())
     page.assert_no_trouble()
 
 
