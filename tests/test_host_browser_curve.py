@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from io import BytesIO
+from itertools import count
 
 import pytest
 from host.browser import Page, open_page
@@ -13,6 +14,7 @@ from PIL import Image
 _WIDGET = "([kind, name]) => app.graph._nodes.find(n => n.type == kind).widgets.find(w => w.name == name)?.value"
 _FIXED = """() => app.graph._nodes.flatMap(n => n.widgets ?? []).filter(w => w.name == 'control_after_generate')
   .forEach(w => { w.value = 'fixed' })"""
+_numbers = count(1)
 _KEY = ".codi-curve circle[data-line='{0}'][data-key='{1}']"
 MIXER, WEIGHT, MATRIX = "CoDiConditionMixer", "CoDiPromptWeight", "CoDiAlignmentMatrix"
 
@@ -25,8 +27,10 @@ def page(request, server):
 
 
 def numbered(graph: dict) -> dict:
-    """The graph with numbers for names, as the front end writes them."""
-    numbers = {name: str(i + 1) for i, name in enumerate(graph)}
+    """The graph with numbers for names, as the front end writes them.
+
+    Each is given once: older front ends with Nodes 2.0 go on showing the elements of a node of that number that is gone."""
+    numbers = {name: str(next(_numbers)) for name in graph}
 
     def link(value):
         return [numbers[value[0]], value[1]] if isinstance(value, list) else value
