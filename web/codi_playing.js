@@ -3,7 +3,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
 const HEIGHT = 132;
-const playing = new Map(); // node -> { path, widget, canvas, strip, frames, rate, height }
+const playing = new Map(); // node -> { path, widget, root, canvas, strip, frames, rate, height }
 
 /** The node of an execution path such as "5:12": in the graph that is open, else the one that samples. */
 function nodeOf(path) {
@@ -29,16 +29,21 @@ function start(node, path) {
   const widget = node.addDOMWidget("codi_frames", "codi_frames", root, { serialize: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT });
   widget.serialize = false;
   node.setSize([node.size[0], height + HEIGHT + 10]);
+  // Older front ends do not show a widget that comes late in Nodes 2.0: then it goes where the node ends.
+  setTimeout(() => {
+    if (!root.isConnected && playing.has(node)) document.querySelector(`[data-node-id="${node.id}"]`)?.append(root);
+  }, 200);
   if (!playing.size) requestAnimationFrame(tick);
-  playing.set(node, { path, widget, canvas, height, strip: null, frames: 0, rate: 1 });
+  playing.set(node, { path, widget, root, canvas, height, strip: null, frames: 0, rate: 1 });
 }
 
 function stop(except = null) {
-  for (const [node, { path, widget, height }] of playing) {
+  for (const [node, { path, widget, root, height }] of playing) {
     if (path === except) continue;
     playing.delete(node);
     const grown = node.size[1] - HEIGHT - 10;
     if (node.widgets?.includes(widget)) node.removeWidget(widget);
+    root.remove();
     node.setSize([node.size[0], Math.max(height, grown)]); // what else made the node grow meanwhile stays
     node.setDirtyCanvas?.(true, true);
   }
