@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .convolution import by_size, pointwise
+
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """`attention(q (B, N, heads*dim), k (B, M, heads*dim), v, heads) -> (B, N, heads*dim)`, scaled by dim ** -0.5."""
 
@@ -103,25 +105,12 @@ def group_norm(norm: nn.Module, x: Tensor) -> Tensor:
     return norm(x)
 
 
-def _as_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *_: Any, **__: Any) -> Tensor:
-    return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
-
-
-def pointwise(layer: Any) -> Any:
-    """Compute a convolution of kernel 1 as one matrix product, (B, C, ...) -> (B, C', ...) with channels last in memory.
-
-    Only the convolution itself is exchanged, so that injected operations still cast, patch and stream the weight.
-    """
-    layer._conv_forward = _as_linear
-    return layer
-
-
 class Downsample(nn.Module):
     """Halve height and width: 3x3 convolution of stride 2."""
 
     def __init__(self, channels: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
         super().__init__()
-        self.op = operations.Conv2d(channels, channels, 3, stride=2, padding=1, dtype=dtype, device=device)
+        self.op = by_size(operations.Conv2d(channels, channels, 3, stride=2, padding=1, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H/2, W/2)"""
@@ -133,7 +122,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
         super().__init__()
-        self.conv = operations.Conv2d(channels, channels, 3, padding=1, dtype=dtype, device=device)
+        self.conv = by_size(operations.Conv2d(channels, channels, 3, padding=1, dtype=dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)"""
@@ -158,7 +147,7 @@ class ResBlock(nn.Module):
 
         def conv(inside: int, size: int = size) -> nn.Module:
             layer = operations.Conv2d(inside, out_width, size, padding=size // 2, **extra)
-            return pointwise(layer) if size == 1 else layer
+            return pointwise(layer) if size == 1 else by_size(layer)
 
         self.in_layers = nn.ModuleList([operations.GroupNorm(norm_groups, width, **extra), nn.SiLU(), conv(width)])
         self.emb_layers = nn.ModuleList([nn.SiLU(), operations.Linear(emb_channels, out_width, **extra)])

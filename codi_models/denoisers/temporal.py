@@ -13,13 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CoDiError
-from .layers import group_norm, pointwise
+from .convolution import delayed, pointwise
+from .layers import group_norm
 
 HEADS = 8
 """Heads of temporal attention."""
-
-SHIFTS = 8
-"""Chunks of channels in the frame shift."""
 
 _NARROW_HEAD = 96
 
@@ -166,10 +164,10 @@ class TemporalFeedForward(nn.Module):
         """(B*F, C, H, W) -> (B*F, C, H, W)"""
         widen, gate = self.proj_in
         h = gate(widen(x[:, :, None]))  # (B*F, C', 1, H, W)
-        kept, delayed = h.unflatten(0, (-1, frames)).chunk(2, dim=2)
-        delayed = F.pad(delayed[:, :-1], (0, 0, 0, 0, 0, 0, 0, 0, 1, 0))  # frame 0 gets zeros
-        h = self.proj_out[0](torch.cat([kept, delayed], dim=2).flatten(0, 1))
-        return self.proj_out[1](h.to(x.dtype))[:, :, 0]
+        kept, late = h.movedim(1, -1).unflatten(0, (-1, frames)).chunk(2, dim=-1)  # (B, F, 1, H, W, C'/2)
+        late = F.pad(late[:, :-1], (0, 0, 0, 0, 0, 0, 0, 0, 1, 0))  # frame 0 gets zeros
+        h = torch.cat([kept, late], dim=-1).flatten(0, 1).movedim(-1, 1)  # (B*F, C', 1, H, W), channels last in memory
+        return self.proj_out[1](self.proj_out[0](h).to(x.dtype))[:, :, 0]
 
 
 class FrameShift(nn.Module):
@@ -181,16 +179,12 @@ class FrameShift(nn.Module):
         super().__init__()
         extra = dict(dtype=dtype, device=device)
         norm = operations.GroupNorm(norm_groups, channels, **extra)
-        self.out_layers = nn.ModuleList([norm, nn.SiLU(), operations.Conv2d(channels, channels, 3, padding=1, **extra)])
+        self.out_layers = nn.ModuleList([norm, nn.SiLU(), delayed(operations.Conv2d(channels, channels, 3, padding=1, **extra))])
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """(B*F, C, H, W) -> (B*F, C, H, W)"""
         norm, _, conv = self.out_layers
-        h = conv(F.silu(group_norm(norm, x))).unflatten(0, (-1, frames))  # (B, F, C, H, W)
-        ahead = SHIFTS - 1
-        chunks = F.pad(h, (0, 0, 0, 0, 0, 0, ahead, 0)).chunk(SHIFTS, dim=2)
-        late = [chunk[:, ahead - i : ahead - i + frames] for i, chunk in enumerate(chunks)]
-        return x + torch.cat(late, dim=2).flatten(0, 1)
+        return x + conv(F.silu(group_norm(norm, x)).unflatten(0, (-1, frames))).flatten(0, 1)
 
 
 class TemporalModule(nn.Module):

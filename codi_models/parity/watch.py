@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..denoisers.convolution import before_delay
+
 SAMPLED = re.compile(r"_(every|first|last)_?(\d+)(?=_|$)")
 """Names of tensors that hold part of a result: every n-th index, the first n, the last n."""
 
@@ -44,7 +46,8 @@ class Watch:
                 self._listen(name, child)
             return
 
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            output = before_delay(module, inputs[0], output) if inputs else output
             results = self._results[name]
             results.pop(tuple(output.shape), None)  # so that the latest stands last
             results[tuple(output.shape)] = output.detach()
