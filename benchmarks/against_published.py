@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,23 +71,24 @@ def latents(outputs: tuple[str, ...], size: int, frames: int, batch: int) -> dic
     return {m: torch.randn(batch, *shapes[m], generator=generator) for m in outputs}
 
 
-def step(sides: Sides, outputs: tuple[str, ...], args: argparse.Namespace) -> list[str]:
-    """One evaluation of some outputs with guidance's doubled batch; prompt branches are made anew, as if every step was a run."""
-    joint = sides.need(outputs)
-    x = latents(outputs, args.size, args.frames, 2)
-    t, context = torch.full((2,), 501), torch.nn.functional.normalize(torch.randn(2, 1, 768), dim=-1)
-    folded = joint.fold_contexts(context, outputs)
-    wiring = "self" if len(outputs) > 1 else "off"
+def one_step(sides: Sides, x: dict[str, Tensor], prompts: int = 1) -> dict[str, Callable[[], dict[str, Tensor]]]:
+    """One evaluation of latents by either side, with a mix of several prompts; prompt branches are made anew at every step."""
+    outputs = tuple(x)
+    joint, batch = sides.need(outputs), len(next(iter(x.values())))
+    contexts = torch.nn.functional.normalize(torch.randn(prompts, batch, 1, 768), dim=-1)
+    wiring, t = "self" if len(outputs) > 1 else "off", torch.full((batch,), 501)
 
     def published() -> dict[str, Tensor]:
-        parts = sides.theirs(list(x.values()), t, [context], list(outputs), ["text"])
+        parts = sides.theirs(list(x.values()), t, list(contexts), list(outputs), ["text"] * prompts)
         return dict(zip(outputs, parts, strict=True))
 
-    return compare(
-        f"{' + '.join(outputs)}, one step",
-        {"published": published, "ours": lambda: joint(x, t, folded, wiring=wiring)},
-        args.repeats, torch.device("cpu"), TOLERANCE,
-    )  # fmt: skip
+    return {"published": published, "ours": lambda: joint(x, t, joint.fold_contexts(contexts.mean(dim=0), outputs), wiring=wiring)}
+
+
+def step(sides: Sides, outputs: tuple[str, ...], args: argparse.Namespace) -> list[str]:
+    """One evaluation of some outputs with guidance's doubled batch."""
+    pair = one_step(sides, latents(outputs, args.size, args.frames, 2))
+    return compare(f"{' + '.join(outputs)}, one step", pair, args.repeats, torch.device("cpu"), TOLERANCE)
 
 
 def run(sides: Sides, outputs: tuple[str, ...], args: argparse.Namespace) -> list[str]:

@@ -1,9 +1,11 @@
-"""What each speed lever of a denoiser brings, each alone against the same step: folded prompts, fused attention, layout, compile, half.
+"""What each speed lever of a denoiser brings, each alone against the same step: folded prompts, fused attention, batches, compile, half.
 
 python benchmarks/levers.py [--config official|mini] [--output image|video|audio|text] [--levers folded,attention,...] [--threads N]
 
 Every row compares the path that the pack runs (prompt branches folded, fused attention, float32, eager) with one thing changed:
-attention to the prompt as to many tokens, attention written out as einsums with a softmax in memory, and so on."""
+attention to the prompt as to many tokens, attention written out as einsums with a softmax in memory, and so on. `window` and
+`environment` are joint steps of --output and its neighbour; `eight_bits` needs a ComfyUI (COMFYUI_PATH), `graph` and `streams` need CUDA.
+The last column says how far results differ."""
 
 from __future__ import annotations
 
@@ -22,12 +24,16 @@ from torch import Tensor  # isort: skip
 
 from codi_models.config import DENOISER_OF, CoDiConfig  # isort: skip
 from codi_models.checkpoints import without_random_init  # isort: skip
+from codi_models.denoisers import convolution  # isort: skip
 from codi_models.denoisers.layers import CrossAttention, ResBlock, SpatialTransformer  # isort: skip
+from codi_models.joint import JointDenoiser  # isort: skip
 from codi_models.model import build_component  # isort: skip
 from codi_models.parity.recipe import fill  # isort: skip
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.2, "bfloat16": 0.3}
-LEVERS = ("folded", "attention", "both", "channels_last", "batch", "compile", "regions", "bfloat16", "float16")
+LEVERS = ("folded", "attention", "both", "unconditional", "batch", "seeds", "convolution", "window", "environment",
+          "graph", "streams", "compile", "regions", "bfloat16", "float16", "eight_bits", "channels_last")  # fmt: skip
+NEEDS_CUDA = ("graph", "streams")
 
 
 def einsum_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -81,6 +87,98 @@ def latent(output: str, config: CoDiConfig, size: int, frames: int, batch: int) 
     return torch.randn(batch, *shapes[output], generator=torch.Generator().manual_seed(0))
 
 
+@contextlib.contextmanager
+def by_torch(net: torch.nn.Module) -> Iterator[None]:
+    """Inside, 3x3 convolutions of the 2-D path are torch's own, whatever their size."""
+    layers: list[Any] = [m for m in net.modules() if getattr(getattr(m, "_conv_forward", None), "func", None) is convolution._convolve]
+    usual = [layer._conv_forward for layer in layers]
+    for layer in layers:
+        del layer._conv_forward
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, usual, strict=True):
+            layer._conv_forward = forward
+
+
+class Lagging(JointDenoiser):
+    """Environment embeddings of every second call are those of the call before."""
+
+    kept: dict[str, Tensor] | None = None
+
+    def environment_embeddings(self, latents: Any, timesteps: Tensor) -> dict[str, Tensor]:
+        self.kept, now = (super().environment_embeddings(latents, timesteps), None) if self.kept is None else (None, self.kept)
+        return now or self.kept or {}
+
+
+def joint_levers(net: Any, x: Tensor, config: CoDiConfig, output: str, levers: list[str], pair: Callable[..., None]) -> None:
+    """Rows of a joint step: connectors left out beyond the alignment's range, environment encoders at every second step."""
+    other = "audio" if output != "audio" else "image"
+    with without_random_init():
+        second: Any = build_component(DENOISER_OF[other], config, device=x.device)
+    fill(second, "benchmark").eval().requires_grad_(False)
+    members = {DENOISER_OF[output]: net, DENOISER_OF[other]: second}
+    both = {output: x, other: latent(other, config, 256, 8, len(x)).to(x.device)}
+    joint, lagging = (cls(members, register=False) for cls in (JointDenoiser, Lagging))
+    prompt = torch.nn.functional.normalize(torch.randn(len(x), 1, config.vision_denoiser.context_dim, device=x.device), dim=-1)
+    folded = joint.fold_contexts(prompt, tuple(both))
+
+    def two_steps(denoiser: JointDenoiser) -> Any:
+        at = both
+        for step in (501, 401):
+            t = torch.full((len(x),), step, device=x.device)
+            at = {m: at[m] - 0.1 * e for m, e in denoiser(at, t, folded).items()}
+        return at
+
+    if "window" in levers:
+        t = torch.full((len(x),), 501, device=x.device)
+        pair(lambda: joint(both, t, folded), lambda: joint(both, t, folded, window=(0.0, 0.2)), "outside the alignment's range", None)
+    if "environment" in levers:
+        pair(lambda: two_steps(joint), lambda: two_steps(lagging), "environment encoders at every second of two steps", None)
+
+
+def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A step as a CUDA graph: its kernels are queued at once."""
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def on_streams(steps: list[Callable[[], Tensor]]) -> list[Tensor]:
+    """Independent steps, each on a CUDA stream of its own."""
+    streams, results = [torch.cuda.Stream() for _ in steps], []
+    for stream, step in zip(streams, steps, strict=True):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            results.append(step())
+    for stream in streams:
+        torch.cuda.current_stream().wait_stream(stream)
+    return results
+
+
+def eight_bit_operations() -> Any:
+    """The host's operations that cast weights to the activations' type when they are used. Exits where no host is found."""
+    sys.path.insert(0, str(measure.ROOT / "tests"))
+    from host.setting import find_host
+
+    if (host := find_host()) is None:
+        sys.exit("error: eight_bits needs ComfyUI's operations: set COMFYUI_PATH")
+    sys.path.insert(0, str(host))
+    from comfy.cli_args import args
+
+    args.cpu = not torch.cuda.is_available()
+    import comfy.ops
+
+    return comfy.ops.manual_cast
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=("official", "mini"), default="official")
@@ -117,12 +215,18 @@ def main() -> None:
 
         return run
 
-    def pair(slow: Callable[[], Any], fast: Callable[[], Any], what: str, precision: str = "float32") -> None:
-        rows.append(compare(what, {"without": slow, "with": fast}, args.repeats, device, TOLERANCE[precision]))
+    def pair(slow: Callable[[], Any], fast: Callable[[], Any], what: str, precision: str | None = "float32") -> None:
+        allowed = TOLERANCE[precision] if precision else float("inf")
+        rows.append(compare(what if precision else f"{what} (not exact)", {"without": slow, "with": fast}, args.repeats, device, allowed))
         print("  ".join(rows[-1]), file=sys.stderr)
 
     rows: list[list[str]] = []
     levers = args.levers.split(",")
+    if unknown := [lever for lever in levers if lever not in LEVERS]:
+        sys.exit(f"error: no lever {unknown[0]!r}; there are {', '.join(LEVERS)}")
+    if device.type != "cuda" and (left := [lever for lever in levers if lever in NEEDS_CUDA]):
+        print(f"left out: {', '.join(left)} needs CUDA", file=sys.stderr)
+        levers = [lever for lever in levers if lever not in NEEDS_CUDA]
     if "folded" in levers:
         pair(general(False, True), usual, "prompt branches folded, against attending to the prompt")
     if "attention" in levers:
@@ -132,6 +236,39 @@ def main() -> None:
     if "batch" in levers:
         halves = [(x[i : i + 1], t[:1], net.fold_context(prompt[i : i + 1])) for i in (0, 1)]
         pair(lambda: torch.cat([net(*half) for half in halves]), usual, "guidance's halves in one batch, against one by one")
+    if "unconditional" in levers:
+        alone = net.fold_context(prompt[1:])
+        pair(lambda: usual()[1:], lambda: net(x[1:], t[1:], alone), "pass without the prompt left out (cfg 1, or outside its range)")
+    if "seeds" in levers:
+        four = latent(args.output, config, args.size, args.frames, 4).to(device)
+        one, every = net.fold_context(prompt[:1]), net.fold_context(prompt[:1].expand(4, -1, -1))
+        pair(
+            lambda: torch.cat([net(four[i : i + 1], t[:1], one) for i in range(4)]),
+            lambda: net(four, t[:1].expand(4), every),
+            "four seeds in one batch, against one by one",
+        )
+    if "convolution" in levers and args.output != "text":
+
+        def plainly() -> Tensor:
+            with by_torch(net):
+                return usual()
+
+        pair(plainly, usual, "convolutions by their size, against torch's")
+    if "window" in levers or "environment" in levers:
+        joint_levers(net, x, config, args.output, levers, pair)
+    if "graph" in levers:
+        pair(usual, captured(usual), "captured as a CUDA graph, against eager")
+    if "streams" in levers:
+        steps = [lambda i=i: net(x[i : i + 1], t[:1], net.fold_context(prompt[i : i + 1])) for i in (0, 1)]  # type: ignore[misc]
+        pair(lambda: [step() for step in steps], lambda: on_streams(steps), "two steps on streams of their own, against one stream")
+    if "eight_bits" in levers:
+        with without_random_init():
+            small: Any = build_component(
+                DENOISER_OF[args.output], config, device=device, dtype=torch.float8_e4m3fn, operations=eight_bit_operations()
+            )
+        small.load_state_dict(net.state_dict())
+        pair(usual, lambda: small.eval()(x, t, small.fold_context(prompt)), "weights in 8 bits (e4m3), cast by the host's operations", None)
+        del small
     if "compile" in levers:
         compiled = torch.compile(net)
         pair(usual, lambda: compiled(x, t, folded), "torch.compile, against eager")

@@ -20,12 +20,19 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     ("script", "arguments", "rows"),
     [
         ("levers.py", "--config mini --output text --repeats 1 --levers folded,both,batch,bfloat16 --device cpu", 4),
+        ("levers.py", "--config mini --output audio --repeats 1 --levers unconditional,seeds,window,environment,graph --device cpu", 4),
+        (
+            "growth.py",
+            "--scale 10 --size 64 --sizes 64 --repeats 1 --only size,prompts,outputs,rate --outputs 2 --prompts 1,2 --out OUT",
+            10,
+        ),
         ("components.py", "--only vocoder --repeats 1", 1),
         ("half_precision.py", "--only vocoder,text_denoiser", 4),
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith(".py") else "",
 )
-def test_a_script_prints_a_table(script: str, arguments: str, rows: int) -> None:
+def test_a_script_prints_a_table(script: str, arguments: str, rows: int, tmp_path: Path) -> None:
+    arguments = arguments.replace("OUT", str(tmp_path))
     done = run(script, *arguments.split(), "--threads", "1") if script != "half_precision.py" else run(script, *arguments.split())
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
