@@ -157,7 +157,7 @@ def main() -> None:
         names = list(next(iter(grown.values()))[0][1])
         heads = ["what grows", "to", *(f"{name}, s" for name in names), *(f"{name}, MB" for name in names)]
         body = [
-            [LABELS[axis], str(n), *(f"{seconds[side]:.3f}" for side in names), *(f"{used[side]:.0f}" for side in names)]
+            [LABELS[axis], str(n), *(f"{seconds[side]:.3f}" for side in names), *(f"{used[side]:.1f}" for side in names)]
             for axis, found in grown.items()
             for n, seconds, used in found
         ]

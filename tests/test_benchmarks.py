@@ -21,11 +21,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     [
         ("levers.py", "--config mini --output text --repeats 1 --levers folded,both,batch,bfloat16 --device cpu", 4),
         ("levers.py", "--config mini --output audio --repeats 1 --levers unconditional,seeds,window,environment,graph --device cpu", 4),
-        (
-            "growth.py",
-            "--scale 10 --size 64 --sizes 64 --repeats 1 --only size,prompts,outputs,rate --outputs 2 --prompts 1,2 --out OUT",
-            10,
-        ),
+        ("growth.py", "--scale 10 --size 64 --repeats 1 --only prompts,rate --outputs 1 --prompts 1,2 --out OUT", 6),
         ("components.py", "--only vocoder --repeats 1", 1),
         ("half_precision.py", "--only vocoder,text_denoiser", 4),
     ],
