@@ -83,7 +83,7 @@ BAD: dict[str, list[Callable[[], Any]]] = {
         lambda: "x", list, dict, lambda: [[None, {}]], lambda: [[torch.zeros(1, 1, 128)]], lambda: [[torch.zeros(1, 1, 128), {}, 1]],
         lambda: [[torch.zeros(1, 77, 768), {}]], lambda: [[torch.full((1, 1, 128), NAN), {}]], lambda: [[torch.zeros(0, 1, 128), {}]],
         lambda: [[torch.randn(3, 1, 128), {}]], lambda: [[torch.zeros(1, 1, 128), {}]], lambda: [[torch.zeros(128), {}]],
-        lambda: [[torch.randn(1, 1, 128), {}]] * 2,
+        lambda: [[torch.randn(1, 1, 128), {}]] * 2, lambda: [[torch.randn(1, 1, 128), {"codi_frames": torch.randn(1, 5, 1, 128)}]],
     ],
     "MODEL": [lambda: "x", object, foreign_model],
     "CODI_MODEL": [lambda: "x", dict, object],
@@ -108,7 +108,7 @@ BAD: dict[str, list[Callable[[], Any]]] = {
 WIDGETS: dict[str, list[Any]] = {
     "INT": [None, [], {"a": 1}, "abc", 1e308, -5, 10**30, "1"],
     "FLOAT": [None, [], {"a": 1}, "abc", NAN, INF, -INF, "1"],
-    "STRING": [None, ["a"], {"a": 1}, "\x00../../x", "y" * 3000, True],
+    "STRING": [None, ["a"], {"a": 1}, "\x00../../x", "y" * 3000, True, "0.5:1, 0.2:0", "0:nan, 2:inf", ":,;=<"],
     "BOOLEAN": [None, [], "false", 7],
     "COMBO": [None, [], {"a": 1}, "nope", 3],
 }
