@@ -179,6 +179,7 @@ def draw(figure: Any, grown: Mapping[str, list]) -> None:
             for k, side in enumerate(reversed(found[0][1])):
                 places = [point[0] for point in found]
                 axes.plot(places, [point[kind][side] for point in found], label=side, marker=".", color=plots.COLOURS[k])
+            axes.set_xticks(places)
             axes.set_ylim(bottom=0)
             axes.set_xlabel(LABELS[axis], fontsize=8)
             if not column:
