@@ -2,8 +2,8 @@
 
 They serve training alone: the world, its judge and its evaluation know nothing of them. A network that has met a square in five
 colours only learns eighteen pictures by heart; one that has met it in thirteen learns what a square is. Scenes are numbered on
-from the world's: SHAPES[:4] and COLOURS[:6] are the world's own. No neighbour looks or sounds like any of the world's, and none
-stands for a pair that the world holds out."""
+from the world's: SHAPES[:4] and COLOURS[:6] are the world's own. The judge reads no colour in a foreign one, by eye or by ear, so no
+neighbour passes for a pair that the world holds out; foreign outlines and timbres always come in the world's colours, and by other names."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from . import bounce
 from .bounce import BEATS, TEMPLATES, Scenes
 
 SHAPES = (*bounce.SHAPES, "diamond", "wedge", "spark", "ring")
-COLOURS = (*bounce.COLOURS, "orange", "lime", "pink", "purple", "white", "brown", "teal", "navy")
+COLOURS = (*bounce.COLOURS, "salmon", "lime", "pink", "purple", "white", "brown", "teal", "navy")
 
 RGB = (
     *bounce.RGB,
-    (0.95, 0.50, 0.10),
+    (0.95, 0.57, 0.47),
     (0.60, 0.95, 0.40),
-    (0.95, 0.60, 0.70),
-    (0.50, 0.20, 0.70),
+    (0.98, 0.76, 0.80),
+    (0.50, 0.18, 0.68),
     (0.92, 0.92, 0.92),
     (0.50, 0.30, 0.15),
-    (0.10, 0.50, 0.50),
+    (0.10, 0.42, 0.55),
     (0.15, 0.15, 0.55),
 )
 FREQUENCIES = (*bounce.FREQUENCIES, 381.0, 508.0, 678.0, 906.0, 262.0, 1209.0, 1661.0, 1976.0)  # Hz, by colour
