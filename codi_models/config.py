@@ -236,7 +236,7 @@ class CoDiConfig:
             name="codi-mini",
             clip=CLIPConfig(
                 projection_dim=128, vocab_size=640, text_dim=128, text_layers=2, text_heads=4, text_mlp=256, text_positions=32,
-                vision_dim=64, vision_layers=3, vision_heads=4, vision_mlp=256, image_size=64, patch_size=8,
+                vision_dim=64, vision_layers=2, vision_heads=4, vision_mlp=256, image_size=64, patch_size=16,
             ),
             clap=CLAPConfig(
                 projection_dim=128, hidden_dim=128, embed_dim=24, depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 4), spec_size=128,

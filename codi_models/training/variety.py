@@ -15,6 +15,7 @@ from ..worlds import bounce
 from ..worlds.render import FLOOR_BOTTOM, FLOOR_GREY, FLOOR_TOP, HIGHEST_PARTIAL, coverage
 
 NEAREST_COLOUR = 0.3  # distance in RGB that a colour keeps from the world's six
+LOWEST_PITCH = 200.0  # Hz
 NEAREST_PITCH = 0.05  # relative distance that a pitch keeps from the world's six
 
 
@@ -67,7 +68,7 @@ def sounds(count: int, generator: torch.Generator) -> Tensor:
     """Sounds (n, 20480) at 16 kHz: one to four decaying notes of one pitch, with any balance of harmonics and noise."""
     n, device = count, generator.device
     known = torch.tensor(bounce.FREQUENCIES, device=device)
-    draws = 200 * 10 ** _uniform((n, 16), 0, 1, generator)  # 200 .. 2000 Hz
+    draws = LOWEST_PITCH * 10 ** _uniform((n, 16), 0, 1, generator)  # 200 .. 2000 Hz
     free = ((draws[..., None] / known - 1).abs().amin(2) > NEAREST_PITCH).float().argmax(1)
     frequency = draws[torch.arange(n, device=device), free]  # (n,)
     time = torch.arange(bounce.SAMPLES, device=device) / bounce.SAMPLE_RATE
@@ -75,7 +76,7 @@ def sounds(count: int, generator: torch.Generator) -> Tensor:
     even, odd = (torch.where(x < 0.35, 0.0, torch.where(x > 0.65, 1.0, x)) for x in (even, odd))
     phase = 2 * math.pi * frequency[:, None] * time  # (n, N)
     wave = phase.sin()
-    for h in range(2, int(HIGHEST_PARTIAL / float(frequency.min())) + 1):
+    for h in range(2, int(HIGHEST_PARTIAL / LOWEST_PITCH) + 1):
         level = torch.where(h * frequency <= HIGHEST_PARTIAL, (even if h % 2 == 0 else odd) * h**-slope, 0.0)
         if bool(level.any()):
             wave = wave + level[:, None] * (h * phase + _uniform((n, 1), 0, 2 * math.pi, generator)).sin()
