@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from measure import alternate, compare, in_a_process, machine, peak_bytes, table
+from measure import alternate, compare, in_a_process, machine, peak_bytes, settle, table
 
 import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
@@ -203,10 +203,7 @@ def main() -> None:
     parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread instead of time on the clock")
     parser.add_argument("--load-one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.set_grad_enabled(False)
-    torch.manual_seed(0)
+    settle(args.threads)
     try:
         published = Published(args.published, args.scale)
     except FileNotFoundError as error:

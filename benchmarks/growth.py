@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import measure
-from measure import alternate, difference, machine, table
+from measure import alternate, difference, machine, settle, table
 
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
@@ -141,10 +141,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="0 leaves torch's choice")
     parser.add_argument("--out", type=Path, default=Path("runs/growth"))
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.set_grad_enabled(False)
-    torch.manual_seed(0)
+    settle(args.threads)
     try:
         sides: Any = Sides(Published(args.published, args.scale)) if args.published else Ours(args.scale)
     except FileNotFoundError as error:

@@ -21,6 +21,14 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 
+def settle(threads: int) -> None:
+    """Threads of torch (0 leaves its choice), no gradients, equal random numbers in every run."""
+    if threads:
+        torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    torch.manual_seed(0)
+
+
 def machine(device: torch.device) -> str:
     """Device, threads, versions and how busy the machine is, on one line."""
     name = _processor() if device.type == "cpu" else torch.cuda.get_device_name(device)

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 # Tests use networks of a few layers: more threads do not speed them up, and on a busy machine they wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,6 +28,22 @@ from host.setting import HOST, PACK, host_version, import_pack, make_base  # noq
 
 import_pack()
 _skipped: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of codi-mini's configuration with random weights; only to be read."""
+    from random_model import random_model
+
+    return random_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def pipe(folder: Path) -> Any:
+    """The pipeline of that folder."""
+    from codi.codi_models.pipeline import CoDiPipeline
+
+    return CoDiPipeline.from_pretrained(folder, device="cpu")
 
 
 @pytest.fixture(scope="session")

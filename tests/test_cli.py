@@ -17,14 +17,8 @@ from codi.codi_models.__main__ import main
 from codi.codi_models.files import sha256
 from codi.codi_models.prompts import Prompt
 from PIL import Image
-from random_model import random_model
 
 PACK = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

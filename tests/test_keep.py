@@ -12,25 +12,13 @@ from codi.codi_models.diffusion import SAMPLERS, guided, keeping, rescaled, samp
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.joint import JointDenoiser, guidance_shares
 from codi.codi_models.latents import encode_media, fitted
-from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.prompts import Prompt
 from codi.codi_models.settings import Settings, parse_each
 from PIL import Image
-from random_model import random_model
 
 
 def drawn(*shape, seed=1):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder):
-    return CoDiPipeline.from_pretrained(folder, device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,6 @@ from codi.codi_models.model import SharedSpace
 from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.prompts import PROMPT_KINDS, Prompt, encode_prompt, unconditional
 from codi.codi_models.settings import Settings, latent_shapes
-from random_model import random_model
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return random_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def pipe(folder):
-    return CoDiPipeline.from_pretrained(folder, device="cpu")
 
 
 def prompt(kind):

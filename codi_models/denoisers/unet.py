@@ -5,6 +5,7 @@ Attribute names are those of the published checkpoint ("connecters" included), s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import repeat
 from typing import Any
@@ -30,7 +31,7 @@ from .layers import (
 from .temporal import TemporalModule, log_distances
 
 
-class UNet(nn.Module):
+class UNet(nn.Module, ABC):
     """Latent diffusion UNet; `UNet2D` and `TextUNet` say what a feature map, a block and a resampling are.
 
     Layers come from `operations`. Layers of torch.nn are initialised for training: every residual branch starts at zero, so a
@@ -59,28 +60,33 @@ class UNet(nn.Module):
 
     # What differs between feature maps of pictures and the flat state of text.
 
+    @abstractmethod
     def _stem(self, channels: int) -> nn.Module:
-        raise NotImplementedError
+        """The first layer, to `channels`."""
 
+    @abstractmethod
     def _res(self, channels: int, out_channels: int) -> nn.Module:
-        raise NotImplementedError
+        """A block of two convolutions that adds the timestep."""
 
+    @abstractmethod
     def _down(self, channels: int) -> nn.Module:
-        raise NotImplementedError
+        """Resampling to the next level."""
 
+    @abstractmethod
     def _up(self, channels: int) -> nn.Module:
-        raise NotImplementedError
+        """Resampling to the level before."""
 
+    @abstractmethod
     def _head(self, norm_channels: int, channels: int, out_channels: int) -> nn.ModuleList:
-        raise NotImplementedError
+        """Norm, activation and last layer."""
 
     def _plain(self, layer: nn.Module, h: Tensor) -> Tensor:
         """Run a stem, resampling or last layer."""
         return layer(h)
 
+    @abstractmethod
     def _split(self, x: Tensor) -> tuple[Tensor, int]:
         """Check a latent -> (what the stem takes with frames folded into the batch, frames)."""
-        raise NotImplementedError
 
     def _environment_encoder(self) -> nn.ModuleList:
         config = self.config
@@ -259,9 +265,9 @@ class UNet(nn.Module):
             h = connector(self.output_block_connecters_in, index, h)
         return self._join(self._run_head(self.out, h), x, frames)
 
+    @abstractmethod
     def _join(self, h: Tensor, x: Tensor, frames: int) -> Tensor:
         """The head's result in the shape of the latent `x`."""
-        raise NotImplementedError
 
 
 def _frames_of(context: Context) -> int:

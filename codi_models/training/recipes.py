@@ -40,4 +40,4 @@ RECIPES = {
     "alignment": Recipe(".alignment", "LatentAlignment", 1600),
 }
 """Autoencoders and bridging alignment can run side by side; denoisers need both; alignment needs all denoisers. The steps are about
-those of the shipped weights, whose stages ran by the clock; `picture_decoder` was not run for them."""
+those of the shipped weights, whose stages ran by the clock (see their model card)."""

@@ -1,10 +1,9 @@
 """Neighbours of Bounce World: more outlines, colours, timbres and pitches, so that training meets each attribute in more company.
 
-They serve training alone: the world, its judge and its evaluation know nothing of them. A network that has met a square in five
-colours only learns eighteen pictures by heart; one that has met it in thirteen learns what a square is. Scenes are numbered on
-from the world's: SHAPES[:4] and COLOURS[:6] are the world's own. The judge reads no colour in a foreign one, by eye or by ear, so
-no neighbour passes for a pair that the world holds out; foreign outlines and timbres always come in the world's colours, and by
-other names."""
+They serve training alone: the world, its judge and its evaluation know nothing of them. A network that has met a square in five colours
+only learns eighteen pictures by heart; one that has met it in thirteen can learn what a square is. Scenes are numbered on from the
+world's: SHAPES[:4] and COLOURS[:6] are the world's own. In a foreign colour the judge reads none, by eye or by ear. Of a foreign outline
+or timbre, which comes in the world's colours only, it names the nearest that it knows: a cyan diamond is no circle, but has its colour."""
 
 from __future__ import annotations
 
