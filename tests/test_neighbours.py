@@ -36,13 +36,13 @@ def test_a_share_of_the_drawn_scenes_are_neighbours(share: float) -> None:
 def test_captions_of_neighbours_say_what_is_foreign(full: bool | None) -> None:
     scenes = neighbours.training_scenes()[torch.arange(222).repeat(6)]
     ids = neighbours.sample_caption_ids(scenes, generator=torch.Generator().manual_seed(2), full=full)
-    said = neighbours.CAPTION_ATTRIBUTES[ids]  # (n, 3)
+    said = neighbours.captions()[2][ids]  # (n, 3)
     truth = torch.stack([scenes.shape, scenes.colour, scenes.beats], 1)
     assert bool(((said == truth) | (said < 0)).all())
     assert bool((said[scenes.shape >= len(bounce.SHAPES), 0] >= 0).all())
     assert bool((said[scenes.colour >= len(bounce.COLOURS), 1] >= 0).all())
     assert bool((said >= 0).all()) == (full is True)
-    text = neighbours.ALL_CAPTIONS[int(ids[-1])]
+    text = neighbours.captions()[0][int(ids[-1])]
     assert neighbours.SHAPES[int(scenes.shape[-1])] in text
 
 

@@ -15,11 +15,11 @@ from .workspace import Workspace
 
 
 class CaptionTables:
-    """Token ids of `neighbours.ALL_CAPTIONS` and, as the last row of `prompt`, of the empty text; C captions."""
+    """Token ids of `neighbours.captions` and, as the last row of `prompt`, of the empty text; C captions."""
 
     def __init__(self, space: Workspace):
         config, device = space.config, space.device
-        captions = list(neighbours.ALL_CAPTIONS)
+        captions = list(neighbours.captions()[0])
         self.prompt = CLIPTokenizer(space.folder, config.clip)([*captions, ""]).to(device)  # (C + 1, positions)
         tokenizers = TextTokenizers(space.folder, config.text_autoencoder)
         self.encoder = tokenizers.encode(captions).to(device)  # (C, Te)

@@ -138,12 +138,13 @@ def _sounds(objective: Any, net: Any) -> dict[str, Tensor | list[str]]:
 
 def _captions(objective: Any, net: Any) -> dict[str, Tensor | list[str]]:
     from ..autoencoders.tokenizers import TextTokenizers
-    from ..worlds.neighbours import ALL_CAPTIONS
+    from ..worlds import neighbours
 
-    rows = torch.linspace(0, len(ALL_CAPTIONS) - 1, ROWS).long()
+    captions, _, _ = neighbours.captions()
+    rows = torch.linspace(0, len(captions) - 1, ROWS).long()
     ids = net.generate(net.encode(objective.tables.encoder[rows]), temperature=0.0)
     made = TextTokenizers(objective.workspace.folder, objective.workspace.config.text_autoencoder).decode(ids, faithful=False)
-    return {"reconstruction": [f"{ALL_CAPTIONS[i]}: {text}" for i, text in zip(rows.tolist(), made, strict=True)]}
+    return {"reconstruction": [f"{captions[i]}: {text}" for i, text in zip(rows.tolist(), made, strict=True)]}
 
 
 def _generator(net: Any) -> torch.Generator:

@@ -29,9 +29,9 @@ class Workspace:
                 from ..autoencoders.tokenizers import build_vocabularies
                 from ..encoders.tokenizer import build_clip_vocabulary
 
-                text = config.text_autoencoder
-                build_vocabularies(neighbours.ALL_CAPTIONS, folder, text.encoder_vocab, text.decoder_vocab)
-                build_clip_vocabulary(neighbours.ALL_CAPTIONS, folder, vocab_size=config.clip.vocab_size)
+                text, (captions, _, _) = config.text_autoencoder, neighbours.captions()
+                build_vocabularies(captions, folder, text.encoder_vocab, text.decoder_vocab)
+                build_clip_vocabulary(captions, folder, vocab_size=config.clip.vocab_size)
 
     def _lock(self) -> Any:
         from filelock import FileLock

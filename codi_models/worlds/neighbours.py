@@ -43,8 +43,11 @@ TIMBRES = (
 )
 """By shape: even and odd partials above the first (0 or 1), the power of 1 / h that they fall with, and noise beside them."""
 
-ALL_CAPTIONS, CAPTION_IDS, CAPTION_ATTRIBUTES = bounce.caption_tables(SHAPES, COLOURS)
-"""As in `bounce`, with the neighbours' names."""
+
+@lru_cache(maxsize=1)
+def captions() -> tuple[tuple[str, ...], Tensor, Tensor]:
+    """What `bounce` has as ALL_CAPTIONS, CAPTION_IDS and CAPTION_ATTRIBUTES, with the neighbours' names too."""
+    return bounce.caption_tables(SHAPES, COLOURS)
 
 
 @lru_cache(maxsize=4)
@@ -83,7 +86,7 @@ def foreign(scenes: Scenes) -> Tensor:
 
 
 def sample_caption_ids(scenes: Scenes, *, generator: Generator, full: bool | None = None) -> Tensor:
-    """One caption of each scene as index into ALL_CAPTIONS, (n,); `full` as in `bounce.sample_caption_ids`.
+    """One caption of each scene as index into `captions()`, (n,); `full` as in `bounce.sample_caption_ids`.
 
     A caption of a neighbour says what is foreign in it: "a square" is one in the world's colours."""
     first, end = bounce.template_range(full)
@@ -94,4 +97,4 @@ def sample_caption_ids(scenes: Scenes, *, generator: Generator, full: bool | Non
     allowed[scenes.shape >= len(bounce.SHAPES)] *= names[:, 0]
     allowed[scenes.colour >= len(bounce.COLOURS)] *= names[:, 1]
     template = torch.multinomial(allowed.to(generator.device), 1, generator=generator)[:, 0].to(scenes.device)
-    return CAPTION_IDS.to(scenes.device)[template, scenes.shape, scenes.colour, scenes.beats]
+    return captions()[1].to(scenes.device)[template, scenes.shape, scenes.colour, scenes.beats]
