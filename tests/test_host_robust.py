@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -120,6 +121,21 @@ def test_an_interrupt_takes_hold_within_one_step(session, monkeypatch):
     assert len(calls) <= 4
     session.run(shown(sampled("video", "audio", seed=32), ["sample", 0]))
     assert len(parts(session)) == 2
+
+
+def test_what_is_loaded_stays_booked_when_its_patchers_go_at_once(session):
+    import comfy.model_management as mm
+
+    host = session.pack.nodes.host
+    first = host.denoiser.denoiser_model(host.handle.open_handle("tiny"), "audio_denoiser")
+    between = first.clone()
+    last = between.clone()
+    mm.load_models_gpu([last])
+    last.model_options["knot"] = between.model_options["knot"] = [last, between]
+    del last, between
+    gc.collect()
+    (booked,) = [loaded for loaded in mm.current_loaded_models if loaded.real_model() is first.model]
+    assert booked.model is first and not booked.is_dead()
 
 
 def test_memory_that_runs_out_is_handled_by_the_host(session, monkeypatch):

@@ -12,6 +12,7 @@ from codi.codi_models.errors import CoDiError
 from codi.codi_models.training.bridging import contrastive
 from codi.codi_models.training.denoising import conditions, jittered, timesteps
 from codi.codi_models.training.loop import Objective, Schedule, train
+from codi.codi_models.training.pools import Pool, make_pool
 from codi.codi_models.training.workspace import Workspace
 from torch import Tensor, nn
 
@@ -107,7 +108,9 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
     torch.manual_seed(0)
     space = Workspace(tmp_path_factory.mktemp("model"), CoDiConfig.mini(), CPU)
-    BridgingAlignment(space).write()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BridgingAlignment, "means_of", 8)
+        BridgingAlignment(space).write()
     CaptionReconstruction(space).write()
     for name in COMPONENTS:
         if not space.has(name):  # a fresh denoiser predicts zero and sends no gradient back
@@ -125,8 +128,6 @@ def test_scale_of_latents_is_written(space: Workspace) -> None:
 
 
 def test_pool_rows_belong_to_their_scene(space: Workspace) -> None:
-    from codi.codi_models.training.pools import make_pool
-
     pool = make_pool("image", space, 2, seed=0)
     ids = torch.tensor([0, 5, 53, 5])
     _, embeddings = pool.draw(ids, torch.Generator().manual_seed(0))
@@ -149,18 +150,62 @@ def test_denoiser_stage_leaves_connectors_alone(space: Workspace) -> None:
     assert touched and not any("connecter" in name for name in touched)
 
 
-def test_alignment_stage_trains_environment_encoders_and_connectors_only(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def pools(space: Workspace) -> dict[str, Pool]:
+    """One sample of each scene in each kind."""
+    return {kind: make_pool(kind, space, 1, seed=21) for kind in ("image", "audio", "video")}
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch, pools: dict[str, Pool]) -> None:
+    """One copy of each scene and batches of two in both parts of latent alignment."""
+    from codi.codi_models.training import alignment, environment
+
+    monkeypatch.setattr(environment, "make_pool", lambda kind, *_, **__: pools[kind])
+    monkeypatch.setattr(environment.EnvironmentEncoding, "copies", {"image": 1, "audio": 1, "video": 1})
+    for part in (environment.EnvironmentEncoding, alignment.LatentAlignment):
+        monkeypatch.setattr(part, "batches", {"image": 2, "text": 2, "audio": 2, "video": 2})
+
+
+def moved(stage: Objective, steps: int) -> set[str]:
+    """Names of the parameters that some of the first steps pull at."""
+    for step in range(steps):
+        loss, _ = stage(step, torch.Generator().manual_seed(step))
+        loss.backward()
+    return {name for name, p in stage.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
+
+
+DENOISERS = ("vision_denoiser", "audio_denoiser", "text_denoiser")
+
+
+def test_environment_stage_trains_environment_encoders_only(space: Workspace, few: None) -> None:
+    from codi.codi_models.training.environment import KINDS, EnvironmentEncoding
+
+    stage = EnvironmentEncoding(space)
+    trained = moved(stage, len(KINDS))
+    assert {name.split(".")[1] for name in trained} == set(DENOISERS) and all(".connecters_out." in name for name in trained)
+
+
+def test_environment_stage_makes_latents_say_what_they_show(space: Workspace, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from codi.codi_models.training import environment
+
+    monkeypatch.setattr(environment, "KINDS", ("text",))
+    monkeypatch.setattr(environment.EnvironmentEncoding, "batches", {"text": 64})
+    stage = environment.EnvironmentEncoding(space)
+    optimiser = torch.optim.Adam(stage.trainable(), lr=2e-3)
+    pulls = []
+    for step in range(60):
+        optimiser.zero_grad()
+        loss, logs = stage(step, torch.Generator().manual_seed(step))
+        loss.backward()
+        optimiser.step()
+        pulls.append(float(logs["text/pull"].detach()))
+    assert sum(pulls[-10:]) < 0.7 * sum(pulls[:10])
+
+
+def test_alignment_stage_trains_connectors_only(space: Workspace, few: None) -> None:
     from codi.codi_models.training import alignment
 
     assert set(map(frozenset, alignment.PAIRS)) == {frozenset(p) for p in (("image", "text"), ("text", "audio"), ("audio", "video"))}
-    monkeypatch.setattr(alignment.LatentAlignment, "copies", {"image": 1, "audio": 1, "video": 1})
-    monkeypatch.setattr(alignment.LatentAlignment, "batches", {"image": 2, "text": 2, "audio": 2, "video": 2})
-    stage = alignment.LatentAlignment(space)
-    for step in range(300, 304):
-        loss, _ = stage(step, torch.Generator().manual_seed(step))
-        loss.backward()
-    trained = {name for name, p in stage.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
-    assert trained and all("connecter" in name for name in trained)
-    for net in ("vision_denoiser", "audio_denoiser", "text_denoiser"):
-        assert any(name.startswith(f"nets.{net}.connecters_out") for name in trained)
-        assert any(name.startswith(f"nets.{net}.") and "connecters_in" in name for name in trained)
+    trained = moved(alignment.LatentAlignment(space), len(alignment.PAIRS))
+    assert {name.split(".")[1] for name in trained} == set(DENOISERS) and all("connecters_in." in name for name in trained)

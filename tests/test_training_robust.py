@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -148,10 +149,13 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(tmp_path: Path) -
     stage = ["codi_models", "train", "codi-mini", "--stage", "text_autoencoder", "--steps", "3", "--sheets", "0"]
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    for name, start, more in (("one", ["-m"], ["--shards", "2"]), ("two", ["-m", *launch.split(), "--main_process_port", "0", "-m"], [])):
-        folders = ["--out", str(tmp_path / name), "--runs", str(tmp_path / f"runs_{name}")]
-        ran = subprocess.run([sys.executable, *start, *stage, *folders, *more], cwd=PACK, env=env, capture_output=True, text=True)
-        assert ran.returncode == 0, ran.stderr[-2000:]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        # Where its port is taken, the launcher lets its own server choose one; a port that it looks for itself may be gone by then.
+        port = ["--main_process_port", str(taken.getsockname()[1])]
+        for name, start, more in (("one", ["-m"], ["--shards", "2"]), ("two", ["-m", *launch.split(), *port, "-m"], [])):
+            folders = ["--out", str(tmp_path / name), "--runs", str(tmp_path / f"runs_{name}")]
+            ran = subprocess.run([sys.executable, *start, *stage, *folders, *more], cwd=PACK, env=env, capture_output=True, text=True)
+            assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"  # the launcher's own traceback comes last and says least
     one, two = (scalars(tmp_path / f"runs_{name}" / "text_autoencoder") for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-6) and len(one) == 1
     from codi.codi_models.checkpoints import read_weights
@@ -161,7 +165,7 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(tmp_path: Path) -
 
 
 def test_sheets_show_what_a_stage_makes(tmp_path: Path, accelerator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from codi.codi_models.training import alignment, autoencoding, denoising, sheets
+    from codi.codi_models.training import alignment, autoencoding, denoising, environment, sheets
     from codi.codi_models.training.workspace import Workspace
     from host.tiny import create_tiny, tiny_config
 
@@ -170,7 +174,7 @@ def test_sheets_show_what_a_stage_makes(tmp_path: Path, accelerator: Any, monkey
     create_tiny(tmp_path / "model")
     space = Workspace(tmp_path / "model", tiny_config(), torch.device("cpu"))
     sheet = sheets.SampleSheet(space)
-    monkeypatch.setattr(alignment.LatentAlignment, "copies", {"image": 1, "audio": 1, "video": 1})
+    monkeypatch.setattr(environment.EnvironmentEncoding, "copies", {"image": 1, "audio": 1, "video": 1})
     monkeypatch.setattr(denoising.AudioDenoising, "copies", 1)
     for objective, names in (
         (autoencoding.PictureReconstruction(space), {"reconstruction"}),

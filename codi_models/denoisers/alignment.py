@@ -11,13 +11,29 @@ from ..errors import CoDiError
 from .layers import SpatialTransformer
 from .unet import UNet
 
-ALIGNMENT_PREFIXES = ("connecters_out.", "input_block_connecters_in.", "output_block_connecters_in.")
-"""State-dict prefixes of the environment encoder and the connectors."""
+ENVIRONMENT_PREFIXES = ("connecters_out.",)
+CONNECTOR_PREFIXES = ("input_block_connecters_in.", "output_block_connecters_in.")
+ALIGNMENT_PREFIXES = (*ENVIRONMENT_PREFIXES, *CONNECTOR_PREFIXES)
+"""State-dict prefixes of the environment encoder, of the connectors, and of both."""
+
+
+def environment_parameters(net: UNet) -> list[nn.Parameter]:
+    """Parameters of the environment encoder."""
+    return _parameters(net, ENVIRONMENT_PREFIXES)
+
+
+def connector_parameters(net: UNet) -> list[nn.Parameter]:
+    """Parameters of the connectors."""
+    return _parameters(net, CONNECTOR_PREFIXES)
 
 
 def alignment_parameters(net: UNet) -> list[nn.Parameter]:
     """Parameters of the environment encoder and the connectors: all that latent alignment trains."""
-    return [parameter for name, parameter in net.named_parameters() if name.startswith(ALIGNMENT_PREFIXES)]
+    return _parameters(net, ALIGNMENT_PREFIXES)
+
+
+def _parameters(net: UNet, prefixes: tuple[str, ...]) -> list[nn.Parameter]:
+    return [parameter for name, parameter in net.named_parameters() if name.startswith(prefixes)]
 
 
 @torch.no_grad()

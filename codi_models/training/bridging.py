@@ -32,6 +32,7 @@ class BridgingAlignment(Objective):
     """Contrastive training of CLIP (text, image, video) and CLAP (audio) into one space."""
 
     batches = {"image": 64, "audio": 32, "video": 32}
+    means_of = 2048  # samples that the mean embeddings are taken over
     near = 0.5  # share of the scenes that are neighbours of the world's
 
     def __init__(self, space: Workspace):
@@ -75,9 +76,9 @@ class BridgingAlignment(Objective):
         device = next(self.clip.parameters()).device
         generator = torch.Generator(device).manual_seed(0)
         means: dict[str, list[Tensor]] = {"text": [], "image": [], "audio": [], "video": []}
-        for _ in range(16):
+        for _ in range(0, self.means_of, 128):
             for kind in ("image", "audio", "video"):
-                other, text, _ = self.pair(kind, 128, generator, 0.0)
+                other, text, _ = self.pair(kind, min(128, self.means_of), generator, 0.0)
                 means[kind].append(other.mean(0))
                 means["text"].append(text.mean(0))
         self.workspace.save("clip", self.clip)

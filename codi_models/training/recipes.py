@@ -37,6 +37,7 @@ RECIPES = {
     "picture_prompting": Recipe(".denoising", "PicturePrompting", 1500),
     "audio_denoiser": Recipe(".denoising", "AudioDenoising", 2640),
     "text_denoiser": Recipe(".denoising", "TextDenoising", 2010),
+    "environment": Recipe(".environment", "EnvironmentEncoding", 6000),
     "alignment": Recipe(".alignment", "LatentAlignment", 1600),
 }
 """Autoencoders and bridging alignment can run side by side; denoisers need both; alignment needs all denoisers. The steps are about

@@ -15,6 +15,7 @@ from ..diffusion import guided, initial_noise, sample
 from ..joint import JointDenoiser
 from ..model import CoDi
 from ..settings import Settings, latent_shapes
+from .alignment import LatentAlignment
 from .loop import Objective
 from .workspace import Workspace
 
@@ -43,8 +44,8 @@ class SampleSheet:
 
     def draw(self, objective: Objective) -> dict[str, Tensor | list[str]]:
         """Name -> picture (3, H, W) in 0..1, or lines of text."""
-        if isinstance(nets := getattr(objective, "nets", None), torch.nn.ModuleDict):
-            return self._sampled(objective, {name: net for name, net in nets.items()}, [("video", "audio"), ("image", "text")], empty=True)
+        if isinstance(objective, LatentAlignment):
+            return self._sampled(objective, dict(objective.nets.items()), [("video", "audio"), ("image", "text")], empty=True)
         component, net = getattr(objective, "component", ""), getattr(objective, "net", None)
         outputs = [m for m, name in DENOISER_OF.items() if name == component]
         if outputs and net is not None:

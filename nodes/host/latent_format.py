@@ -37,15 +37,15 @@ class _Channels(int):
 class CoDiLatentFormat(comfy.latent_formats.LatentFormat):
     """One format for any set of outputs.
 
-    `shapes()` gives the shapes of the parts being sampled, `seen()` the parts as the sampler has them, in diffusion space.
+    `model()` is the LatentModel whose format this is, or None once it is gone: it is not kept alive from here, for the host collects
+    all garbage before every run while a model waits for that. Its `latent_shapes` are those of the parts being sampled, its `seen` the
+    parts as the sampler has them, in diffusion space.
     The host's previewer maps latents to colours linearly: it is given the drawn picture and the map that changes nothing."""
 
     latent_dimensions = 2
 
-    def __init__(
-        self, codi: CoDiHandle, outputs: Sequence[str], shapes: Callable[[], Any], seen: Callable[[], list[Tensor] | None]
-    ) -> None:
-        self._codi, self._outputs, self._shapes, self._seen = codi, tuple(outputs), shapes, seen
+    def __init__(self, codi: CoDiHandle, outputs: Sequence[str], model: Callable[[], Any]) -> None:
+        self._codi, self._outputs, self._model = codi, tuple(outputs), model
         self._streams = Streams(codi)
         config = codi.config
         counts = {
@@ -55,7 +55,6 @@ class CoDiLatentFormat(comfy.latent_formats.LatentFormat):
             "audio": config.audio_denoiser.in_channels,
         }
         self.latent_channels = _Channels([counts[m] for m in outputs])
-        self.latent_rgb_factors_reshape = self._picture
 
     @property
     def latent_rgb_factors(self) -> list[list[float]]:
@@ -68,9 +67,10 @@ class CoDiLatentFormat(comfy.latent_formats.LatentFormat):
         """(rgb,)"""
         return [0.0, 0.0, 0.0]
 
-    def _picture(self, x0: Tensor) -> Tensor:
+    def latent_rgb_factors_reshape(self, x0: Tensor) -> Tensor:
         """(1, 3, H, W) in -1..1; of what the previewer was given where the sampler's parts are not known (other callbacks)."""
-        parts, shapes = self._seen(), self._shapes()
+        model = self._model()
+        parts, shapes = (model.seen, model.latent_shapes) if model is not None else (None, None)
         if parts is None:
             packed = x0.ndim == 3 and x0.shape[1] == 1 and shapes
             parts = comfy.utils.unpack_latents(x0, shapes) if packed else [x0]

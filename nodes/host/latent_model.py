@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ class LatentModel(comfy.model_base.BaseModel):
     ) -> None:
         maps = (key_map_config(getattr(codi.config, DENOISER_OF[m])) for m in outputs)
         conf = ScheduleConfig(next(filter(None, maps), {}))
-        conf.latent_format = CoDiLatentFormat(codi, outputs, lambda: self.latent_shapes, lambda: self.seen)
+        conf.latent_format = CoDiLatentFormat(codi, outputs, weakref.ref(self))
         conf.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, mm.get_torch_device(), conf.supported_inference_dtypes))
         super().__init__(conf, comfy.model_base.ModelType.EPS, device=device, unet_model=network)
         self.codi, self.outputs = codi, tuple(outputs)

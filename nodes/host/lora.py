@@ -61,6 +61,16 @@ def without_other_names(weights: Mapping[str, Any]) -> dict[str, Any]:
 class DenoiserPatching:
     """Mixed into a patcher class of the host, for the MODEL of one denoiser, whose state dict has some weights under two names."""
 
+    def clone(self, *args: Any, **kw: Any) -> Any:
+        """As the host's, but a clone's parent is the first patcher of its network, which lives as long as any other.
+
+        When a patcher goes, the host books what is loaded on its parent. Where both go in one collection of garbage (a failed run's
+        traceback holds both) it finds none, takes the network for leaked, and collects all garbage before every later run."""
+        made = super().clone(*args, **kw)  # type: ignore[misc]
+        if made.model is self.model:  # type: ignore[attr-defined]
+            made.parent = self.parent or self  # type: ignore[attr-defined]
+        return made
+
     def model_size(self) -> int:
         """Bytes of the weights."""
         if self.size <= 0:  # type: ignore[has-type]
