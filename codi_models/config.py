@@ -190,6 +190,7 @@ class SamplingConfig:
     wiring: str = "cross"
     alignment: float = 1.0  # strength of the connectors
     alignment_guidance: float = 1.0  # eps = off + g * (on - off); 1 needs no extra pass
+    order: str = "together"  # in which outputs are made, see order.parse_order
 
 
 @dataclass(frozen=True, kw_only=True)

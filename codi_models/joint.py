@@ -54,7 +54,7 @@ class JointDenoiser(nn.Module):
         self, latents: Mapping[str, Tensor], timesteps: Tensor, contexts: Contexts, *,
         wiring: str = "cross", alignment: float | Tensor = 1.0, alignment_guidance: float = 1.0,
         window: tuple[float, float] = (0.0, 1.0), pairs: Pairs | None = None, only: Collection[str] | None = None,
-        push: Tensor | Mapping[str, Tensor] | None = None,
+        push: Tensor | Mapping[str, Tensor] | None = None, spoken: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Predict the noise of all outputs.
 
@@ -68,7 +68,8 @@ class JointDenoiser(nn.Module):
         Of several speakers of unequal strength, the strongest sets the strength of the connectors; the others get less attention.
         only: outputs whose noise is wanted; the others still speak, their noise is returned as zeros.
         push: share (B,) of the alignment guidance that each sample gets, for all outputs or for each, see `guidance_shares`; all of
-        it by default.
+        it by default. spoken: modality -> environment embedding (B, 1, connector_dim) of what is given and not denoised here: it is
+        heard like an output's, as it is, at every step.
         Raises CoDiError for a modality whose denoiser is not composed and for settings that `Coupling` refuses.
         """
         coupling = Coupling(wiring, alignment, alignment_guidance, *window, pairs or {})
@@ -78,9 +79,10 @@ class JointDenoiser(nn.Module):
         contexts = self.fold_contexts(contexts, wanted)
         strength = coupling.at(timesteps)
         awake = isinstance(strength, Tensor) or strength != 0
-        heard = {m: coupling.heard(m, latents) if awake else {} for m in wanted}
-        speakers = {m: latents[m] for m in latents if any(m in of for of in heard.values())}
-        embeddings = self.environment_embeddings(speakers, timesteps)
+        given = spoken or {}
+        heard = {m: coupling.heard(m, {**latents, **given}) if awake else {} for m in wanted}
+        speakers = {m: x for m, x in latents.items() if m not in given and any(m in of for of in heard.values())}
+        embeddings = {**self.environment_embeddings(speakers, timesteps), **given}
         noise = {m: torch.zeros_like(x) for m, x in latents.items()}
         for m in wanted:
             denoiser, x = self.denoiser(m), latents[m]

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from .conditioning import mix, shares
 from .decoding import DECODERS, decode_pixels, decode_sound, decode_text
-from .diffusion import Contexts, guided, initial_noise, is_held, keeping, sample
+from .diffusion import Contexts, Denoise, guided, initial_noise, is_held, keeping, sample
 from .errors import CoDiError
 from .joint import JointDenoiser, guidance_shares
 from .latents import ENCODERS, encode_media, fitted
 from .model import CoDi
+from .order import parse_order
 from .prompts import Prompt, encode_prompt, unconditional
 from .settings import Settings, denoisers_of, latent_shapes
 
@@ -178,7 +180,10 @@ class CoDiPipeline:
         """Latents of one batch in diffusion space, and the number of steps that were run."""
         model, batch = self.model, len(seeds)
         joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.outputs)}, register=False)
-        coupling, anew = settings.coupling, {output: dict(settings.denoise).get(output, 0.0) for output in kept}
+        coupling, anew = settings.coupling, {output: share for output, share in settings.denoise if output in kept and share}
+        cfg = dict.fromkeys(settings.outputs, 1.0) if nothing is None else settings.scales
+        with_prompt = wanted.to(model.device, model.dtype).expand(batch, -1, -1)  # (B, 1, D)
+        without = with_prompt if nothing is None else nothing.to(with_prompt).expand(batch, -1, -1)
         aligned: dict[str, Any] = {
             "wiring": coupling.wiring,
             "alignment": coupling.strength,
@@ -187,36 +192,49 @@ class CoDiPipeline:
             "pairs": coupling.pairs,
         }
 
-        def predict(latents: dict[str, Tensor], timesteps: Tensor, contexts: Contexts) -> dict[str, Tensor]:
-            push = None
-            if len(timesteps) == 2 * batch:  # without the prompt first, see `guided`
-                prompted = [False] * batch + [True] * batch
-                push = {output: guidance_shares(prompted, scale, timesteps.device) for output, scale in cfg.items()}
-            only = [output for output in latents if output not in anew or not is_held(float(timesteps[0]), anew[output])]
-            noise = joint({m: x.to(model.dtype) for m, x in latents.items()}, timesteps, contexts, push=push, only=only, **aligned)
-            return {m: eps.float() for m, eps in noise.items()}  # the sampler's arithmetic stays in float32
+        def denoiser(turn: tuple[str, ...], spoken: Mapping[str, Tensor]) -> Denoise:
+            """What the sampler of a turn calls; spoken: environment embeddings (B, 1, C) of what is finished."""
 
-        def rows(context: Tensor) -> Tensor:
-            return context.to(model.device, model.dtype).expand(batch, -1, -1)  # (B, 1, D)
+            def predict(latents: dict[str, Tensor], timesteps: Tensor, contexts: Contexts) -> dict[str, Tensor]:
+                push, heard = None, spoken
+                if len(timesteps) == 2 * batch:  # without the prompt first, see `guided`
+                    prompted = [False] * batch + [True] * batch
+                    push = {output: guidance_shares(prompted, scale, timesteps.device) for output, scale in cfg.items()}
+                    heard = {output: torch.cat([e, e]) for output, e in spoken.items()}
+                only = [output for output in latents if output not in anew or not is_held(float(timesteps[0]), anew[output])]
+                parts = {m: x.to(model.dtype) for m, x in latents.items()}
+                noise = joint(parts, timesteps, contexts, push=push, only=only, spoken=heard, **aligned)
+                return {m: eps.float() for m, eps in noise.items()}  # the sampler's arithmetic stays in float32
 
-        ran = 0
+            scales = {output: cfg[output] for output in turn}
+            fold = partial(joint.fold_contexts, modalities=turn)
+            denoise = guided(predict, with_prompt, without, scales, rescale=settings.cfg_rescale, fold=fold)
+            varied = {output: kept[output] for output in turn if output in anew}
+            return keeping(denoise, varied, {output: start[output] for output in varied}, anew) if varied else denoise
 
-        def step(done: int, steps: int, _: Any) -> None:
-            nonlocal ran
-            ran = steps
-            callback(done, steps)
+        def speaking(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            clean = torch.zeros(batch, dtype=torch.long, device=model.device)
+            return joint.environment_embeddings({m: x.to(model.dtype) for m, x in latents.items()}, clean)
 
-        cfg = dict.fromkeys(settings.outputs, 1.0) if nothing is None else settings.scales
-        without = wanted if nothing is None else nothing
-        denoise = guided(
-            predict, rows(wanted), rows(without), cfg, rescale=settings.cfg_rescale,
-            fold=lambda contexts: joint.fold_contexts(contexts, settings.outputs),
-        )  # fmt: skip
         start = initial_noise(latent_shapes(model.config, settings), seeds, device=model.device)
-        if kept:
-            denoise = keeping(denoise, kept, {output: start[output] for output in kept}, anew)
-        latents = sample(denoise, start, sampler=settings.sampler, steps=settings.steps, seeds=seeds, callback=step)
-        return {**latents, **{output: latent for output, latent in kept.items() if not anew[output]}}, ran
+        finished = {output: latent for output, latent in kept.items() if output not in anew}
+        alone = coupling.silent or len(settings.outputs) < 2
+        spoken = {} if alone else speaking(finished)
+        turns = parse_order(settings.order, [output for output in settings.outputs if output not in finished])
+        ran = 0
+        for turn in turns:
+
+            def step(done: int, steps: int, _: Any, before: int = ran) -> None:
+                nonlocal ran
+                ran = before + done
+                callback(ran, steps * len(turns))
+
+            noise = {output: start[output] for output in turn}
+            made = sample(denoiser(turn, spoken), noise, sampler=settings.sampler, steps=settings.steps, seeds=seeds, callback=step)
+            if not alone and turn != turns[-1]:
+                spoken = {**spoken, **speaking(made)}
+            finished |= made
+        return finished, ran
 
     def _decode(self, latents: Mapping[str, Tensor], seeds: Sequence[int]) -> list[Sample]:
         config = self.model.config

@@ -13,13 +13,15 @@ from .config import DENOISER_OF, MODALITIES, CoDiConfig
 from .coupling import Coupling, Pairs, parse_pairs
 from .diffusion import SAMPLERS
 from .errors import CoDiError
+from .order import TOGETHER, parse_order
 
 Each = float | str | Mapping[str, float]
 """A number for all outputs, or for some: 3, "image=5, text=2", "3, image=5" (3 for the others), {"image": 5}."""
 
 OVERRIDES: dict[str, Any] = {
     "steps": int, "cfg": Each, "cfg_rescale": float, "sampler": str, "wiring": str, "alignment": float, "alignment_guidance": float,
-    "alignment_pairs": str, "alignment_start": float, "alignment_end": float, "denoise": Each, "mix": str, "frames": int, "size": int,
+    "alignment_pairs": str, "alignment_start": float, "alignment_end": float, "order": str, "denoise": Each, "mix": str, "frames": int,
+    "size": int,
 }  # fmt: skip
 """What a run's settings may be told instead of the model's defaults, with their types."""
 
@@ -47,6 +49,7 @@ class Settings:
     alignment_pairs: tuple[tuple[str, str, float], ...] = ()  # (listener, speaker, strength)
     alignment_start: float = 0.0
     alignment_end: float = 1.0
+    order: str = TOGETHER  # see order.parse_order
     keep: tuple[str, ...] = ()  # outputs that are given
     denoise: tuple[tuple[str, float], ...] = ()  # (kept output, part of the run in which it is made anew); 0 where it is not named
 
@@ -67,6 +70,7 @@ class Settings:
         alignment_pairs: str | Pairs | None = None,
         alignment_start: float | None = None,
         alignment_end: float | None = None,
+        order: str | None = None,
         keep: Collection[str] = (),
         denoise: Each | None = None,
         mix: str = "linear",
@@ -77,7 +81,8 @@ class Settings:
         """Defaults filled in from `config.sampling`, everything checked. `size` is the edge of picture and clip alike.
 
         keep: outputs that are given, asked for or not; denoise: how much of them is made anew, 0 (nothing) to 1.
-        alignment_pairs: as `coupling.parse_pairs` reads them. Raises CoDiError that names the value and what is accepted."""
+        alignment_pairs: as `coupling.parse_pairs` reads them; order: as `parse_order` does.
+        Raises CoDiError that names the value and what is accepted."""
         usual = config.sampling
         kept = _outputs(keep) if keep else ()
         made = [outputs] if isinstance(outputs, str) else list(outputs)
@@ -101,6 +106,7 @@ class Settings:
             alignment_pairs=tuple((*pair, float(pairs[pair])) for pair in sorted(pairs)),
             alignment_start=0.0 if alignment_start is None else float(alignment_start),
             alignment_end=1.0 if alignment_end is None else float(alignment_end),
+            order=usual.order if order is None else order,
             keep=kept,
             denoise=_ordered(shares),
             mix=mix,
@@ -162,7 +168,7 @@ class Settings:
         for good, message in checks:
             if not good:
                 raise CoDiError(message)
-        _ = self.coupling  # checks itself
+        _ = self.coupling, parse_order(self.order, self.outputs)  # they check themselves
         if set(self.fixed) == set(self.outputs):
             all_of_them = ", ".join(self.outputs)
             raise CoDiError(f"all outputs ({all_of_them}) are kept as they are: ask for another one, or vary one with denoise above 0")

@@ -8,8 +8,10 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..codi_models.order import ORDERS, TOGETHER
 from .compose import alignment_inputs, coupling
 from .host import compose
+from .host.turns import sample_in_turns
 from .schema import Node, schema
 
 
@@ -59,6 +61,14 @@ class JointSampler(Node):
                     optional=True,
                     tooltip="Also samples from the same seed without alignment, for comparison: a second run, in the second output.",
                 ),
+                io.Combo.Input(
+                    "order",
+                    options=list(ORDERS),
+                    default=TOGETHER,
+                    optional=True,
+                    tooltip="together: all outputs at once, as in the paper. in turn: clip, sound, picture, text one after the other, each "
+                    "hearing the finished ones: they agree better, in the same number of steps each.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="All parts, for CoDi Preview or the Decode nodes."),
@@ -85,6 +95,7 @@ class JointSampler(Node):
         alignment_start: float = 0.0,
         alignment_end: float = 1.0,
         independent: bool = False,
+        order: str = TOGETHER,
     ) -> io.NodeOutput:
         from nodes import common_ksampler  # type: ignore[attr-defined]  # the host's module of that name
 
@@ -92,6 +103,10 @@ class JointSampler(Node):
 
         def run(**changes: Any) -> Any:
             coupled = compose.couple(model, **{**settings, **changes})
-            return common_ksampler(coupled, seed, steps, cfg, sampler_name, scheduler, positive, negative, latent, denoise=denoise)[0]
+
+            def turn(part: Any) -> Any:
+                return common_ksampler(coupled, seed, steps, cfg, sampler_name, scheduler, positive, negative, part, denoise=denoise)[0]
+
+            return sample_in_turns(turn, latent, coupled.model.codi.config, order)
 
         return io.NodeOutput(run(), run(wiring="off") if independent else ExecutionBlocker(None))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from codi.codi_models.diffusion import alphas_cumprod
 from host.graph import base_graph, node, sampled, shown
 from host.session import Failed
 
@@ -44,14 +43,14 @@ def test_kept_outputs_come_back_bit_for_bit(session, kept, sampler):
             assert not torch.equal(a, b) and torch.isfinite(b).all()
 
 
-def test_others_see_the_kept_part_at_the_current_noise_level_and_its_own_network_rests(session):
+def watched(session, graph: dict) -> tuple[list[tuple[int, float, torch.Tensor]], set[int]]:
+    """What environment encoders were given in a run, (channels, timestep, latents), and the channels of the networks that ran."""
     unet = session.pack.codi_models.denoisers.unet.UNet
     seen, ran = [], set()
     environment, forward = unet.environment_embedding, unet.forward
 
     def listen(self, x, timesteps):
-        if x.shape[1] == 8:
-            seen.append((float(timesteps[0]), x.clone()))
+        seen.append((x.shape[1], float(timesteps[0]), x.clone()))
         return environment(self, x, timesteps)
 
     def run(self, x, *args, **kw):
@@ -61,20 +60,45 @@ def test_others_see_the_kept_part_at_the_current_noise_level_and_its_own_network
     unet.environment_embedding, unet.forward = listen, run
     try:
         session.forget()
-        session.run(shown(keeping("image", "audio", keep={"audio": 1}, steps=4), ["sample", 0]))
+        session.run(shown(graph, ["sample", 0]))
     finally:
         unet.environment_embedding, unet.forward = environment, forward
+    return seen, ran
+
+
+def test_others_hear_the_kept_part_clean_and_its_own_network_rests(session):
+    seen, ran = watched(session, keeping("image", "audio", keep={"audio": 1}, steps=4))
     clean = parts(session.value("keep"))[1] * 2.0  # the tiny model's scale of sound
-    alphas = alphas_cumprod()
-    assert ran == {4} and len({t for t, _ in seen}) == 4
-    noise = None
-    for timestep, x in seen:
-        a = alphas[round(timestep)]
-        left = (x[:1] - a.sqrt() * clean) / (1 - a).sqrt()
-        assert abs(float(left.std()) - 1) < 0.25  # what is not the clean sound is unit noise
-        if timestep > 100:
-            assert noise is None or torch.allclose(left, noise, atol=0.05)  # and the same at every level
-            noise = left
+    heard = [(t, x) for channels, t, x in seen if channels == 8]
+    assert ran == {4} and heard and all(t == 0 and torch.allclose(x, clean) for t, x in heard)
+
+
+def test_a_part_that_is_kept_in_places_is_heard_as_it_is_sampled(session):
+    seen, ran = watched(session, keeping("image", "audio", keep={"audio": 1, "last_seconds": 0.1}, steps=4))
+    assert ran == {4, 8} and len({t for channels, t, _ in seen if channels == 8}) == 4
+
+
+def test_in_turn_each_hears_the_finished_ones_clean(session, base):
+    graph = sampled("video", "image", "audio", frames=2, steps=2, order="in turn")
+    graph["deaf"] = node("CoDiJointSampler", **{**graph["sample"]["inputs"], "wiring": "off"})
+    seen, ran = watched(session, graph)
+    assert ran == {4, 8} and {t for _, t, _ in seen} == {0.0}
+    assert {(channels, x.ndim) for channels, _, x in seen} == {(4, 5), (8, 4)}  # the picture comes last and is not heard
+    video, image, audio = parts(session.value("sample"))
+    config = session.pack.codi_models.config.CoDiConfig.load(base / "models" / "codi" / "tiny" / "config.json")
+    for channels, part, scale in ((4, video, config.picture_autoencoder.scale), (8, audio, config.sound_autoencoder.scale)):
+        assert all(torch.allclose(x, part * scale, atol=1e-4) for c, _, x in seen if c == channels)
+    session.run(shown(graph, ["deaf", 0]))
+    deaf = parts(session.value("deaf"))
+    assert torch.equal(deaf[0], video) and not torch.allclose(deaf[2], audio, atol=1e-4)  # the clip comes first and hears nobody
+    assert torch.isfinite(image).all() and torch.isfinite(audio).all()
+
+
+def test_what_is_kept_comes_before_all_turns(session):
+    graph = keeping("image", "audio", "text", keep={"audio": 1}, steps=2, order="in turn")
+    session.run(shown(graph, ["sample", 0]))
+    before, after = parts(session.value("keep")), parts(session.value("sample"))
+    assert torch.equal(before[2], after[2]) and all(torch.isfinite(p).all() and p.any() for p in after)
 
 
 def test_a_clip_goes_on_from_its_last_frames(session):

@@ -107,7 +107,7 @@ def effective(config: Any, cell: Cell, overrides: Mapping[str, Any]) -> dict[str
     settings = Settings.settled(config, cell.outputs, **{**overrides, **dict(cell.settings)})
     idle = ["seed", "count", "batch_size", "mix", "outputs"]
     if not cell.aligned or settings.coupling.silent:
-        idle += ["wiring", "alignment", "alignment_guidance", "alignment_pairs", "alignment_start", "alignment_end"]
+        idle += ["wiring", "alignment", "alignment_guidance", "alignment_pairs", "alignment_start", "alignment_end", "order"]
     if not cell.recipe.parts:
         idle += ["cfg", "cfg_each", "cfg_rescale"]
     return {name: value for name, value in settings.told().items() if name not in idle}

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples: int = options.samples if options.samples is not None else (QUICK_SAMPLES if options.quick else FULL_SAMPLES)
     if samples < 1:
         raise CoDiError(f"--samples {samples}: give 1 or more")
-    names = ("steps", "cfg", "sampler", "wiring", "alignment_guidance")
+    names = ("steps", "cfg", "sampler", "wiring", "alignment_guidance", "order")
     given = {k: getattr(options, k) for k in names if getattr(options, k) is not None}
     overrides = {**(QUICK if options.quick else {}), **given}
     pipe = CoDiPipeline.from_pretrained(options.model, device=options.device, dtype="fp32")
@@ -118,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1000, help="of scenes, prompts and noise (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--sampler", help="default: the model's")
+    parser.add_argument("--order", help='of outputs: together, in turn, or turns such as "video, audio+text" (default: the model\'s)')
     parser.add_argument("--cfg", type=float, help="guidance by the prompt (default: the model's)")
     parser.add_argument("--wiring", help="of latent alignment (default: the model's)")
     parser.add_argument("--alignment-guidance", type=float, help="default: the model's; 1 is the paper")

@@ -58,12 +58,14 @@ class LatentAlignment(EnvironmentEncoding):
         return losses[0] + losses[1], dict(zip(pair, losses, strict=True))
 
     def cleaner(self, timesteps: Tensor, generator: torch.Generator) -> Tensor:
-        """Timesteps (B,) at which the environment encoders look: half of them the denoisers' own, half uniform below.
+        """Timesteps (B,) at which the environment encoders look: a third of them the denoisers' own, a third uniform below, a third 0.
 
         Small latents show their scene later than large ones do. A picture that has only met captions at its own noise level, where
-        they are still blank, would learn not to listen; then it could not listen to a sound either, which is heard much earlier."""
+        they are still blank, would learn not to listen; then it could not listen to a sound either, which is heard much earlier. What is
+        kept, or finished in an earlier turn, is heard clean."""
         draw = torch.rand(len(timesteps), 2, generator=generator, device=generator.device)
-        return torch.where(draw[:, 0] < 0.5, timesteps, (timesteps * draw[:, 1]).long())
+        below = torch.where(draw[:, 0] < 2 / 3, (timesteps * draw[:, 1]).long(), 0)
+        return torch.where(draw[:, 0] < 1 / 3, timesteps, below)
 
     def denoising(
         self, net: UNet, clean: Tensor, noise: Tensor, t: Tensor, context: Tensor, environment: Tensor, generator: torch.Generator

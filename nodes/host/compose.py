@@ -67,14 +67,17 @@ class JointNetwork(nn.Module):
         transformer_options: Any = None,
         codi_frames: Tensor | None = None,
         codi_kept: tuple[str, ...] = (),
+        codi_spoken: Tensor | None = None,
         **_: Any,
     ) -> Any:
         """List of latents in diffusion space -> list of predicted noise, same shapes; one tensor where one was given.
 
-        codi_frames: see `frame_prompts`. codi_kept: outputs that are given, whose noise is not needed (zeros are returned)."""
+        codi_frames: see `frame_prompts`. codi_kept: outputs that are given, whose noise is not needed (zeros are returned);
+        codi_spoken: their environment embeddings, (B, kept, C)."""
         parts = x if isinstance(x, list) else [x]
         names = modalities_of([p.shape for p in parts], self.codi.config)
-        latents = {n: p.squeeze(-1) if n == "text" else p for n, p in zip(names, parts, strict=True)}
+        latents = {n: _own_form(n, p) for n, p in zip(names, parts, strict=True)}
+        spoken = {} if codi_spoken is None else {m: codi_spoken[:, i : i + 1].to(parts[0]) for i, m in enumerate(codi_kept)}
         options = transformer_options or {}
         coupling = coupling_of({"transformer_options": options}, self.codi.config.sampling)
         kinds = options.get("cond_or_uncond") or [0]  # of equal parts of the batch; 1 is without the prompt
@@ -89,14 +92,26 @@ class JointNetwork(nn.Module):
             window=(coupling.start, coupling.end),
             pairs=coupling.pairs,
             only=[n for n in options.get(ONLY, names) if n not in codi_kept],
+            spoken=spoken,
             push=guidance_shares(prompted, self.cfg, timesteps.device),  # also where the host asks for both sides one by one
         )
         out = [noise[n].unsqueeze(-1) if n == "text" else noise[n] for n in names]
         return out if len(out) > 1 else out[0]
 
 
+def _own_form(modality: str, part: Tensor) -> Tensor:
+    """A part as the networks take it: text is (B, D, 1) in the host."""
+    return part.squeeze(-1) if modality == "text" else part
+
+
 class JointModel(LatentModel):
     """LatentModel of several members."""
+
+    def spoken(self, given: Mapping[str, Tensor]) -> Tensor | None:
+        joint: JointDenoiser = self.diffusion_model.joint
+        clean = torch.zeros(len(next(iter(given.values()))), dtype=torch.long, device=next(iter(given.values())).device)
+        parts = {m: _own_form(m, part).to(self.compute_dtype) for m, part in given.items()}
+        return torch.cat(list(joint.environment_embeddings(parts, clean).values()), dim=1)
 
     def begin(self, guider: Any) -> None:
         self.diffusion_model.cfg = float(getattr(guider, "cfg", 1.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import comfy.conds
@@ -27,7 +27,7 @@ from .parts import modalities_of
 SCALED_BY = {"video": "picture_autoencoder", "image": "picture_autoencoder", "text": "text_autoencoder", "audio": "sound_autoencoder"}
 FRAMES = "codi_frames"
 """Key of CONDITIONING for prompts of single frames of a clip, see `frame_prompts`."""
-KEPT = "codi_kept"
+KEPT, SPOKEN = "codi_kept", "codi_spoken"
 _BYTES_PER_CHANNEL = 33  # activations of one latent element, per model channel and byte of the dtype; as the host reckons for SD 1.5
 
 
@@ -104,7 +104,7 @@ class LatentModel(comfy.model_base.BaseModel):
         return comfy.utils.pack_latents(done)[0] if len(done) > 1 else done[0]
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Hands the network the prompt, the shapes of the parts, prompts of single frames, and which parts are kept.
+        """Hands the network the prompt, the shapes of the parts, prompts of single frames, which parts are kept and what they say.
 
         Raises CoDiError for prompts of another model, for batches and for frames that do not go with the latent."""
         prompt, width = kwargs.get("cross_attn"), self.codi.config.vision_denoiser.context_dim
@@ -129,8 +129,18 @@ class LatentModel(comfy.model_base.BaseModel):
                     f"this CONDITIONING has prompts for {has} frames and the clip has {wants}: set the same count in both nodes"
                 )
             out[FRAMES] = comfy.conds.CONDRegular(frames)
-        out[KEPT] = comfy.conds.CONDConstant(_kept(asked, shapes, kwargs.get("denoise_mask")))
+        kept = _kept(asked, shapes, kwargs.get("denoise_mask"))
+        out[KEPT] = comfy.conds.CONDConstant(kept)
+        if kept and (given := kwargs.get("latent_image")) is not None:
+            parts = comfy.utils.unpack_latents(given, shapes) if len(shapes) > 1 else [given]
+            spoken = self.spoken({m: part for m, part in zip(asked, parts, strict=True) if m in kept})
+            if spoken is not None:
+                out[SPOKEN] = comfy.conds.CONDRegular(spoken)
         return out
+
+    def spoken(self, given: Mapping[str, Tensor]) -> Tensor | None:
+        """What others hear of finished parts (B, ...) in diffusion space, (B, parts, C); None where nothing listens."""
+        return None
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: Any = None) -> float:
         """Bytes for one call; `input_shape` is packed, (B, 1, N)."""
