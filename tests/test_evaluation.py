@@ -193,7 +193,7 @@ def test_a_run_writes_tables_and_finds_its_cells_again(tiny: Path, tmp_path: Pat
     assert len(list((tmp_path / "cells").iterdir())) == 7  # of 14 different cells
     assert cli.main(run) == 0
     data = json.loads((tmp_path / "C-synchrony.json").read_text(encoding="utf-8"))
-    assert data["samples"] == 2 and data["overrides"] == {"steps": 1} and len(data["figures"]["rows"]) == 10
+    assert data["samples"] == 2 and data["overrides"] == {"steps": 1} and len(data["figures"]["rows"]) == 11
     assert "goal" in (tmp_path / "README.md").read_text(encoding="utf-8") and (tmp_path / "C-synchrony.png").stat().st_size > 5000
     rows = json.loads((tmp_path / "quality.json").read_text(encoding="utf-8"))["rows"]
     assert {row["task"] for row in rows} == {f"{a} to {b}" for a, b in views.HEADLINE}

@@ -51,7 +51,7 @@ def report(read: Read, scope: Scope) -> Report:
         rows.append([name_of(kept), made, pair, *(percent(shares[a]) if a in shares else "" for a in ATTRIBUTE_COLUMNS)])
     text = "\n".join(
         [
-            "The kept output is a sample of the world; the other starts from noise. Share that shows what the kept one shows.",
+            "The kept output is a sample of the world, heard clean; the other starts from noise. Share that shows what the kept one shows.",
             "",
             table(["kept", "made", "pair", *ATTRIBUTE_COLUMNS], rows),
         ]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..order import IN_TURN, TOGETHER
 from ..worlds.bounce import ATTRIBUTES, BEATS, COLOURS, SEEN_IN, SHAPES
 from ..worlds.report import Share
 from . import matrix
@@ -24,6 +25,9 @@ TITLE = "Coherence of joint generation"
 FAMILIES = {"no prompt": Recipe(), "partial caption": Recipe((Part("text", says=()),)), "still image": of_kinds("image")}
 """Prompts that leave attributes open: everything; whatever the caption does not name; the beats."""
 
+RUNS = ("joint", TOGETHER, IN_TURN, "paper", "independent", "shuffled")
+"""Columns of the table; the order that is not `joint`'s has one of its own."""
+
 SUBSETS = tuple(s for s in matrix.SETS if len(s) > 1)
 VALUES = {"shape": len(SHAPES), "colour": len(COLOURS), "beats": len(BEATS)}
 
@@ -35,9 +39,13 @@ def subsets(family: str) -> list[tuple[str, ...]]:
 
 
 def variants(scope: Scope) -> dict[str, tuple[tuple[str, Any], ...]]:
-    """Joint runs: as this evaluation is set, and without guidance on the coupling, as in the paper, where that differs."""
-    plainly = {"paper": (("alignment_guidance", 1.0),)} if scope.alignment_guidance != 1 else {}
-    return {"joint": (), **plainly}
+    """Joint runs: as this evaluation is set; in the other order of outputs; and as in the paper, all together and without guidance on
+    the coupling, where that differs from both."""
+    other = IN_TURN if scope.order == TOGETHER else TOGETHER
+    found: dict[str, tuple[tuple[str, Any], ...]] = {"joint": (), other: (("order", other),)}
+    if scope.alignment_guidance != 1:
+        found["paper"] = (("alignment_guidance", 1.0), ("order", TOGETHER))
+    return found
 
 
 def cells(scope: Scope) -> list[Cell]:
@@ -111,7 +119,7 @@ def report(read: Read, scope: Scope) -> Report:
         for outputs in subsets(family):
             row: dict[str, dict[str, Share]] = {}
             for name, settings in {**variants(scope), "independent": None}.items():
-                if name == "paper" and family != "no prompt":
+                if name not in ("joint", "independent") and family != "no prompt":
                     continue
                 sides, said = sides_of(read, recipe, outputs, settings)
                 row[name] = agreement(sides, said)
@@ -203,13 +211,17 @@ def _figures(agreements: dict, qualities: dict) -> dict[str, Any]:
 def _text(agreements: dict, qualities: dict, trained: set[frozenset[str]]) -> str:
     parts = ["Agreement of all outputs that show an attribute, in attributes that the prompt leaves open.", ""]
     for family, sets in agreements.items():
-        names = [n for n in ("joint", "paper", "independent", "shuffled") if n in next(iter(sets.values()))]
+        names = [n for n in RUNS if n in next(iter(sets.values()))]
         rows: list[list[object]] = []
         for outputs, row in sets.items():
             each = ", ".join(f"{a} {100 * s.value:.0f}" for a, s in row["joint"].items() if a != "all")
             rows.append([name_of(outputs), _kind(outputs, trained), *(percent(row[n]["all"]) for n in names), each])
         parts += [f"**Prompt: {family}**", "", table(["outputs", "", *names, "joint, each attribute, %"], rows)]
-    parts += ["`paper`: without guidance on the coupling. `independent`: the same seeds, nothing crosses. `shuffled`: chance.", ""]
+    parts += [
+        "`together`, `in turn`: in the other order of outputs. `paper`: together, without guidance on the coupling. `independent`: the same "
+        "seeds, nothing crosses. `shuffled`: chance.",
+        "",
+    ]
     rows = []
     for (family, o), runs in qualities.items():
         for name, q in runs.items():
@@ -222,7 +234,7 @@ def _text(agreements: dict, qualities: dict, trained: set[frozenset[str]]) -> st
 def _draw(figure: Any, sets: dict) -> None:
     from .plots import bars
 
-    names = [n for n in ("joint", "paper", "independent", "shuffled") if n in next(iter(sets.values()))]
+    names = [n for n in RUNS if n in next(iter(sets.values()))]
     series = {n: [row[n]["all"] for row in sets.values()] for n in names}
     figure.set_size_inches(12, 5)
     bars(figure, [name_of(s) for s in sets], series, "agreement in all attributes, %", f"{TITLE}, no prompt", 90)

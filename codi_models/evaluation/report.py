@@ -68,6 +68,11 @@ class Scope:
         """Guidance on the coupling of a run with the settings of this evaluation."""
         return float(self.overrides.get("alignment_guidance", self.config.sampling.alignment_guidance))
 
+    @property
+    def order(self) -> str:
+        """Order of the outputs with the settings of this evaluation."""
+        return str(self.overrides.get("order", self.config.sampling.order))
+
 
 def shown_by(output: str, determined: Sequence[str]) -> list[str]:
     """Attributes that an output shows among those that the prompts determine."""

@@ -63,7 +63,7 @@ def report(read: Read, scope: Scope) -> Report:
     found: dict[tuple[str, str], Tensor] = {}
     for prompt, recipe in PROMPTS.items():
         for name, settings in {**variants(scope), "independent": None}.items():
-            if name == "paper" and prompt != "no prompt":
+            if name not in ("joint", "independent") and prompt != "no prompt":
                 continue
             found[prompt, name], mixed = measured(read, recipe, settings)
             if name == "joint":
