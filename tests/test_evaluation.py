@@ -190,7 +190,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_writes_tables_and_finds_its_cells_again(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     run = ["--model", str(tiny), "--samples", "2", "--steps", "1", "--out", str(tmp_path), "--device", "cpu", "--only", "C,headline"]
     assert cli.main([*run, "--part", "2/2"]) == 0 and not (tmp_path / "README.md").exists()
-    assert len(list((tmp_path / "cells").iterdir())) == 7  # of 14 different cells
+    assert len(list((tmp_path / "cells").iterdir())) == 7  # of 15 different cells
     assert cli.main(run) == 0
     data = json.loads((tmp_path / "C-synchrony.json").read_text(encoding="utf-8"))
     assert data["samples"] == 2 and data["overrides"] == {"steps": 1} and len(data["figures"]["rows"]) == 11
@@ -205,7 +205,7 @@ def test_a_run_writes_tables_and_finds_its_cells_again(tiny: Path, tmp_path: Pat
     monkeypatch.setattr("codi.codi_models.evaluation.quality.Examiner.batches", refuse)
     assert cli.main(run) == 0
     assert (tmp_path / "C-synchrony.md").read_text(encoding="utf-8") == before
-    assert "0 of 10 cells to measure" in capsys.readouterr().out
+    assert "0 of 11 cells to measure" in capsys.readouterr().out
     with pytest.raises(AssertionError, match="generated again"):
         cli.main([*run, "--seed", "7"])
 

@@ -218,8 +218,8 @@ def _text(agreements: dict, qualities: dict, trained: set[frozenset[str]]) -> st
             rows.append([name_of(outputs), _kind(outputs, trained), *(percent(row[n]["all"]) for n in names), each])
         parts += [f"**Prompt: {family}**", "", table(["outputs", "", *names, "joint, each attribute, %"], rows)]
     parts += [
-        "`together`, `in turn`: in the other order of outputs. `paper`: together, without guidance on the coupling. `independent`: the same "
-        "seeds, nothing crosses. `shuffled`: chance.",
+        "`together`, `in turn`: in the other order of outputs. `paper`: together, without guidance on the coupling. `independent`: the "
+        "same seeds, nothing crosses. `shuffled`: chance.",
         "",
     ]
     rows = []
