@@ -209,3 +209,17 @@ def test_alignment_stage_trains_connectors_only(space: Workspace, few: None) -> 
     assert set(map(frozenset, alignment.PAIRS)) == {frozenset(p) for p in (("image", "text"), ("text", "audio"), ("audio", "video"))}
     trained = moved(alignment.LatentAlignment(space), len(alignment.PAIRS))
     assert {name.split(".")[1] for name in trained} == set(DENOISERS) and all("connecters_in." in name for name in trained)
+
+
+@pytest.mark.parametrize(
+    ("stage", "towers"),
+    [("VisionBridging", ("clip.vision_model.", "clip.visual_projection.")), ("SoundBridging", ("clap.",))],
+)
+def test_one_tower_is_pulled_towards_text_which_stays(space: Workspace, monkeypatch: pytest.MonkeyPatch, stage: str, towers: tuple) -> None:
+    from codi.codi_models.training import bridging
+
+    made = getattr(bridging, stage)(space)
+    monkeypatch.setattr(made, "batches", dict.fromkeys(made.batches, 3))
+    trained = moved(made, 1)
+    assert trained and all(name.startswith(towers) for name in trained)
+    assert {id(p) for p in made.trainable()} == {id(p) for name, p in made.named_parameters() if name.startswith(towers)}

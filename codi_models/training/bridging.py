@@ -101,3 +101,13 @@ class VisionBridging(BridgingAlignment):
 
     def kinds(self, step: int) -> dict[str, int]:
         return self.batches if step % 2 == 0 else {"image": self.batches["image"]}
+
+
+class SoundBridging(BridgingAlignment):
+    """The sound tower alone, pulled further towards text: what a sound is of, heard at any loudness, in larger batches."""
+
+    batches = {"audio": 96}
+
+    def __init__(self, space: Workspace):
+        super().__init__(space)
+        self.clip.requires_grad_(False).eval()

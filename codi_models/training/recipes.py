@@ -27,6 +27,7 @@ class Recipe:
 RECIPES = {
     "bridging": Recipe(".bridging", "BridgingAlignment", 720),
     "vision_bridging": Recipe(".bridging", "VisionBridging", 2000),
+    "sound_bridging": Recipe(".bridging", "SoundBridging", 2000),
     "picture_autoencoder": Recipe(".autoencoding", "PictureReconstruction", 1740),
     "picture_decoder": Recipe(".autoencoding", "PictureDecoding", 1500),
     "sound_autoencoder": Recipe(".autoencoding", "SoundReconstruction", 1400),
