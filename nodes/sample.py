@@ -67,7 +67,7 @@ class JointSampler(Node):
                     default=TOGETHER,
                     optional=True,
                     tooltip="together: all outputs at once, as in the paper. in turn: clip, sound, picture, text one after the other, each "
-                    "hearing the finished ones: they agree better, in the same number of steps each.",
+                    "hearing the finished ones, in the same number of steps each.",
                 ),
             ],
             outputs=[
