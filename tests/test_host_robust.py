@@ -123,11 +123,13 @@ def test_an_interrupt_takes_hold_within_one_step(session, monkeypatch):
     assert len(parts(session)) == 2
 
 
-def test_what_is_loaded_stays_booked_when_its_patchers_go_at_once(session):
+@pytest.mark.parametrize("joint", [False, True])
+def test_what_is_loaded_stays_booked_when_its_patchers_go_at_once(session, joint):
     import comfy.model_management as mm
 
     host = session.pack.nodes.host
     first = host.denoiser.denoiser_model(host.handle.open_handle("tiny"), "audio_denoiser")
+    first = host.compose.compose([first]) if joint else first
     between = first.clone()
     last = between.clone()
     mm.load_models_gpu([last])

@@ -107,14 +107,20 @@ def _own_form(modality: str, part: Tensor) -> Tensor:
 class JointModel(LatentModel):
     """LatentModel of several members."""
 
-    def spoken(self, given: Mapping[str, Tensor]) -> Tensor | None:
-        joint: JointDenoiser = self.diffusion_model.joint
-        clean = torch.zeros(len(next(iter(given.values()))), dtype=torch.long, device=next(iter(given.values())).device)
-        parts = {m: _own_form(m, part).to(self.compute_dtype) for m, part in given.items()}
-        return torch.cat(list(joint.environment_embeddings(parts, clean).values()), dim=1)
+    _spoken: Tensor | None = None  # of the run that is under way
 
     def begin(self, guider: Any) -> None:
         self.diffusion_model.cfg = float(getattr(guider, "cfg", 1.0))
+        self._spoken = None
+
+    def spoken(self, given: Mapping[str, Tensor]) -> Tensor | None:
+        if self._spoken is None:  # the host asks once for every CONDITIONING
+            parts = {m: _own_form(m, part).to(self.compute_dtype) for m, part in given.items()}
+            first = next(iter(parts.values()))
+            clean = torch.zeros(len(first), dtype=torch.long, device=first.device)
+            joint: JointDenoiser = self.diffusion_model.joint
+            self._spoken = torch.cat(list(joint.environment_embeddings(parts, clean).values()), dim=1)
+        return self._spoken
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
         """What patches of a joint MODEL may name: see `JointPatcher`."""

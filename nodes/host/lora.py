@@ -58,18 +58,22 @@ def without_other_names(weights: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in weights.items() if own_key(key, weights) == key}
 
 
-class DenoiserPatching:
-    """Mixed into a patcher class of the host, for the MODEL of one denoiser, whose state dict has some weights under two names."""
+class RootedPatching:
+    """Mixed into patcher classes of the host whose clones are many and short-lived."""
 
     def clone(self, *args: Any, **kw: Any) -> Any:
-        """As the host's, but a clone's parent is the first patcher of its network, which lives as long as any other.
+        """As the host's, but a clone's parent is the first patcher of its model, which lives as long as any other.
 
         When a patcher goes, the host books what is loaded on its parent. Where both go in one collection of garbage (a failed run's
-        traceback holds both) it finds none, takes the network for leaked, and collects all garbage before every later run."""
+        traceback holds both) it finds none, takes the model for leaked, and collects all garbage before every later run."""
         made = super().clone(*args, **kw)  # type: ignore[misc]
         if made.model is self.model:  # type: ignore[attr-defined]
             made.parent = self.parent or self  # type: ignore[attr-defined]
         return made
+
+
+class DenoiserPatching(RootedPatching):
+    """Mixed into a patcher class of the host, for the MODEL of one denoiser, whose state dict has some weights under two names."""
 
     def model_size(self) -> int:
         """Bytes of the weights."""
@@ -99,7 +103,7 @@ class DenoiserPatching:
         return [given for given, _ in placed.values()]
 
 
-class JointPatcher(comfy.model_patcher.ModelPatcher):
+class JointPatcher(RootedPatching, comfy.model_patcher.ModelPatcher):
     """Patcher of a joint MODEL, which has no weights: patches go to its members, whose weights the host moves and patches.
 
     Its keys are its members' behind the component's name, `diffusion_model.vision_denoiser.input_blocks...`. A LoRA that names no

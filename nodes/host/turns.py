@@ -10,6 +10,7 @@ import torch
 from ...codi_models.config import MODALITIES, CoDiConfig
 from ...codi_models.order import TOGETHER, parse_order
 from .joining import put_together, take_apart
+from .parts import join
 
 
 def sample_in_turns(run: Callable[[Mapping[str, Any]], Any], latent: Mapping[str, Any], config: CoDiConfig, order: str) -> Any:
@@ -30,5 +31,4 @@ def sample_in_turns(run: Callable[[Mapping[str, Any]], Any], latent: Mapping[str
         for m in turn:
             part = made[m]["samples"]
             finished[m] = {**pieces[m], "samples": part, "noise_mask": torch.zeros(part.shape[0], 1, *part.shape[2:])}
-    whole = put_together([{**pieces[m], "samples": finished[m]["samples"]} for m in pieces], config)
-    return {**latent, "samples": whole["samples"]}
+    return {**latent, "samples": join({m: finished[m]["samples"] for m in pieces})}
