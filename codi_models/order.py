@@ -13,8 +13,9 @@ from .errors import CoDiError
 
 TOGETHER = "together"
 IN_TURN = "in turn"
-ORDERS = {TOGETHER: "+".join(MODALITIES), IN_TURN: "video, audio, image, text"}
-"""Orders that have a name. In turn, whoever shows most comes first: a clip shows all that a picture shows, and when it happens."""
+ORDERS = {TOGETHER: "+".join(MODALITIES), IN_TURN: "text, audio, video, image"}
+"""Orders that have a name. In turn, the smallest latent comes first: without a prompt a caption or a sound still is of one scene, while a
+picture or a clip may come out between two, which nothing that hears it can put right."""
 
 
 def parse_order(text: str, outputs: Collection[str]) -> tuple[tuple[str, ...], ...]:

@@ -66,7 +66,7 @@ class JointSampler(Node):
                     options=list(ORDERS),
                     default=TOGETHER,
                     optional=True,
-                    tooltip="together: all outputs at once, as in the paper. in turn: clip, sound, picture, text one after the other, each "
+                    tooltip="together: all outputs at once, as in the paper. in turn: text, sound, clip, picture one after the other, each "
                     "hearing the finished ones, in the same number of steps each.",
                 ),
             ],

@@ -90,7 +90,7 @@ def test_in_turn_each_hears_the_finished_ones_clean(session, base):
         assert all(torch.allclose(x, part * scale, atol=1e-4) for c, _, x in seen if c == channels)
     session.run(shown(graph, ["deaf", 0]))
     deaf = parts(session.value("deaf"))
-    assert torch.equal(deaf[0], video) and not torch.allclose(deaf[2], audio, atol=1e-4)  # the clip comes first and hears nobody
+    assert torch.equal(deaf[2], audio) and not torch.allclose(deaf[0], video, atol=1e-4)  # the sound comes first and hears nobody
     assert torch.isfinite(image).all() and torch.isfinite(audio).all()
 
 

@@ -99,7 +99,7 @@ def test_a_variation_keeps_the_more_the_less_is_made_anew(sampler):
 def test_held_outputs_rest_and_a_run_begins_where_something_is_made(pipe, monkeypatch):
     ran, forward = [], JointDenoiser.forward
     monkeypatch.setattr(JointDenoiser, "forward", lambda self, *a, **k: ran.append(sorted(k["only"])) or forward(self, *a, **k))
-    settings = {"steps": 10, "sampler": "ddim", "cfg": 1.0}
+    settings = {"steps": 10, "sampler": "ddim", "cfg": 1.0, "order": "together"}
     picture = drawn(3, 64, 64)
     (made,) = pipe("a red circle", ["image", "text"], keep={"image": picture}, denoise="image=0.4", **settings)
     assert ran == [["text"]] * 6 + [["image", "text"]] * 4
@@ -169,7 +169,7 @@ def test_rescaling_brings_the_spread_back(pipe):
 
 
 def test_who_listens_to_whom_and_when(pipe):
-    settings = {"steps": 2, "seed": 3, "cfg": 1.0}
+    settings = {"steps": 2, "seed": 3, "cfg": 1.0, "order": "together"}
     run = lambda **more: pipe("a red circle", ["image", "audio"], **settings, **more)[0]  # noqa: E731
     cross, off, one = run(), run(wiring="off"), run(alignment_pairs="image<audio=0")
     torch.testing.assert_close(one.image, off.image, rtol=0, atol=1e-4)

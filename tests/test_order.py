@@ -17,8 +17,8 @@ from codi.codi_models.settings import Settings
     [
         (TOGETHER, MODALITIES, [set(MODALITIES)]),
         (TOGETHER, ("text",), [{"text"}]),
-        (IN_TURN, MODALITIES, [{"video"}, {"audio"}, {"image"}, {"text"}]),
-        (IN_TURN, ("text", "audio"), [{"audio"}, {"text"}]),
+        (IN_TURN, MODALITIES, [{"text"}, {"audio"}, {"video"}, {"image"}]),
+        (IN_TURN, ("text", "audio"), [{"text"}, {"audio"}]),
         ("image", MODALITIES, [{"image"}, {"video", "audio", "text"}]),
         (" text+image ,audio", ("audio", "image"), [{"image"}, {"audio"}]),
         ("", ("audio", "image"), [{"audio", "image"}]),
@@ -58,10 +58,10 @@ def test_what_comes_first_is_what_it_is_alone_and_the_next_hears_it_clean(pipe, 
 def test_the_order_changes_what_is_heard_and_nothing_else(pipe):
     together, turns, deaf, apart = (
         pipe("a red circle", ["image", "text"], **{**USUAL, **more})[0]
-        for more in ({}, {"order": IN_TURN}, {"order": IN_TURN, "wiring": "off"}, {"wiring": "off"})
+        for more in ({"order": TOGETHER}, {"order": IN_TURN}, {"order": IN_TURN, "wiring": "off"}, {"wiring": "off"})
     )
     assert torch.equal(deaf.image, apart.image) and deaf.text == apart.text
-    assert torch.equal(turns.image, apart.image) and not torch.equal(together.image, apart.image)
+    assert turns.text == apart.text and not torch.equal(turns.image, apart.image) and not torch.equal(turns.image, together.image)
 
 
 def test_steps_are_counted_over_all_turns(pipe):

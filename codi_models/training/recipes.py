@@ -27,7 +27,7 @@ class Recipe:
 RECIPES = {
     "bridging": Recipe(".bridging", "BridgingAlignment", 1100),
     "vision_bridging": Recipe(".bridging", "VisionBridging", 1800),
-    "sound_bridging": Recipe(".bridging", "SoundBridging", 2000),
+    "sound_bridging": Recipe(".bridging", "SoundBridging", 1500),
     "picture_autoencoder": Recipe(".autoencoding", "PictureReconstruction", 3300),
     "picture_decoder": Recipe(".autoencoding", "PictureDecoding", 2000),
     "sound_autoencoder": Recipe(".autoencoding", "SoundReconstruction", 3800),
@@ -36,11 +36,15 @@ RECIPES = {
     "vision_denoiser": Recipe(".denoising", "VisionDenoising", 6800),
     "clip_prompting": Recipe(".denoising", "ClipPrompting", 5000),
     "picture_prompting": Recipe(".denoising", "PicturePrompting", 3000),
-    "audio_denoiser": Recipe(".denoising", "AudioDenoising", 5000),
-    "text_denoiser": Recipe(".denoising", "TextDenoising", 4000),
+    "audio_denoiser": Recipe(".denoising", "AudioDenoising", 8500),
+    "text_denoiser": Recipe(".denoising", "TextDenoising", 11000),
     "environment": Recipe(".environment", "EnvironmentEncoding", 6000),
-    "alignment": Recipe(".alignment", "LatentAlignment", 4000),
+    "alignment": Recipe(".alignment", "LatentAlignment", 6000),
+    "vision_listening": Recipe(".listening", "VisionListening", 1900),
+    "audio_listening": Recipe(".listening", "AudioListening", 1500),
+    "text_listening": Recipe(".listening", "TextListening", 2500),
 }
 """Autoencoders and bridging alignment can run side by side; denoisers need both; latent alignment, which begins with the environment
-encoders, needs all denoisers. With neighbours of the world in it, the text autoencoder tells shapes and colours apart late: after 4000
-steps it still confuses one of them. What the shipped weights were trained with says their model card."""
+encoders, needs all denoisers; the listening stages go on from it, side by side if you like. With neighbours of the world in it, the
+text autoencoder tells shapes and colours apart late: after 4000 steps it still confuses one of them. What the shipped weights were
+trained with says their model card."""

@@ -1,0 +1,67 @@
+"""Stage 4, third part: more of latent alignment (paper section 3.4), one listener at a time.
+
+With environment encoders and denoisers frozen, connectors of one denoiser learn without those of the others: one run per modality,
+side by side, each in batches as large as its own network allows. Directions are those of `alignment.PAIRS`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..config import DENOISER_OF
+from ..denoisers.alignment import connector_parameters
+from ..denoisers.unet import UNet
+from ..worlds import neighbours
+from .alignment import LatentAlignment
+from .denoising import conditions, jittered, timesteps
+
+
+class Listening(LatentAlignment):
+    """Denoising loss of one listener, attending to the environment embedding of one speaker a step."""
+
+    directions: tuple[tuple[str, str], ...]  # (listener, speaker), taken in turns
+    network: str
+
+    def __init_subclass__(cls) -> None:
+        cls.network = DENOISER_OF[cls.directions[0][0]]
+        cls.copies = {kind: count for kind, count in LatentAlignment.copies.items() if any(kind in pair for pair in cls.directions)}
+
+    def trained_of(self, net: UNet) -> list[nn.Parameter]:
+        return connector_parameters(net) if net is self.nets[self.network] else []
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        listener, speaker = self.directions[step % len(self.directions)]
+        with torch.no_grad():
+            t = timesteps(self.batches[listener], generator, self.late, self.late_start)
+            ids = neighbours.draw_ids(len(t), generator, self.near)
+            clean, spoken = (self.sample(kind, ids, generator)[0] for kind in (listener, speaker))
+            noise, other = (torch.randn(x.shape, generator=generator, device=x.device) for x in (clean, spoken))
+            environment = self.heard(speaker, spoken, other, self.cleaner(t, generator))
+            prompts = self.text.embeddings[self.text.draw(self.scenes[ids], generator)]
+            context = conditions([(0.4, jittered(prompts, generator))], self.text.empty, generator)
+        loss = self.denoising(self.nets[self.network], clean, noise, t, context, environment, generator)
+        return loss, {f"{listener} hears {speaker}": loss}
+
+    def write(self) -> None:
+        self.workspace.save(self.network, self.nets[self.network])
+
+
+class VisionListening(Listening):
+    """Clips hear sounds, pictures hear captions."""
+
+    directions = (("video", "audio"), ("image", "text"), ("video", "audio"))
+    batches = {"image": 48, "video": 12}
+
+
+class AudioListening(Listening):
+    """Sounds hear clips and captions."""
+
+    directions = (("audio", "video"), ("audio", "text"))
+    batches = {"audio": 32}
+
+
+class TextListening(Listening):
+    """Captions hear pictures and sounds."""
+
+    directions = (("text", "image"), ("text", "audio"))
+    batches = {"text": 192}
