@@ -6,6 +6,7 @@ import json
 
 import pytest
 from host.graph import BEFORE, NAMES, WORKFLOWS, sampled, shown, workflow
+from host.setting import PACK
 
 STARTS = {"png": b"\x89PNG", "mp4": b"ftyp", "flac": b"fLaC", "webp": b"RIFF", "safetensors": b"{"}
 
@@ -52,6 +53,17 @@ def test_there_is_a_workflow_for_every_capability(server):
     ours = {kind for kind in server.json("/object_info") if kind.startswith("CoDi")}
     # The first is a part of CoDi Joint Sampler; the others need files of the user.
     assert ours - used <= {"CoDiAlignment", "CoDiFromCLIP", "CoDiPromptWeight", "CoDiShowText", "CoDiTrain"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_workflows_leave_at_its_default_what_their_prompts_leave_out(server, name):
+    graph = json.loads((PACK / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    drawn = {str(n["id"]): n.get("widgets_values_named", {}) for n in graph["nodes"]}
+    for i, entry in workflow(name).items():
+        declared = server.json(f"/object_info/{entry['class_type']}")[entry["class_type"]]["input"]
+        for widget, (_, *options) in {**declared.get("required", {}), **declared.get("optional", {})}.items():
+            if widget not in entry["inputs"] and widget in drawn[i] and options and "default" in options[0]:
+                assert drawn[i][widget] == options[0]["default"], f"{entry['class_type']}: {widget}: run tests/host/make_workflows.py"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -43,19 +43,24 @@ class LatentAlignment(EnvironmentEncoding):
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pair = PAIRS[step % len(PAIRS)]
         with torch.no_grad():
-            t = timesteps(min(self.batches[kind] for kind in pair), generator, self.late, self.late_start)
-            ids = neighbours.draw_ids(len(t), generator, self.near)
-            clean = [self.sample(kind, ids, generator)[0] for kind in pair]
-            noises = [torch.randn(x.shape, generator=generator, device=x.device) for x in clean]
+            t, clean, noises, context = self.drawn(pair, min(self.batches[kind] for kind in pair), generator)
             cleaner = self.cleaner(t, generator)
             environments = [self.heard(kind, x, noise, cleaner) for kind, x, noise in zip(pair, clean, noises, strict=True)]
-            prompts = self.text.embeddings[self.text.draw(self.scenes[ids], generator)]
-            context = conditions([(0.4, jittered(prompts, generator))], self.text.empty, generator)
         losses = [
             self.denoising(self.nets[DENOISER_OF[kind]], x, noise, t, context, heard, generator)
             for kind, x, noise, heard in zip(pair, clean, noises, reversed(environments), strict=True)
         ]
         return losses[0] + losses[1], dict(zip(pair, losses, strict=True))
+
+    def drawn(self, pair: tuple[str, str], count: int, generator: torch.Generator) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
+        """What a step is about: timesteps (B,), of each of the two kinds clean latents (B, ...) and noise of `count` scenes, and the
+        prompts (B, 1, D), which are empty for most."""
+        t = timesteps(count, generator, self.late, self.late_start)
+        ids = neighbours.draw_ids(count, generator, self.near)
+        clean = [self.sample(kind, ids, generator)[0] for kind in pair]
+        noises = [torch.randn(x.shape, generator=generator, device=x.device) for x in clean]
+        prompts = self.text.embeddings[self.text.draw(self.scenes[ids], generator)]
+        return t, clean, noises, conditions([(0.4, jittered(prompts, generator))], self.text.empty, generator)
 
     def cleaner(self, timesteps: Tensor, generator: torch.Generator) -> Tensor:
         """Timesteps (B,) at which the environment encoders look: a third of them the denoisers' own, a third uniform below, a third 0.

@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from ..config import DENOISER_OF
 from ..denoisers.alignment import connector_parameters
 from ..denoisers.unet import UNet
-from ..worlds import neighbours
 from .alignment import LatentAlignment
-from .denoising import conditions, jittered, timesteps
 
 
 class Listening(LatentAlignment):
@@ -30,15 +28,10 @@ class Listening(LatentAlignment):
         return connector_parameters(net) if net is self.nets[self.network] else []
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        listener, speaker = self.directions[step % len(self.directions)]
+        listener, speaker = pair = self.directions[step % len(self.directions)]
         with torch.no_grad():
-            t = timesteps(self.batches[listener], generator, self.late, self.late_start)
-            ids = neighbours.draw_ids(len(t), generator, self.near)
-            clean, spoken = (self.sample(kind, ids, generator)[0] for kind in (listener, speaker))
-            noise, other = (torch.randn(x.shape, generator=generator, device=x.device) for x in (clean, spoken))
+            t, (clean, spoken), (noise, other), context = self.drawn(pair, self.batches[listener], generator)
             environment = self.heard(speaker, spoken, other, self.cleaner(t, generator))
-            prompts = self.text.embeddings[self.text.draw(self.scenes[ids], generator)]
-            context = conditions([(0.4, jittered(prompts, generator))], self.text.empty, generator)
         loss = self.denoising(self.nets[self.network], clean, noise, t, context, environment, generator)
         return loss, {f"{listener} hears {speaker}": loss}
 

@@ -80,10 +80,10 @@ def main() -> None:
         server = Server(HOST, base, PACK)
         try:
             prepare(server, names)
-            with open_page(server.url) as page:
-                for name in names:
+            for name in names:
+                with open_page(server.url) as page:  # one for each: the front end remembers widgets of an earlier graph by their nodes' ids
                     make(page, name)
-                    print(name)
+                print(name)
         finally:
             server.stop()
 
