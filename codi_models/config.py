@@ -261,7 +261,7 @@ class CoDiConfig:
             audio_denoiser=UNetConfig(in_channels=8, model_channels=48, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25,
-                                     sampler="dpmpp_2m", steps=12, cfg=3.0, alignment_guidance=3.0, order="in turn"),
+                                     sampler="dpmpp_2m", steps=8, cfg=3.0, alignment_guidance=3.0, order="in turn"),
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
