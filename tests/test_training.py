@@ -150,19 +150,6 @@ def test_denoiser_stage_leaves_connectors_alone(space: Workspace) -> None:
     assert touched and not any("connecter" in name for name in touched)
 
 
-def test_half_of_the_unprompted_stage_is_asked_for_nothing(space: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    from codi.codi_models.training.denoising import VisionUnprompted
-    from codi.codi_models.worlds import neighbours
-
-    monkeypatch.setattr(VisionUnprompted, "copies", {"image": 1, "video": 1})
-    stage, generator = VisionUnprompted(space), torch.Generator().manual_seed(0)
-    ids = stage.scene_ids(400, generator)
-    context = stage.prompted(ids, torch.ones(400, space.config.clip.projection_dim), generator)[:, 0]
-    empty = (context == stage.text.empty).all(dim=1)
-    foreign = neighbours.foreign(stage.scenes[ids])
-    assert not empty[foreign].any() and 0.42 < empty[~foreign].float().mean() < 0.58
-
-
 @pytest.fixture(scope="module")
 def pools(space: Workspace) -> dict[str, Pool]:
     """One sample of each scene in each kind."""

@@ -97,7 +97,6 @@ class Denoising(Objective):
     late_start = 0.75  # where those begin
     blind = 0.1  # share of the rows that hold nothing but noise, as a sampler's first step has it
     near = 0.5  # share of the scenes that are neighbours of the world's: attributes in other company
-    shares = {"caption": 0.5, "own": 0.4}  # of prompts, in the world; what is left has none
 
     def __init__(self, space: Workspace):
         super().__init__()
@@ -131,8 +130,7 @@ class Denoising(Objective):
         scenes = self.scenes[ids]
         rows = self.text.draw(scenes, generator)
         captions = jittered(self.text.embeddings[rows], generator)
-        choices = [(self.shares["caption"], captions), (self.shares["own"], jittered(own, generator))]
-        return conditions(choices, self.text.empty, generator, neighbours.foreign(scenes))
+        return conditions([(0.5, captions), (0.4, jittered(own, generator))], self.text.empty, generator, neighbours.foreign(scenes))
 
     def write(self) -> None:
         self.workspace.save(self.component, self.net)
@@ -179,23 +177,6 @@ class PicturePrompting(VisionDenoising):
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return super().draw(1 if step % 5 == 0 else 0, generator)
-
-
-class VisionUnprompted(VisionDenoising):
-    """Pictures and clips that nothing or little is asked of: half of the world's scenes come without a prompt.
-
-    Beside another output, the prompt is often empty, and what the other says is heard late. A network that seldom trained without a prompt
-    then draws between two outlines, which the other output can only take for one of them."""
-
-    learning_rate = 5e-4
-    batches = {"image": 48, "video": 12}
-    copies = {"image": 120, "video": 40}
-    late, late_start = 0.4, 0.4
-    near = 0.3
-    shares = {"caption": 0.3, "own": 0.2}
-
-    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return super().draw(step % 2, generator)
 
 
 class AudioDenoising(Denoising):

@@ -36,7 +36,6 @@ RECIPES = {
     "vision_denoiser": Recipe(".denoising", "VisionDenoising", 6800),
     "clip_prompting": Recipe(".denoising", "ClipPrompting", 5000),
     "picture_prompting": Recipe(".denoising", "PicturePrompting", 3000),
-    "vision_unprompted": Recipe(".denoising", "VisionUnprompted", 4800),
     "audio_denoiser": Recipe(".denoising", "AudioDenoising", 8500),
     "text_denoiser": Recipe(".denoising", "TextDenoising", 11000),
     "environment": Recipe(".environment", "EnvironmentEncoding", 6000),
