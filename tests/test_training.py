@@ -179,19 +179,19 @@ DENOISERS = ("vision_denoiser", "audio_denoiser", "text_denoiser")
 
 
 def test_environment_stage_trains_environment_encoders_only(space: Workspace, few: None) -> None:
-    from codi.codi_models.training.environment import KINDS, EnvironmentEncoding
+    from codi.codi_models.training.environment import EnvironmentEncoding
 
     stage = EnvironmentEncoding(space)
-    trained = moved(stage, len(KINDS))
+    trained = moved(stage, len(stage.kinds))
     assert {name.split(".")[1] for name in trained} == set(DENOISERS) and all(".connecters_out." in name for name in trained)
 
 
 def test_environment_stage_makes_latents_say_what_they_show(space: Workspace, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from codi.codi_models.training import environment
 
-    monkeypatch.setattr(environment, "KINDS", ("text",))
-    monkeypatch.setattr(environment.EnvironmentEncoding, "batches", {"text": 64})
-    stage = environment.EnvironmentEncoding(space)
+    monkeypatch.setattr(environment.CaptionEnvironment, "batches", {"text": 64})
+    stage = environment.CaptionEnvironment(space)
+    assert {name.split(".")[1] for name in moved(stage, 1)} == {"text_denoiser"}
     optimiser = torch.optim.Adam(stage.trainable(), lr=2e-3)
     pulls = []
     for step in range(60):
@@ -201,6 +201,15 @@ def test_environment_stage_makes_latents_say_what_they_show(space: Workspace, fe
         optimiser.step()
         pulls.append(float(logs["text/pull"].detach()))
     assert sum(pulls[-10:]) < 8 * pulls[0]
+
+
+def test_half_of_the_captions_are_nearly_clean(space: Workspace, few: None) -> None:
+    from codi.codi_models.training.environment import CaptionEnvironment, EnvironmentEncoding
+
+    stage, generator = CaptionEnvironment(space), torch.Generator().manual_seed(0)
+    cleaner, usual = stage.levels(2000, generator), EnvironmentEncoding.levels(stage, 2000, generator)
+    assert cleaner.max() > 900 and cleaner.min() < 10
+    assert float((cleaner < stage.clean).float().mean()) > 0.5 > 0.35 > float((usual < stage.clean).float().mean())
 
 
 def test_alignment_stage_trains_connectors_only(space: Workspace, few: None) -> None:
@@ -213,7 +222,12 @@ def test_alignment_stage_trains_connectors_only(space: Workspace, few: None) -> 
 
 @pytest.mark.parametrize(
     ("stage", "network"),
-    [("VisionListening", "vision_denoiser"), ("AudioListening", "audio_denoiser"), ("TextListening", "text_denoiser")],
+    [
+        ("VisionListening", "vision_denoiser"),
+        ("PictureListening", "vision_denoiser"),
+        ("AudioListening", "audio_denoiser"),
+        ("TextListening", "text_denoiser"),
+    ],
 )
 def test_a_listening_stage_trains_connectors_of_its_network_and_writes_that_alone(
     space: Workspace, few: None, monkeypatch: pytest.MonkeyPatch, stage: str, network: str

@@ -20,8 +20,6 @@ from .loop import Objective
 from .pools import TextPool, make_pool
 from .workspace import Workspace
 
-KINDS = ("image", "video", "audio", "text")
-
 
 class EnvironmentEncoding(Objective):
     """Environment embeddings are pulled to the meaning of what is encoded, and apart from those of other scenes.
@@ -35,11 +33,12 @@ class EnvironmentEncoding(Objective):
     apart = 0.25  # weight of the contrastive loss
     sharpness = 15.0  # inverse temperature of the contrastive loss
     learning_rate = 1e-3
+    kinds: tuple[str, ...] = ("image", "video", "audio", "text")  # in turns
 
     def __init__(self, space: Workspace):
         super().__init__()
         self.workspace = space
-        self.nets: Any = nn.ModuleDict({name: space.network(name) for name in sorted(set(DENOISER_OF.values()))})
+        self.nets: Any = nn.ModuleDict({name: space.network(name) for name in sorted({DENOISER_OF[kind] for kind in self.kinds})})
         net: Any
         for net in self.nets.values():
             net.requires_grad_(False)
@@ -73,15 +72,19 @@ class EnvironmentEncoding(Objective):
         signal = self.noising.alphas[t].sqrt()
         return (signal * (1 - (environment[:, 0] * meaning).sum(-1))).mean()
 
+    def levels(self, count: int, generator: torch.Generator) -> Tensor:
+        """Timesteps (count,) at which the encoders look."""
+        return timesteps(count, generator)
+
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        kind = KINDS[step % len(KINDS)]
+        kind = self.kinds[step % len(self.kinds)]
         count = self.batches[kind]
         with torch.no_grad():
             ids = neighbours.draw_ids(count, generator, self.near)
             clean, own = self.sample(kind, ids, generator)
             captions = self.text.embeddings[self.text.draw(self.scenes[ids], generator, full=True)]  # (B, D)
             noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-            t = timesteps(count, generator)
+            t = self.levels(count, generator)
         environment = self.heard(kind, clean, noise, t)
         pull = self.towards(environment, F.normalize(own + captions, dim=-1), t)
         apart = contrastive(environment[:, 0], captions, self.sharpness, ids)
@@ -90,3 +93,19 @@ class EnvironmentEncoding(Objective):
     def write(self) -> None:
         for name, net in self.nets.items():
             self.workspace.save(name, net)
+
+
+class CaptionEnvironment(EnvironmentEncoding):
+    """More of it for captions, half of them nearly clean, in larger batches and more often from the neighbours of the world.
+
+    A caption is one point: its encoder tends to learn sentences by heart, and colours, one word among many, are what it then confuses."""
+
+    kinds = ("text",)
+    batches = {"text": 512}
+    copies = {}
+    near = 0.5
+    clean = 250  # timesteps that count as nearly clean: what is finished or kept is heard at 0
+
+    def levels(self, count: int, generator: torch.Generator) -> Tensor:
+        draw = torch.rand(2, count, generator=generator, device=generator.device)
+        return torch.where(draw[0] < 0.5, (draw[1] * self.clean).long(), super().levels(count, generator))

@@ -39,8 +39,10 @@ RECIPES = {
     "audio_denoiser": Recipe(".denoising", "AudioDenoising", 8500),
     "text_denoiser": Recipe(".denoising", "TextDenoising", 11000),
     "environment": Recipe(".environment", "EnvironmentEncoding", 6000),
+    "caption_environment": Recipe(".environment", "CaptionEnvironment", 13000),
     "alignment": Recipe(".alignment", "LatentAlignment", 6000),
     "vision_listening": Recipe(".listening", "VisionListening", 1900),
+    "picture_listening": Recipe(".listening", "PictureListening", 2000),
     "audio_listening": Recipe(".listening", "AudioListening", 1500),
     "text_listening": Recipe(".listening", "TextListening", 2500),
 }
