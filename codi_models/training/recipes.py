@@ -42,7 +42,7 @@ RECIPES = {
     "caption_environment": Recipe(".environment", "CaptionEnvironment", 13000),
     "alignment": Recipe(".alignment", "LatentAlignment", 6000),
     "vision_listening": Recipe(".listening", "VisionListening", 1900),
-    "picture_listening": Recipe(".listening", "PictureListening", 2000),
+    "picture_listening": Recipe(".listening", "PictureListening", 1000),
     "audio_listening": Recipe(".listening", "AudioListening", 1500),
     "text_listening": Recipe(".listening", "TextListening", 2500),
 }
