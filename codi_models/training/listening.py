@@ -43,7 +43,7 @@ class Listening(LatentAlignment):
 class VisionListening(Listening):
     """Clips hear sounds, pictures hear captions."""
 
-    directions = (("video", "audio"), ("image", "text"), ("video", "audio"))
+    directions: tuple[tuple[str, str], ...] = (("video", "audio"), ("image", "text"), ("video", "audio"))
     batches = {"image": 48, "video": 12}
 
 
