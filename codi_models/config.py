@@ -108,6 +108,8 @@ class SpectrumVocoderConfig:
     sample_rate: int = 16000
     n_fft: int = 1024
     hop_length: int = 160
+    f_min: float = 0.0
+    f_max: float = 8000.0
     width: int = 256
     blocks: int = 4
     iterations: int = 16

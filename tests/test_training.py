@@ -150,6 +150,25 @@ def test_denoiser_stage_leaves_connectors_alone(space: Workspace) -> None:
     assert touched and not any("connecter" in name for name in touched)
 
 
+@pytest.mark.parametrize("stage", ["WorldPrompting", "SoundPrompting", "CaptionPrompting"])
+def test_the_last_runs_of_the_denoisers_meet_the_world_alone(
+    space: Workspace, pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    from codi.codi_models.training import denoising
+    from codi.codi_models.worlds import neighbours
+
+    monkeypatch.setattr(denoising, "make_pool", lambda kind, *_, **__: pools[kind])
+    made = getattr(denoising, stage)(space)
+    drawn = []
+    monkeypatch.setattr(neighbours, "draw_ids", lambda *given, draw=neighbours.draw_ids: drawn.append(draw(*given)) or drawn[-1])
+    for step in range(4):
+        made.draw(step, torch.Generator().manual_seed(step))
+    ids = torch.cat(drawn)
+    assert not neighbours.foreign(made.scenes[ids]).any() and len(ids.unique()) > 20
+    monkeypatch.setattr(made, "near", 0.5)
+    assert neighbours.foreign(made.scenes[made.scene_ids(200, torch.Generator().manual_seed(0))]).any()
+
+
 @pytest.fixture(scope="module")
 def pools(space: Workspace) -> dict[str, Pool]:
     """One sample of each scene in each kind."""
@@ -225,6 +244,7 @@ def test_alignment_stage_trains_connectors_only(space: Workspace, few: None) -> 
     [
         ("VisionListening", "vision_denoiser"),
         ("PictureListening", "vision_denoiser"),
+        ("ClipListening", "vision_denoiser"),
         ("AudioListening", "audio_denoiser"),
         ("TextListening", "text_denoiser"),
     ],

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..config import MelConfig
+from ..config import MelConfig, SpectrumVocoderConfig
 from ..errors import CoDiError
 
 FLOOR = 1e-5  # smallest magnitude before the logarithm; log(FLOOR) = -11.5 is silence
@@ -68,7 +68,7 @@ def levelled(waveform: Tensor) -> Tensor:
     return wave / (wave.abs().amax(dim=1, keepdim=True) + 1e-8) * 0.5
 
 
-def mel_bank(config: MelConfig) -> Tensor:
+def mel_bank(config: MelConfig | SpectrumVocoderConfig) -> Tensor:
     """Slaney's mel scale, bands normalised to unit area: (n_mels, n_fft // 2 + 1)."""
     from torchaudio.functional import melscale_fbanks
 

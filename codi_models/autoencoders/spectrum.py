@@ -3,10 +3,14 @@
 A generator without excitation, such as HiFi-GAN, gives the same for the same mel frame, so a steady tone comes out periodic in the
 hop; pitches between multiples of the frame rate have to be learnt one by one. Magnitudes have no phase to learn. The price is the
 time of Griffin-Lim's iterations (Griffin and Lim 1984; the momentum is that of Perraudin et al. 2013).
+
+What the network leaves out, because in training it never met those partials together, the mel still shows: the magnitudes are scaled to
+go with it by one multiplicative update (Lee and Seung 2001).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,8 +19,10 @@ from torch import Tensor, nn
 
 from ..config import SpectrumVocoderConfig, VocoderConfig
 from ..errors import CoDiError
+from .mel import mel_bank
 from .vocoder import Vocoder
 
+_LEAST = 1e-6  # magnitude below which a band of the network's spectrum counts as this loud
 _HIGHEST = 7.0  # log-magnitude; a full-scale sine has log(n_fft / 4) = 5.5 under a Hann window of 1024 samples
 
 
@@ -45,6 +51,7 @@ class SpectrumVocoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self._banks: dict[torch.device, Tensor] = {}
         factory: dict[str, Any] = dict(dtype=dtype, device=device)
         self.conv_in = operations.Conv1d(config.n_mels, config.width, 3, padding=1, **factory)
         self.blocks = nn.ModuleList(SpectrumBlock(config.width, operations=operations, **factory) for _ in range(config.blocks))
@@ -65,12 +72,31 @@ class SpectrumVocoder(nn.Module):
             h = block(h)
         return self.conv_out(F.gelu(h))
 
+    def bank(self, device: torch.device) -> Tensor:
+        """Mel bank (n_mels, n_fft // 2 + 1) on a device, float32; kept out of the module's buffers, so that casting leaves it exact."""
+        if device not in self._banks:
+            with torch.inference_mode(False):  # otherwise a bank made while sampling could not be trained through later
+                self._banks[device] = mel_bank(self.config).to(device)
+        return self._banks[device]
+
+    def magnitudes(self, logmel: Tensor) -> Tensor:
+        """Magnitudes (B, n_fft // 2 + 1, T) of a spectrum, float32, whose bands are about as loud as the mel says.
+
+        Raises CoDiError as `log_magnitudes` does."""
+        raw = self.log_magnitudes(logmel).float().clamp(max=_HIGHEST).exp()  # (B, bins, T)
+        wanted = (logmel[:, 0] if logmel.ndim == 4 else logmel).float().clamp(max=_HIGHEST).transpose(1, 2).exp()
+        bank = self.bank(raw.device)
+        with torch.autocast(raw.device.type, enabled=False):
+            factor = bank.T @ (wanted / (bank @ raw + _LEAST)) / bank.sum(0).clamp(min=_LEAST)[:, None]  # (B, bins, T)
+        scaled = (raw * factor).clamp(max=math.exp(_HIGHEST))
+        return torch.where(bank.any(0)[:, None], scaled, raw)  # the lowest and highest bins are in no band
+
     def forward(self, logmel: Tensor) -> Tensor:
         """The waveform; float32 whatever the network's type, for phases need it. Raises CoDiError as `log_magnitudes` does."""
         from torchaudio.functional import griffinlim
 
         cfg = self.config
-        magnitudes = self.log_magnitudes(logmel).float().clamp(max=_HIGHEST).exp()  # (B, bins, T)
+        magnitudes = self.magnitudes(logmel)  # (B, bins, T)
         magnitudes = torch.cat([magnitudes, magnitudes[..., -1:]], dim=-1)  # a centred spectrum of T hops has T + 1 frames
         length = cfg.hop_length * (magnitudes.shape[-1] - 1)
         window = torch.hann_window(cfg.n_fft, device=magnitudes.device)

@@ -179,6 +179,18 @@ class PicturePrompting(VisionDenoising):
         return super().draw(1 if step % 5 == 0 else 0, generator)
 
 
+class WorldPrompting(ClipPrompting):
+    """More of both with the world's scenes alone, pictures and clips by turns.
+
+    The neighbours teach what a shape is apart from its colour; but a network that makes them too answers an unknown pair of the world
+    with the known neighbour that lies next to it, a green star with a green spark. What it no longer makes, it cannot answer with."""
+
+    near = 0.0
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return super().draw(step % 2, generator)  # of which 0 is a picture
+
+
 class AudioDenoising(Denoising):
     """Log-mel latents of sounds."""
 
@@ -216,3 +228,17 @@ class TextDenoising(Denoising):
         choices = [(0.3, prompts), *((0.2, pool.draw(ids, generator)[1]) for pool in self.pools)]
         context = conditions([(p, jittered(e, generator)) for p, e in choices], self.text.empty, generator, neighbours.foreign(scenes))
         return self.text.latents[rows], context
+
+
+class SoundPrompting(AudioDenoising):
+    """More of it with the world's scenes alone, for the reason that `WorldPrompting` gives."""
+
+    learning_rate = 5e-4
+    near = 0.0
+
+
+class CaptionPrompting(TextDenoising):
+    """More of it with the world's scenes alone, for the reason that `WorldPrompting` gives."""
+
+    learning_rate = 5e-4
+    near = 0.0

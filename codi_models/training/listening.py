@@ -54,6 +54,13 @@ class PictureListening(VisionListening):
     copies = {"image": 40, "video": 15, "audio": 20}
 
 
+class ClipListening(VisionListening):
+    """Mostly clips that hear sounds; pictures with their captions only so that they are not forgotten."""
+
+    directions = (("video", "audio"), ("video", "audio"), ("video", "audio"), ("image", "text"))
+    copies = {"image": 20, "video": 30, "audio": 40}
+
+
 class AudioListening(Listening):
     """Sounds hear clips and captions."""
 
