@@ -226,6 +226,46 @@ def test_cells_in_one_batch_are_those_of_separate_runs(tiny: Path, tmp_path: Pat
         assert alone.read(cell).captions == together.read(cell).captions
 
 
+def test_cells_that_begin_larger_ones_are_read_from_them(tiny: Path, tmp_path: Path) -> None:
+    from codi.codi_models.evaluation.laboratory import Laboratory
+    from codi.codi_models.evaluation.quality import Examiner
+    from codi.codi_models.pipeline import CoDiPipeline
+
+    examiner = Examiner(CoDiPipeline.from_pretrained(tiny, device="cpu"), samples=2, seed=3, overrides={"steps": 2, "order": "in turn"})
+    recipe = of_kinds("text")
+    large, first = Cell(recipe, ("image", "text", "audio")), [Cell(recipe, ("text",)), Cell(recipe, ("text", "audio"))]
+    others = [Cell(recipe, ("audio",)), Cell(recipe, ("text", "audio"), (("order", "together"),)), Cell(of_kinds("image"), ("text",))]
+    lines: list[str] = []
+    shared = Laboratory(examiner, Store(tmp_path / "a"), log=lines.append)
+    assert shared.sharing.runs([*first, large, *others]) == [large, *others]
+    shared.fill([*first, large])
+    assert len(lines) == 2 and lines[1].startswith("[3/3]")
+    assert len(list((tmp_path / "a").iterdir())) == 3
+    for cell in first:
+        alone = Laboratory(examiner, Store(tmp_path / "b"), log=lambda _: None)
+        alone.fill([cell])
+        assert alone.read(cell).captions == shared.read(cell).captions
+        for output, attributes in alone.read(cell).outputs.items():
+            for name, value in attributes.items():
+                torch.testing.assert_close(shared.read(cell).outputs[output][name], value, atol=1e-3, rtol=0, equal_nan=True)
+    again = Laboratory(examiner, Store(tmp_path / "c"), log=lambda _: None)
+    again.fill([large])
+    assert again.missing([large, *first]) == [] and len(list((tmp_path / "c").iterdir())) == 3
+
+
+def test_parts_share_the_runs_and_leave_none_out(tiny: Path) -> None:
+    from codi.codi_models.config import CoDiConfig
+    from codi.codi_models.evaluation.sharing import Sharing
+
+    cells = [matrix.cell(i, o) for i in matrix.SETS for o in matrix.SETS]
+    sharing = Sharing(CoDiConfig.mini(), {"order": "in turn"})
+    assert len(sharing.runs(cells)) == 8 * 15  # of the sets of outputs, seven begin others
+    parts = [sharing.part(cells, k, 2, dict.fromkeys(cells, 1.0)) for k in (1, 2)]
+    assert set(parts[0]) | set(parts[1]) == set(cells)
+    assert not set(sharing.runs(parts[0])) & set(sharing.runs(parts[1]))
+    assert len(Sharing(CoDiConfig.mini(), {"order": "together"}).runs(cells)) == 225
+
+
 def test_connectors_do_not_count_where_outputs_do_not_listen(tiny: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"all sections: {len(missing)} cells missing, about {duration(laboratory.estimate(missing))} on this machine", flush=True)
     if options.part:
         mine, parts = part_of(options.part)
-        laboratory.fill(list(dict.fromkeys(everything))[mine - 1 :: parts])
+        laboratory.fill(laboratory.part(everything, mine, parts))
         print(f"part {options.part} is done; the same command without --part makes the tables once all parts are")
         return 0
     facts = {
@@ -129,9 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         "--cells", type=Path, help="folder of the finished cells, which are used again (default: cells in the --out folder)"
     )
     parser.add_argument("--any-code", action="store_true", help="use finished cells of other versions of the code, too")
-    parser.add_argument(
-        "--part", help="K/N: only fill every N-th cell from the K-th on; run N such commands side by side, then one without"
-    )
+    parser.add_argument("--part", help="K/N: only fill one of N shares of the cells; run N such commands side by side, then one without")
     parser.add_argument("--estimate", action="store_true", help="only say what is missing and how long it takes")
     return parser
 

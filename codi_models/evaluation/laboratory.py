@@ -1,4 +1,6 @@
-"""Fills the cells of the evaluation: cells that ask for the same outputs are generated in common batches, and each is stored at once."""
+"""Fills the cells of the evaluation: cells that ask for the same outputs are generated in common batches, and each is stored at once.
+
+Cells that are part of larger ones are not run (see `sharing`)."""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from ..settings import Settings
 from .asking import Asked, Recipe, as_scenes, ask, rendered_prompts, stream
 from .cells import Cell, Fingerprints, Readings, Store, code_version, effective
 from .quality import Examiner, judged
+from .sharing import Sharing, excerpt
 
 Log = Callable[[str], None]
 PASS = {"video": 10.0, "audio": 1.0, "image": 0.6, "text": 0.1}
@@ -32,6 +35,7 @@ class Laboratory:
     def __init__(self, examiner: Examiner, store: Store, *, log: Log = print) -> None:
         self.examiner, self.store, self.log = examiner, store, log
         self.prints = Fingerprints(examiner.pipe.model)
+        self.sharing = Sharing(examiner.pipe.model.config, examiner.overrides)
         self._known: dict[Cell, Readings] = {}
         self._asked: dict[Recipe, Asked] = {}
         self._pace = 0.0  # seconds of this machine per unit of cost
@@ -53,11 +57,28 @@ class Laboratory:
 
     def missing(self, cells: Sequence[Cell]) -> list[Cell]:
         """Cells, each once, that have no reading yet."""
-        wanted = [cell for cell in dict.fromkeys(cells) if cell not in self._known]
-        for cell in wanted:
-            if (found := self.store.get(cell, self.key(cell))) is not None:
+        each = list(dict.fromkeys(cells))
+        for cell in each:
+            if cell not in self._known and (found := self.store.get(cell, self.key(cell))) is not None:
                 self._known[cell] = found
-        return [cell for cell in wanted if cell not in self._known]
+        for run in [cell for cell in each if cell in self._known]:
+            self._excerpt(each, run)
+        return [cell for cell in each if cell not in self._known]
+
+    def _excerpt(self, cells: Sequence[Cell], run: Cell) -> int:
+        """Store what a known cell tells of others, and count them."""
+        found = [cell for cell in cells if cell not in self._known and self.sharing.begins(cell, run)]
+        for cell in found:
+            self._keep(cell, excerpt(cell, self._known[run]))
+        return len(found)
+
+    def _keep(self, cell: Cell, readings: Readings) -> None:
+        self._known[cell] = readings
+        self.store.put(cell, self.key(cell), readings)
+
+    def part(self, cells: Sequence[Cell], which: int, parts: int) -> list[Cell]:
+        """See `Sharing.part`."""
+        return self.sharing.part(cells, which, parts, {cell: self.cost(cell) for cell in cells})
 
     def cost(self, cell: Cell) -> float:
         """Work of a cell in units of `PASS` and `DECODING`."""
@@ -72,7 +93,7 @@ class Laboratory:
         """Seconds that the cells will take here, after a trial of a few samples where nothing was timed yet."""
         if cells and not self._pace:
             self._pace = self._trial()
-        return self._pace * sum(map(self.cost, cells))
+        return self._pace * sum(map(self.cost, self.sharing.runs(cells)))
 
     def _trial(self) -> float:
         """Seconds per unit of cost, timed on one small joint run after one that warms up."""
@@ -92,15 +113,16 @@ class Laboratory:
         missing = self.missing(cells)
         expected = self.estimate(missing)
         self.log(f"{len(missing)} of {len(set(cells))} cells to measure, {duration(expected)} expected on this machine")
-        begin, done, total = time.monotonic(), 0.0, sum(map(self.cost, missing))
+        runs = self.sharing.runs(missing)
+        begin, done, number, total = time.monotonic(), 0.0, 0, sum(map(self.cost, runs))
         groups: dict[str, list[Cell]] = {}
-        for cell in missing:
+        for cell in runs:
             kinds = [] if self.examiner.pipe.model.space.means else [part.kind for part in cell.recipe.parts]  # decide what guidance leaves
             alike = [cell.outputs, cell.keep, bool(cell.recipe.parts), kinds, effective(self._config, cell, self.examiner.overrides)]
             groups.setdefault(json.dumps(alike, sort_keys=True), []).append(cell)
-        for number, (cell, readings) in enumerate((pair for group in groups.values() for pair in self._run(group)), start=1):
-            self._known[cell] = readings
-            self.store.put(cell, self.key(cell), readings)
+        for cell, readings in (pair for group in groups.values() for pair in self._run(group)):
+            self._keep(cell, readings)
+            number += 1 + self._excerpt(missing, cell)
             done += self.cost(cell)
             spent = time.monotonic() - begin
             # The first guess counts like a twentieth of the work: one cell says little about the others.
