@@ -28,11 +28,12 @@ def subsets(names):
     return [chosen for size in range(1, len(names) + 1) for chosen in itertools.combinations(names, size)]
 
 
-def same(a, b, **tolerance):
+def same(a, b, rtol, atol, sounds=1):
+    """sounds: their tolerance as a multiple; random weights give noise of full scale, and finding its phases enlarges rounding."""
     for name in MODALITIES:
         x, y = getattr(a, name), getattr(b, name)
         if isinstance(x, torch.Tensor):
-            torch.testing.assert_close(x, y, **tolerance)
+            torch.testing.assert_close(x, y, rtol=rtol, atol=atol * (sounds if name == "audio" else 1))
         else:
             assert x == y, name
 
@@ -87,9 +88,10 @@ def test_samples_do_not_depend_on_their_batch(pipe, sampler):
     alone = pipe("a blue star", outputs, steps=3, seed=12, sampler=sampler)
     assert [s.seed for s in together] == [10, 11, 12]
     for a, b in zip(together, apart, strict=True):
-        same(a, b, rtol=0, atol=2e-3)
-    same(together[2], alone[0], rtol=0, atol=2e-3)
+        same(a, b, rtol=0, atol=2e-3, sounds=10)
+    same(together[2], alone[0], rtol=0, atol=2e-3, sounds=10)
     assert (together[0].image - together[1].image).abs().max() > 0.01
+    assert (together[0].audio - together[1].audio).abs().max() > 0.5
 
 
 def test_an_output_more_changes_nothing_unless_outputs_listen_to_each_other(pipe):
