@@ -253,8 +253,7 @@ def test_cells_that_begin_larger_ones_are_read_from_them(tiny: Path, tmp_path: P
     assert again.missing([large, *first]) == [] and len(list((tmp_path / "c").iterdir())) == 3
 
 
-def test_parts_share_the_runs_and_leave_none_out(tiny: Path) -> None:
-    from codi.codi_models.config import CoDiConfig
+def test_parts_share_the_runs_and_leave_none_out() -> None:
     from codi.codi_models.evaluation.sharing import Sharing
 
     cells = [matrix.cell(i, o) for i in matrix.SETS for o in matrix.SETS]

@@ -150,6 +150,13 @@ def test_denoiser_stage_leaves_connectors_alone(space: Workspace) -> None:
     assert touched and not any("connecter" in name for name in touched)
 
 
+def test_a_pool_without_neighbours_holds_the_worlds_scenes_alone(space: Workspace) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pool = make_pool("image", space, 2, seed=0, foreign=False)
+    assert len(pool.latents) == 2 * 54 and pool.copies[54:].sum() == 0
+    assert pool.draw(torch.arange(54), generator)[0].shape == pool.latents[:54].shape
+
+
 @pytest.mark.parametrize("stage", ["WorldPrompting", "SoundPrompting", "CaptionPrompting"])
 def test_the_last_runs_of_the_denoisers_meet_the_world_alone(
     space: Workspace, pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch, stage: str

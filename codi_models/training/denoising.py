@@ -146,7 +146,7 @@ class VisionDenoising(Denoising):
 
     def __init__(self, space: Workspace):
         super().__init__(space)
-        self.pools = {kind: make_pool(kind, space, self.copies[kind], seed=11) for kind in self.batches}
+        self.pools = {kind: make_pool(kind, space, self.copies[kind], seed=11, foreign=self.near > 0) for kind in self.batches}
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         kind = "video" if step % 3 else "image"
@@ -200,7 +200,7 @@ class AudioDenoising(Denoising):
 
     def __init__(self, space: Workspace):
         super().__init__(space)
-        self.pool = make_pool("audio", space, self.copies, seed=12)
+        self.pool = make_pool("audio", space, self.copies, seed=12, foreign=self.near > 0)
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         ids = self.scene_ids(self.batch, generator)
@@ -217,7 +217,7 @@ class TextDenoising(Denoising):
 
     def __init__(self, space: Workspace):
         super().__init__(space)
-        self.pools = [make_pool(kind, space, self.copies, seed=13) for kind in ("image", "audio", "video")]
+        self.pools = [make_pool(kind, space, self.copies, seed=13, foreign=self.near > 0) for kind in ("image", "audio", "video")]
 
     def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         assert self.text.latents is not None

@@ -29,12 +29,13 @@ class Pool:
 
 
 @torch.no_grad()
-def make_pool(kind: str, space: Workspace, copies: int, *, seed: int, chunk: int = 64) -> Pool:
-    """Render and encode `copies` samples of every training scene of the world, fewer of its neighbours. kind: image, video or audio."""
+def make_pool(kind: str, space: Workspace, copies: int, *, seed: int, foreign: bool = True, chunk: int = 64) -> Pool:
+    """Render and encode `copies` samples of every training scene of the world, fewer of its neighbours. kind: image, video or audio;
+    foreign: False for no neighbours at all, which then must not be drawn."""
     config, shared = space.config, space.space
     generator = torch.Generator(space.device).manual_seed(seed)
     scenes = neighbours.training_scenes(space.device)
-    each = torch.where(neighbours.foreign(scenes), max(1, copies // NEIGHBOURS_FEWER), copies)  # (S,)
+    each = torch.where(neighbours.foreign(scenes), max(1, copies // NEIGHBOURS_FEWER) if foreign else 0, copies)  # (S,)
     rows = torch.arange(len(scenes), device=space.device).repeat_interleave(each)
     sound = kind == "audio"
     autoencoder = space.trained("sound_autoencoder" if sound else "picture_autoencoder")
