@@ -20,7 +20,6 @@ from .errors import CoDiError
 from .joint import JointDenoiser, guidance_shares
 from .latents import ENCODERS, encode_media, fitted
 from .model import CoDi
-from .order import parse_order
 from .prompts import Prompt, encode_prompt, unconditional
 from .settings import Settings, denoisers_of, latent_shapes
 
@@ -145,7 +144,7 @@ class CoDiPipeline:
         return latents, media
 
     def _kept(self, keep: Mapping[str, Tensor], settings: Settings, batch: int) -> dict[str, Tensor]:
-        shapes = latent_shapes(self.model.config, settings)
+        shapes = {output: shape for output, shape in latent_shapes(self.model.config, settings).items() if output in settings.outputs}
         for output, latent in keep.items():
             if output not in shapes or tuple(latent.shape) != (batch, *shapes[output]):
                 asked = {name: (batch, *shape) for name, shape in shapes.items()}
@@ -156,7 +155,7 @@ class CoDiPipeline:
 
     def load(self, prompts: Sequence[Prompt], settings: Settings) -> None:
         """Load what a run needs and nothing else."""
-        names = {prompt.encoder for prompt in [*prompts, *unconditional(self.model, prompts)]} | set(denoisers_of(settings.outputs))
+        names = {prompt.encoder for prompt in [*prompts, *unconditional(self.model, prompts)]} | set(denoisers_of(settings.working))
         names.update(ENCODERS[output] for output in settings.keep)
         decoded = set(settings.outputs) - set(settings.fixed)
         names.update(component for output in decoded for component in DECODERS[output])
@@ -179,9 +178,9 @@ class CoDiPipeline:
     ) -> tuple[dict[str, Tensor], int]:
         """Latents of one batch in diffusion space, and the number of steps that were run."""
         model, batch = self.model, len(seeds)
-        joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.outputs)}, register=False)
+        joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.working)}, register=False)
         coupling, anew = settings.coupling, {output: share for output, share in settings.denoise if output in kept and share}
-        cfg = dict.fromkeys(settings.outputs, 1.0) if nothing is None else settings.scales
+        cfg = dict.fromkeys(settings.working, 1.0) if nothing is None else settings.scales
         with_prompt = wanted.to(model.device, model.dtype).expand(batch, -1, -1)  # (B, 1, D)
         without = with_prompt if nothing is None else nothing.to(with_prompt).expand(batch, -1, -1)
         aligned: dict[str, Any] = {
@@ -218,9 +217,9 @@ class CoDiPipeline:
 
         start = initial_noise(latent_shapes(model.config, settings), seeds, device=model.device)
         finished = {output: latent for output, latent in kept.items() if output not in anew}
-        alone = coupling.silent or len(settings.outputs) < 2
+        alone = coupling.silent or len(settings.working) < 2
         spoken = {} if alone else speaking(finished)
-        turns = parse_order(settings.order, [output for output in settings.outputs if output not in finished])
+        turns = settings.turns([output for output in settings.outputs if output not in finished])
         ran = 0
         for turn in turns:
 
@@ -234,7 +233,7 @@ class CoDiPipeline:
             if not alone and turn != turns[-1]:
                 spoken = {**spoken, **speaking(made)}
             finished |= made
-        return finished, ran
+        return {output: finished[output] for output in settings.outputs}, ran
 
     def _decode(self, latents: Mapping[str, Tensor], seeds: Sequence[int]) -> list[Sample]:
         config = self.model.config

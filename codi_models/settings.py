@@ -13,7 +13,7 @@ from .config import DENOISER_OF, MODALITIES, CoDiConfig
 from .coupling import Coupling, Pairs, parse_pairs
 from .diffusion import SAMPLERS
 from .errors import CoDiError
-from .order import TOGETHER, parse_order
+from .order import TOGETHER, bridge, parse_order
 
 Each = float | str | Mapping[str, float]
 """A number for all outputs, or for some: 3, "image=5, text=2", "3, image=5" (3 for the others), {"image": 5}."""
@@ -123,8 +123,8 @@ class Settings:
 
     @property
     def scales(self) -> dict[str, float]:
-        """Classifier-free guidance of each output."""
-        return dict.fromkeys(self.outputs, self.cfg) | dict(self.cfg_each)
+        """Classifier-free guidance of each output, bridge included."""
+        return dict.fromkeys(self.working, self.cfg) | dict(self.cfg_each)
 
     @property
     def fixed(self) -> tuple[str, ...]:
@@ -136,6 +136,21 @@ class Settings:
         """How the outputs listen to each other. Raises CoDiError as `Coupling` does."""
         pairs = {(listener, speaker): strength for listener, speaker, strength in self.alignment_pairs}
         return Coupling(self.wiring, self.alignment, self.alignment_guidance, self.alignment_start, self.alignment_end, pairs)
+
+    @property
+    def bridge(self) -> tuple[str, ...]:
+        """Outputs that are made only for the others to hear; nothing is where none listens."""
+        return () if self.coupling.silent else bridge(self.order, self.outputs)
+
+    @property
+    def working(self) -> tuple[str, ...]:
+        """Outputs and bridge, in the order of MODALITIES."""
+        return tuple(m for m in MODALITIES if m in self.outputs or m in self.bridge)
+
+    def turns(self, made: Collection[str]) -> tuple[tuple[str, ...], ...]:
+        """What is denoised one after the other where `made` of the outputs are generated, see `parse_order`."""
+        turns = parse_order(self.order, self.outputs, made)
+        return tuple(turn for turn in (tuple(m for m in turn if m in self.working) for turn in turns) if turn)
 
     def told(self) -> dict[str, Any]:
         """As JSON holds it, without what has a default that it keeps."""
@@ -184,7 +199,7 @@ def picture_unit(config: CoDiConfig) -> int:
 
 
 def latent_shapes(config: CoDiConfig, settings: Settings) -> dict[str, tuple[int, ...]]:
-    """Shape of one sample's latent for each output: (C, h, w), (C, F, h, w), (C, T, M) or (D,)."""
+    """Shape of one sample's latent for each output, bridge included: (C, h, w), (C, F, h, w), (C, T, M) or (D,)."""
     picture, sound = config.picture_autoencoder, config.sound_autoencoder
     factor, sound_factor = 2 ** (len(picture.channel_mult) - 1), 2 ** (len(sound.channel_mult) - 1)
     image, video = settings.image_size // factor, settings.video_size // factor
@@ -194,7 +209,7 @@ def latent_shapes(config: CoDiConfig, settings: Settings) -> dict[str, tuple[int
         "text": (config.text_autoencoder.latent_dim,),
         "audio": (sound.latent_channels, config.mel.frames // sound_factor, config.mel.n_mels // sound_factor),
     }
-    return {output: shapes[output] for output in settings.outputs}
+    return {output: shapes[output] for output in settings.working}
 
 
 def denoisers_of(outputs: Sequence[str]) -> list[str]:

@@ -67,7 +67,8 @@ class JointSampler(Node):
                     default=TOGETHER,
                     optional=True,
                     tooltip="together: all outputs at once, as in the paper. in turn: text, sound, clip, picture one after the other, each "
-                    "hearing the finished ones, in the same number of steps each.",
+                    "hearing the finished ones, in the same number of steps each; a picture and a clip without the others hear a caption "
+                    "that is not given out, where the MODEL can make one.",
                 ),
             ],
             outputs=[
@@ -107,6 +108,8 @@ class JointSampler(Node):
             def turn(part: Any) -> Any:
                 return common_ksampler(coupled, seed, steps, cfg, sampler_name, scheduler, positive, negative, part, denoise=denoise)[0]
 
-            return sample_in_turns(turn, latent, coupled.model.codi.config, order)
+            heard = not compose.coupling_of(coupled.model_options, coupled.model.codi.config.sampling).silent
+            lent = coupled.model.outputs if heard and denoise >= 1 else ()  # an empty part has nothing that less could keep
+            return sample_in_turns(turn, latent, coupled.model.codi.config, order, lent)
 
         return io.NodeOutput(run(), run(wiring="off") if independent else ExecutionBlocker(None))

@@ -38,7 +38,7 @@ class Oracle:
         own = as_rows(bounce.sample_scenes(self.count, generator=generator))
         outputs = {}
         for output in cell.outputs:
-            if not (self.together and cell.aligned):
+            if not (self.together and len(cell.outputs) > 1 and ("wiring", "off") not in cell.settings):
                 own = as_rows(bounce.sample_scenes(self.count, generator=torch.Generator().manual_seed(stream(output, str(cell.recipe)))))
             rows = torch.where(said >= 0, said, own)
             read = {a: rows[:, k].clone() for k, a in enumerate(bounce.ATTRIBUTES) if a in bounce.SEEN_IN[output]}
@@ -226,14 +226,21 @@ def test_cells_in_one_batch_are_those_of_separate_runs(tiny: Path, tmp_path: Pat
         assert alone.read(cell).captions == together.read(cell).captions
 
 
-def test_cells_that_begin_larger_ones_are_read_from_them(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "begun"),
+    [
+        (("image", "text", "audio"), [("text",), ("text", "audio")]),
+        (("video", "image", "text"), [("text",), ("video", "image")]),  # the second with a caption that is not given out
+    ],
+)
+def test_cells_that_begin_larger_ones_are_read_from_them(tiny: Path, tmp_path: Path, outputs: tuple, begun: list) -> None:
     from codi.codi_models.evaluation.laboratory import Laboratory
     from codi.codi_models.evaluation.quality import Examiner
     from codi.codi_models.pipeline import CoDiPipeline
 
     examiner = Examiner(CoDiPipeline.from_pretrained(tiny, device="cpu"), samples=2, seed=3, overrides={"steps": 2, "order": "in turn"})
     recipe = of_kinds("text")
-    large, first = Cell(recipe, ("image", "text", "audio")), [Cell(recipe, ("text",)), Cell(recipe, ("text", "audio"))]
+    large, first = Cell(recipe, outputs), [Cell(recipe, smaller) for smaller in begun]
     others = [Cell(recipe, ("audio",)), Cell(recipe, ("text", "audio"), (("order", "together"),)), Cell(of_kinds("image"), ("text",))]
     lines: list[str] = []
     shared = Laboratory(examiner, Store(tmp_path / "a"), log=lines.append)
@@ -279,6 +286,8 @@ def test_connectors_do_not_count_where_outputs_do_not_listen(tiny: Path, tmp_pat
     tensors[key] = tensors[key] + 1
     save_weights(tensors, path, metadata=metadata)
     prints = [Fingerprints(CoDi.from_pretrained(folder, device="cpu")) for folder in (tiny, tmp_path / "other")]
+    pair, bridge = Cell(Recipe(), ("image", "video")), {"text_denoiser"}
+    assert bridge == set(prints[0].weights(pair, {"order": "in turn"})) - set(prints[0].weights(pair, {"order": "together"}))
     for cell, same in ((Cell(Recipe(), ("audio",)), True), (Cell(Recipe(), ("text", "audio")), False),
                        (Cell(Recipe(), ("text", "audio"), (("wiring", "off"),)), True), (Cell(Recipe(), ("image",)), True)):  # fmt: skip
         assert (prints[0].weights(cell) == prints[1].weights(cell)) is same

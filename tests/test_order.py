@@ -7,7 +7,7 @@ import torch
 from codi.codi_models.config import MODALITIES
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.joint import JointDenoiser
-from codi.codi_models.order import IN_TURN, TOGETHER, parse_order
+from codi.codi_models.order import IN_TURN, TOGETHER, bridge, parse_order
 from codi.codi_models.prompts import Prompt
 from codi.codi_models.settings import Settings
 
@@ -23,13 +23,27 @@ from codi.codi_models.settings import Settings
         (" text+image ,audio", ("audio", "image"), [{"image"}, {"audio"}]),
         ("", ("audio", "image"), [{"audio", "image"}]),
         (IN_TURN, (), []),
+        (IN_TURN, ("video", "image"), [{"text"}, {"video"}, {"image"}]),
+        (IN_TURN, ("video",), [{"video"}]),
+        ("(text+audio), video", ("video", "audio"), [{"text", "audio"}, {"video"}]),
+        ("image, (text)", ("image",), [{"image"}]),
+        ("(text), image, (audio)", ("image", "video"), [{"text"}, {"image"}, {"audio"}, {"video"}]),
     ],
 )
 def test_turns(text, outputs, turns):
     assert [set(turn) for turn in parse_order(text, outputs)] == turns
 
 
-@pytest.mark.parametrize(("text", "message"), [("sound", "unknown output 'sound'"), ("image, text+image", "twice"), ("image+,text", "''")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sound", "unknown output 'sound'"),
+        ("image, text+image", "twice"),
+        ("image+,text", "''"),
+        ("(text, image", r"'\(text'"),
+        ("(text), text", "twice"),
+    ],
+)
 def test_orders_that_are_none(text, message, pipe):
     with pytest.raises(CoDiError, match=message):
         parse_order(text, MODALITIES)
@@ -62,6 +76,45 @@ def test_the_order_changes_what_is_heard_and_nothing_else(pipe):
     )
     assert torch.equal(deaf.image, apart.image) and deaf.text == apart.text
     assert turns.text == apart.text and not torch.equal(turns.image, apart.image) and not torch.equal(turns.image, together.image)
+
+
+def test_a_bridge_is_made_only_where_something_is_left_to_hear_it():
+    assert bridge(IN_TURN, ("image", "video")) == ("text",) == bridge("(text), image", ("image",))
+    assert bridge(IN_TURN, ("image", "text")) == bridge(TOGETHER, ("image", "video")) == bridge("image, (text)", ("image",)) == ()
+    assert parse_order(IN_TURN, ("image", "video"), ("image",)) == (("text",), ("image",))  # the clip is given
+    assert parse_order(IN_TURN, ("image", "video"), ()) == ()
+
+
+def test_a_picture_and_a_clip_are_those_of_a_run_that_gives_the_caption_out(pipe, monkeypatch):
+    told: list[tuple[int, int]] = []
+    hidden = pipe("a red circle", ["image", "video"], order=IN_TURN, callback=lambda *done: told.append(done), **USUAL)[0]
+    whole = pipe("a red circle", ["image", "video", "text"], order=IN_TURN, **USUAL)[0]
+    assert hidden.text is None and whole.text is not None and told[-1] == (9, 9)
+    assert torch.equal(hidden.image, whole.image) and torch.equal(hidden.video, whole.video)
+    apart = pipe("a red circle", ["image", "video"], order="video, image", **USUAL)[0]
+    assert not torch.equal(apart.video, hidden.video)
+    loaded: list[str] = []
+    monkeypatch.setattr(pipe.model, "component", lambda name, component=pipe.model.component: loaded.append(name) or component(name))
+    for wiring, denoisers in (("cross", {"vision_denoiser", "text_denoiser"}), ("off", {"vision_denoiser"})):
+        loaded.clear()
+        pipe("a red circle", ["image", "video"], order=IN_TURN, wiring=wiring, **USUAL)
+        assert {name for name in loaded if "denoiser" in name} == denoisers and "text_autoencoder" not in loaded
+
+
+def test_a_kept_clip_is_heard_by_the_bridge(pipe):
+    clip = pipe("a red circle", ["video"], **USUAL)[0].video
+    turns = Settings.settled(pipe.model.config, ["image"], keep=["video"], order=IN_TURN).turns(["image"])
+    assert turns == (("text",), ("image",))
+    bridged, direct = (pipe("", ["image"], keep={"video": clip}, order=order, **USUAL)[0] for order in (IN_TURN, "image"))
+    assert torch.equal(bridged.video, direct.video) and not torch.equal(bridged.image, direct.image) and bridged.text is None
+
+
+def test_a_single_output_hears_a_bridge_that_is_asked_for(pipe):
+    alone, bridged, deaf = (
+        pipe("", ["image"], **{**USUAL, **more})[0].image
+        for more in ({}, {"order": "(text), image"}, {"order": "(text), image", "wiring": "off"})
+    )
+    assert torch.equal(alone, deaf) and not torch.equal(alone, bridged)
 
 
 def test_steps_are_counted_over_all_turns(pipe):

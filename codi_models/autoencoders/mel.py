@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,12 +18,11 @@ FLOOR = 1e-5  # smallest magnitude before the logarithm; log(FLOOR) = -11.5 is s
 class LogMel(nn.Module):
     """Waveform (B, N) at config.sample_rate -> log-mel (B, 1, frames, n_mels), natural logarithm of magnitudes. No weights, always float32.
 
-    Window and mel bank are kept out of the module's buffers, so that casting or streaming a model leaves them exact."""
+    Window and mel bank are no buffers of the module, so that casting or streaming a model leaves them exact."""
 
     def __init__(self, config: MelConfig, *, operations: Any = nn, dtype: Any = None, device: Any = None) -> None:
         super().__init__()
         self.config = config
-        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def forward(self, waveform: Tensor, *, frames: int | None = None, normalize: bool | None = None) -> Tensor:
         """`frames` (default config.frames): the waveform is cropped or zero-padded at its end to frames * hop_length samples.
@@ -33,7 +33,7 @@ class LogMel(nn.Module):
         frames = self.config.frames if frames is None else frames
         wave = self.prepare(waveform, frames, self.config.normalize if normalize is None else normalize)
         with torch.autocast(waveform.device.type, enabled=False):
-            mel = self.tables(wave.device)[1] @ self.magnitude(wave)  # (B, n_mels, frames + 1)
+            mel = mel_bank(self.config, wave.device) @ self.magnitude(wave)  # (B, n_mels, frames + 1)
             return torch.log(mel.clamp(min=FLOOR))[:, :, :frames].transpose(1, 2)[:, None]  # (B, 1, frames, n_mels)
 
     def prepare(self, waveform: Tensor, frames: int, normalize: bool) -> Tensor:
@@ -49,16 +49,9 @@ class LogMel(nn.Module):
 
     def magnitude(self, wave: Tensor) -> Tensor:
         """Prepared waveform (B, N) -> magnitudes of its spectrum (B, n_fft // 2 + 1, N // hop_length + 1)."""
-        cfg, window = self.config, self.tables(wave.device)[0]
+        cfg = self.config
+        window = hann_window(cfg.n_fft, wave.device)
         return torch.stft(wave, cfg.n_fft, cfg.hop_length, window=window, pad_mode="reflect", return_complex=True).abs()
-
-    def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Window (n_fft,) and mel bank (n_mels, n_fft // 2 + 1) on a device; made once for each."""
-        if device not in self._tables:
-            with torch.inference_mode(False):  # otherwise tables made while sampling could not be trained through later
-                bank = mel_bank(self.config)
-                self._tables[device] = (torch.hann_window(self.config.n_fft).to(device), bank.to(device))
-        return self._tables[device]
 
 
 def levelled(waveform: Tensor) -> Tensor:
@@ -68,10 +61,19 @@ def levelled(waveform: Tensor) -> Tensor:
     return wave / (wave.abs().amax(dim=1, keepdim=True) + 1e-8) * 0.5
 
 
-def mel_bank(config: MelConfig | SpectrumVocoderConfig) -> Tensor:
-    """Slaney's mel scale, bands normalised to unit area: (n_mels, n_fft // 2 + 1)."""
+@lru_cache(maxsize=8)
+def hann_window(length: int, device: torch.device) -> Tensor:
+    """Window (length,) on a device, float32; made once for each."""
+    with torch.inference_mode(False):  # a table made while sampling could not be trained through later
+        return torch.hann_window(length).to(device)
+
+
+@lru_cache(maxsize=8)
+def mel_bank(config: MelConfig | SpectrumVocoderConfig, device: torch.device) -> Tensor:
+    """Slaney's mel scale, bands normalised to unit area: (n_mels, n_fft // 2 + 1) on a device, float32; made once for each."""
     from torchaudio.functional import melscale_fbanks
 
     bins = config.n_fft // 2 + 1
-    bank = melscale_fbanks(bins, config.f_min, config.f_max, config.n_mels, config.sample_rate, norm="slaney", mel_scale="slaney")
-    return bank.T.contiguous()
+    with torch.inference_mode(False):
+        bank = melscale_fbanks(bins, config.f_min, config.f_max, config.n_mels, config.sample_rate, norm="slaney", mel_scale="slaney")
+        return bank.T.contiguous().to(device)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config import SpectrumVocoderConfig, VocoderConfig
 from ..errors import CoDiError
-from .mel import mel_bank
+from .mel import hann_window, mel_bank
 from .vocoder import Vocoder
 
 _LEAST = 1e-6  # magnitude below which a band of the network's spectrum counts as this loud
@@ -51,7 +51,6 @@ class SpectrumVocoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self._banks: dict[torch.device, Tensor] = {}
         factory: dict[str, Any] = dict(dtype=dtype, device=device)
         self.conv_in = operations.Conv1d(config.n_mels, config.width, 3, padding=1, **factory)
         self.blocks = nn.ModuleList(SpectrumBlock(config.width, operations=operations, **factory) for _ in range(config.blocks))
@@ -72,20 +71,13 @@ class SpectrumVocoder(nn.Module):
             h = block(h)
         return self.conv_out(F.gelu(h))
 
-    def bank(self, device: torch.device) -> Tensor:
-        """Mel bank (n_mels, n_fft // 2 + 1) on a device, float32; kept out of the module's buffers, so that casting leaves it exact."""
-        if device not in self._banks:
-            with torch.inference_mode(False):  # otherwise a bank made while sampling could not be trained through later
-                self._banks[device] = mel_bank(self.config).to(device)
-        return self._banks[device]
-
     def magnitudes(self, logmel: Tensor) -> Tensor:
         """Magnitudes (B, n_fft // 2 + 1, T) of a spectrum, float32, whose bands are about as loud as the mel says.
 
         Raises CoDiError as `log_magnitudes` does."""
         raw = self.log_magnitudes(logmel).float().clamp(max=_HIGHEST).exp()  # (B, bins, T)
         wanted = (logmel[:, 0] if logmel.ndim == 4 else logmel).float().clamp(max=_HIGHEST).transpose(1, 2).exp()
-        bank = self.bank(raw.device)
+        bank = mel_bank(self.config, raw.device)
         with torch.autocast(raw.device.type, enabled=False):
             factor = bank.T @ (wanted / (bank @ raw + _LEAST)) / bank.sum(0).clamp(min=_LEAST)[:, None]  # (B, bins, T)
         scaled = (raw * factor).clamp(max=math.exp(_HIGHEST))
@@ -99,7 +91,7 @@ class SpectrumVocoder(nn.Module):
         magnitudes = self.magnitudes(logmel)  # (B, bins, T)
         magnitudes = torch.cat([magnitudes, magnitudes[..., -1:]], dim=-1)  # a centred spectrum of T hops has T + 1 frames
         length = cfg.hop_length * (magnitudes.shape[-1] - 1)
-        window = torch.hann_window(cfg.n_fft, device=magnitudes.device)
+        window = hann_window(cfg.n_fft, magnitudes.device)
         # The start is not random: the same mel gives the same sound.
         return griffinlim(
             magnitudes, window, cfg.n_fft, cfg.hop_length, cfg.n_fft, power=1.0,

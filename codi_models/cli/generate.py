@@ -159,7 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--alignment-start", type=float, metavar="P", help="part of the run at which outputs begin to listen, 0 (default) to 1")
     add("--alignment-end", type=float, metavar="P", help="part of the run at which they stop (default 1)")
     add("--order", help='which outputs are made together and which in later turns, hearing the earlier ones finished: "together", '
-                        '"in turn", or turns such as "video, audio+text" (default: the model\'s)')  # fmt: skip
+                        '"in turn", or turns such as "video, audio+text"; a turn in parentheses, "(text), video", is heard and not '
+                        "given out (default: the model's)")  # fmt: skip
     add("--mix", default="linear", metavar="|".join(MIX_METHODS), help="how prompts are mixed (default linear, as published)")
     add("--frames", type=int, metavar="F", help="frames of a clip")
     add("--size", type=int, metavar="PIXELS", help="edge of picture and clip")

@@ -26,7 +26,7 @@ from .asking import Recipe
 
 CODE = ("asking.py", "cells.py", "quality.py")
 NUMERICS = ("autoencoders", "denoisers", "encoders", "worlds", "conditioning.py", "coupling.py", "decoding.py", "diffusion.py", "joint.py",
-            "latents.py", "pipeline.py", "prompts.py")  # fmt: skip
+            "latents.py", "order.py", "pipeline.py", "prompts.py")  # fmt: skip
 """Code that the numbers come from, beside this package's own."""
 
 
@@ -47,11 +47,6 @@ class Cell:
     def made(self) -> tuple[str, ...]:
         """Outputs that are generated."""
         return tuple(o for o in self.outputs if o not in self.keep)
-
-    @property
-    def aligned(self) -> bool:
-        """Whether outputs listen to each other."""
-        return len(self.outputs) > 1 and dict(self.settings).get("wiring") != "off"
 
 
 @dataclass
@@ -102,11 +97,16 @@ def _expand(value: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
+def settled(config: Any, cell: Cell, overrides: Mapping[str, Any]) -> Settings:
+    """All settings of a cell's run."""
+    return Settings.settled(config, cell.outputs, **{**overrides, **dict(cell.settings)})
+
+
 def effective(config: Any, cell: Cell, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Settings that decide what a cell generates; those without influence are left out."""
-    settings = Settings.settled(config, cell.outputs, **{**overrides, **dict(cell.settings)})
+    settings = settled(config, cell, overrides)
     idle = ["seed", "count", "batch_size", "mix", "outputs"]
-    if not cell.aligned or settings.coupling.silent:
+    if len(settings.working) < 2 or settings.coupling.silent:
         idle += ["wiring", "alignment", "alignment_guidance", "alignment_pairs", "alignment_start", "alignment_end", "order"]
     if not cell.recipe.parts:
         idle += ["cfg", "cfg_each", "cfg_rescale"]
@@ -120,21 +120,23 @@ class Fingerprints:
         self.model = model
         self._known: dict[tuple[str, bool], str] = {}
 
-    def weights(self, cell: Cell) -> dict[str, str]:
+    def weights(self, cell: Cell, overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
         """Hash by component. A run whose outputs do not listen to each other does not depend on its denoisers' connectors."""
         kinds = {part.kind for part in cell.recipe.parts} | {"text"}  # the empty text is always embedded
         names = {"clap" if kind == "audio" else "clip" for kind in kinds}
         names |= {component for output in cell.outputs for component in DECODERS[output]}
         used = {name: self._component(name, True) for name in names}
-        used |= {name: self._component(name, cell.aligned) for name in {DENOISER_OF[o] for o in cell.outputs}}
+        working = settled(self.model.config, cell, overrides or {}).working
+        listening = len(working) > 1 and dict(cell.settings).get("wiring") != "off"
+        used |= {name: self._component(name, listening) for name in {DENOISER_OF[o] for o in working}}
         shared = self.model.folder / SHARED_SPACE_FILE
         used["shared_space"] = sha256(shared)[:16] if shared.exists() else ""
         used["config"] = hashlib.sha256(repr(_networks(self.model.config)).encode()).hexdigest()[:16]
         return dict(sorted(used.items()))
 
-    def whole(self, cell: Cell) -> dict[str, str]:
+    def whole(self, cell: Cell, overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
         """Hash of every component that a cell uses, connectors included."""
-        return {name: self._component(name, True) if name in COMPONENTS else value for name, value in self.weights(cell).items()}
+        return {name: self._component(name, True) if name in COMPONENTS else value for name, value in self.weights(cell, overrides).items()}
 
     def _component(self, name: str, connectors: bool) -> str:
         if (name, connectors) not in self._known:

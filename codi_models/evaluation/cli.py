@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             short |= views.rows(name, laboratory.read, scope)
             continue
         report = modules[name].report(laboratory.read, scope)
-        weights = {k: v for cell in cells[name] for k, v in laboratory.prints.whole(cell).items()}
+        weights = {k: v for cell in cells[name] for k, v in laboratory.prints.whole(cell, overrides).items()}
         seconds = sum(laboratory.read(cell).seconds for cell in dict.fromkeys(cells[name]))
         _write_section(options.out, name, modules[name].TITLE, report, {**facts, "weights": weights, "seconds": round(seconds)})
     if short:
@@ -118,7 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1000, help="of scenes, prompts and noise (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--sampler", help="default: the model's")
-    parser.add_argument("--order", help='of outputs: together, in turn, or turns such as "video, audio+text" (default: the model\'s)')
+    order = """of outputs: together, in turn, or turns such as "video, audio+text" or "(text), video" (default: the model's)"""
+    parser.add_argument("--order", help=order)
     parser.add_argument("--cfg", type=float, help="guidance by the prompt (default: the model's)")
     parser.add_argument("--wiring", help="of latent alignment (default: the model's)")
     parser.add_argument("--alignment-guidance", type=float, help="default: the model's; 1 is the paper")

@@ -17,9 +17,8 @@ from ..errors import CoDiError
 from ..latents import encode_media
 from ..model import CoDi
 from ..pipeline import Sample
-from ..settings import Settings
 from .asking import Asked, Recipe, as_scenes, ask, rendered_prompts, stream
-from .cells import Cell, Fingerprints, Readings, Store, code_version, effective
+from .cells import Cell, Fingerprints, Readings, Store, code_version, effective, settled
 from .quality import Examiner, judged
 from .sharing import Sharing, excerpt
 
@@ -43,7 +42,7 @@ class Laboratory:
     def key(self, cell: Cell) -> dict[str, Any]:
         """Everything that the readings of a cell depend on."""
         settings = effective(self.examiner.pipe.model.config, cell, self.examiner.overrides)
-        return {"weights": self.prints.weights(cell), "settings": settings, "samples": self.examiner.samples,
+        return {"weights": self.prints.weights(cell, self.examiner.overrides), "settings": settings, "samples": self.examiner.samples,
                 "seed": self.examiner.seed, "code": code_version()}  # fmt: skip
 
     def read(self, cell: Cell) -> Readings:
@@ -83,10 +82,10 @@ class Laboratory:
     def cost(self, cell: Cell) -> float:
         """Work of a cell in units of `PASS` and `DECODING`."""
         config, overrides = self.examiner.pipe.model.config, self.examiner.overrides
-        settled = Settings.settled(config, cell.outputs, **{**overrides, **dict(cell.settings)})
-        passes: float = settled.steps * (2 if cell.recipe.parts and settled.cfg != 1 else 1)
-        if cell.aligned and settled.wiring != "off" and settled.alignment and settled.alignment_guidance:
-            passes *= 1.4 if settled.alignment_guidance == 1 else 2.7
+        run = settled(config, cell, overrides)
+        passes: float = run.steps * (2 if cell.recipe.parts and run.cfg != 1 else 1)
+        if len(run.working) > 1 and run.wiring != "off" and run.alignment and run.alignment_guidance:
+            passes *= 1.4 if run.alignment_guidance == 1 else 2.7
         return self.examiner.samples * _units(cell.outputs, passes)
 
     def estimate(self, cells: Sequence[Cell]) -> float:

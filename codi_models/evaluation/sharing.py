@@ -6,9 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..config import CoDiConfig
-from ..order import parse_order
-from ..settings import Settings
-from .cells import Cell, Readings
+from .cells import Cell, Readings, settled
 
 
 class Sharing:
@@ -22,10 +20,9 @@ class Sharing:
         self._turns: dict[Cell, tuple[tuple[str, ...], ...]] = {}
 
     def turns(self, cell: Cell) -> tuple[tuple[str, ...], ...]:
-        """Outputs of a cell in the order in which they are made."""
+        """What is made for a cell, in order: its outputs, and a bridge where they need one."""
         if cell not in self._turns:
-            settled = Settings.settled(self.config, cell.outputs, **{**self.overrides, **dict(cell.settings)})
-            self._turns[cell] = parse_order(settled.order, cell.made)
+            self._turns[cell] = settled(self.config, cell, self.overrides).turns(cell.made)
         return self._turns[cell]
 
     def begins(self, small: Cell, large: Cell) -> bool:
