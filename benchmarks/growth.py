@@ -115,14 +115,14 @@ def matrix_rate(size: int = 2048) -> float:
 
 def shares(sides: Any, args: argparse.Namespace) -> list[list[str]]:
     """Rows: operations of one step of a UNet under guidance, seconds, share of the matrix rate."""
-    rows, rate = [], matrix_rate()
+    taken, rate = [], matrix_rate()
     for output in OUTPUTS[: args.outputs]:
         run = runs(sides, latents((output,), args.size, 8, 2))["ours"]
         with FlopCounterMode(display=False) as counted:
             run()
-        seconds, rate = alternate({"ours": run}, args.repeats, CPU)["ours"], max(rate, matrix_rate())
-        total = counted.get_total_flops()
-        rows.append([output, f"{total / 1e9:.0f}", f"{seconds:.3f}", f"{total / seconds / 1e9:.0f}", f"{total / seconds / rate:.0%}"])
+        taken.append((output, counted.get_total_flops(), alternate({"ours": run}, args.repeats, CPU)["ours"]))
+        rate = max(rate, matrix_rate())
+    rows = [[o, f"{n / 1e9:.0f}", f"{s:.3f}", f"{n / s / 1e9:.0f}", f"{n / s / rate:.0%}"] for o, n, s in taken]
     return [["a 2048 x 2048 matrix product", f"{2 * 2048**3 / 1e9:.0f}", f"{2 * 2048**3 / rate:.3f}", f"{rate / 1e9:.0f}", "100%"], *rows]
 
 
