@@ -22,12 +22,15 @@ BRIDGED = {frozenset({"image", "video"}): "(text), video, image"}
 is between the prompt encoders (section 3.2): a caption is made first, heard by both, and not given out."""
 
 
-def parse_order(text: str, outputs: Collection[str], made: Collection[str] | None = None) -> tuple[tuple[str, ...], ...]:
+def parse_order(
+    text: str, outputs: Collection[str], made: Collection[str] | None = None, lent: Collection[str] = MODALITIES
+) -> tuple[tuple[str, ...], ...]:
     """The turns of a run of `outputs`: "video, audio+text" makes the clip first, then sound and text together.
 
     text: a name in ORDERS, or turns of outputs. made: outputs that are generated and not given; all by default. Those that a run does not
-    make are passed over, save in a turn in parentheses: "(text), video" makes a caption for the clip to hear, see `bridge`. Outputs that
-    the order does not name come last, together. Raises CoDiError for an unknown output and for one that is named twice."""
+    make are passed over, save in a turn in parentheses: "(text), video" makes a caption for the clip to hear that is not given out. lent:
+    what may be made so. Outputs that the order does not name come last, together.
+    Raises CoDiError for an unknown output and for one that is named twice."""
     made = outputs if made is None else made
     order = text.strip()
     if order == IN_TURN:
@@ -42,19 +45,14 @@ def parse_order(text: str, outputs: Collection[str], made: Collection[str] | Non
             )
         if flat.count(name) > 1:
             raise CoDiError(f"order {text!r} names {name} twice: each output is made once")
-    turns = [tuple(m for m in turn if m in made or (lent and m not in outputs)) for turn, lent in named]
+    turns = [tuple(m for m in turn if m in made or (bridging and m in lent and m not in outputs)) for turn, bridging in named]
     turns.append(tuple(m for m in MODALITIES if m in made and m not in flat))
     while turns and not any(m in outputs for m in turns[-1]):
         turns.pop()  # nothing is left that would hear it
     return tuple(turn for turn in turns if turn)
 
 
-def bridge(text: str, outputs: Collection[str]) -> tuple[str, ...]:
-    """What an order makes only for `outputs` to hear."""
-    return tuple(m for turn in parse_order(text, outputs) for m in turn if m not in outputs)
-
-
 def _turn(text: str) -> tuple[list[str], bool]:
     """Names in a turn, and whether it is in parentheses."""
-    lent = text.startswith("(") and text.endswith(")")
-    return [name.strip() for name in (text[1:-1] if lent else text).split("+")], lent
+    bridging = text.startswith("(") and text.endswith(")")
+    return [name.strip() for name in (text[1:-1] if bridging else text).split("+")], bridging

@@ -217,8 +217,7 @@ class CoDiPipeline:
 
         start = initial_noise(latent_shapes(model.config, settings), seeds, device=model.device)
         finished = {output: latent for output, latent in kept.items() if output not in anew}
-        alone = coupling.silent or len(settings.working) < 2
-        spoken = {} if alone else speaking(finished)
+        spoken = speaking(finished) if settings.listening else {}
         turns = settings.turns([output for output in settings.outputs if output not in finished])
         ran = 0
         for turn in turns:
@@ -230,7 +229,7 @@ class CoDiPipeline:
 
             noise = {output: start[output] for output in turn}
             made = sample(denoiser(turn, spoken), noise, sampler=settings.sampler, steps=settings.steps, seeds=seeds, callback=step)
-            if not alone and turn != turns[-1]:
+            if settings.listening and turn != turns[-1]:
                 spoken = {**spoken, **speaking(made)}
             finished |= made
         return {output: finished[output] for output in settings.outputs}, ran

@@ -13,7 +13,7 @@ from .config import DENOISER_OF, MODALITIES, CoDiConfig
 from .coupling import Coupling, Pairs, parse_pairs
 from .diffusion import SAMPLERS
 from .errors import CoDiError
-from .order import TOGETHER, bridge, parse_order
+from .order import TOGETHER, parse_order
 
 Each = float | str | Mapping[str, float]
 """A number for all outputs, or for some: 3, "image=5, text=2", "3, image=5" (3 for the others), {"image": 5}."""
@@ -137,20 +137,22 @@ class Settings:
         pairs = {(listener, speaker): strength for listener, speaker, strength in self.alignment_pairs}
         return Coupling(self.wiring, self.alignment, self.alignment_guidance, self.alignment_start, self.alignment_end, pairs)
 
-    @property
-    def bridge(self) -> tuple[str, ...]:
-        """Outputs that are made only for the others to hear; nothing is where none listens."""
-        return () if self.coupling.silent else bridge(self.order, self.outputs)
+    def turns(self, made: Collection[str]) -> tuple[tuple[str, ...], ...]:
+        """What is denoised one after the other where `made` of the outputs are generated, see `parse_order`.
+
+        Where none listens there is no bridge."""
+        return parse_order(self.order, self.outputs, made, () if self.coupling.silent else MODALITIES)
 
     @property
     def working(self) -> tuple[str, ...]:
-        """Outputs and bridge, in the order of MODALITIES."""
-        return tuple(m for m in MODALITIES if m in self.outputs or m in self.bridge)
+        """Outputs, and the bridge that is made only for them to hear, in the order of MODALITIES."""
+        turned = {m for turn in self.turns(self.outputs) for m in turn}
+        return tuple(m for m in MODALITIES if m in turned)
 
-    def turns(self, made: Collection[str]) -> tuple[tuple[str, ...], ...]:
-        """What is denoised one after the other where `made` of the outputs are generated, see `parse_order`."""
-        turns = parse_order(self.order, self.outputs, made)
-        return tuple(turn for turn in (tuple(m for m in turn if m in self.working) for turn in turns) if turn)
+    @property
+    def listening(self) -> bool:
+        """Whether any output hears another."""
+        return len(self.working) > 1 and not self.coupling.silent
 
     def told(self) -> dict[str, Any]:
         """As JSON holds it, without what has a default that it keeps."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from codi.codi_models.config import MODALITIES
+from codi.codi_models.config import MODALITIES, CoDiConfig
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.joint import JointDenoiser
-from codi.codi_models.order import IN_TURN, TOGETHER, bridge, parse_order
+from codi.codi_models.order import IN_TURN, TOGETHER, parse_order
 from codi.codi_models.prompts import Prompt
 from codi.codi_models.settings import Settings
 
@@ -79,8 +79,18 @@ def test_the_order_changes_what_is_heard_and_nothing_else(pipe):
 
 
 def test_a_bridge_is_made_only_where_something_is_left_to_hear_it():
-    assert bridge(IN_TURN, ("image", "video")) == ("text",) == bridge("(text), image", ("image",))
-    assert bridge(IN_TURN, ("image", "text")) == bridge(TOGETHER, ("image", "video")) == bridge("image, (text)", ("image",)) == ()
+    config = CoDiConfig.mini()
+    for order, outputs, working in (
+        (IN_TURN, ["image", "video"], {"image", "video", "text"}),
+        ("(text), image", ["image"], {"image", "text"}),
+        ("image, (text)", ["image"], {"image"}),
+        (TOGETHER, ["image", "video"], {"image", "video"}),
+    ):
+        settings = Settings.settled(config, outputs, order=order)
+        assert set(settings.working) == working and settings.listening is (len(working) > 1)
+        deaf = Settings.settled(config, outputs, order=order, wiring="off")
+        assert set(deaf.working) == set(outputs) and not deaf.listening
+    assert parse_order(IN_TURN, ("image", "video"), lent=("audio",)) == (("video",), ("image",))
     assert parse_order(IN_TURN, ("image", "video"), ("image",)) == (("text",), ("image",))  # the clip is given
     assert parse_order(IN_TURN, ("image", "video"), ()) == ()
 

@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import read_weights
-from ..config import DENOISER_OF
 from ..decoding import DECODERS
 from ..files import sha256, write_text
 from ..model import COMPONENTS, SHARED_SPACE_FILE, CoDi
-from ..settings import Settings
+from ..settings import Settings, denoisers_of
 from ..worlds.bounce import ATTRIBUTES
 from .asking import Recipe
 
@@ -106,7 +105,7 @@ def effective(config: Any, cell: Cell, overrides: Mapping[str, Any]) -> dict[str
     """Settings that decide what a cell generates; those without influence are left out."""
     settings = settled(config, cell, overrides)
     idle = ["seed", "count", "batch_size", "mix", "outputs"]
-    if len(settings.working) < 2 or settings.coupling.silent:
+    if not settings.listening:
         idle += ["wiring", "alignment", "alignment_guidance", "alignment_pairs", "alignment_start", "alignment_end", "order"]
     if not cell.recipe.parts:
         idle += ["cfg", "cfg_each", "cfg_rescale"]
@@ -126,9 +125,8 @@ class Fingerprints:
         names = {"clap" if kind == "audio" else "clip" for kind in kinds}
         names |= {component for output in cell.outputs for component in DECODERS[output]}
         used = {name: self._component(name, True) for name in names}
-        working = settled(self.model.config, cell, overrides or {}).working
-        listening = len(working) > 1 and dict(cell.settings).get("wiring") != "off"
-        used |= {name: self._component(name, listening) for name in {DENOISER_OF[o] for o in working}}
+        run = settled(self.model.config, cell, overrides or {})
+        used |= {name: self._component(name, run.listening) for name in denoisers_of(run.working)}
         shared = self.model.folder / SHARED_SPACE_FILE
         used["shared_space"] = sha256(shared)[:16] if shared.exists() else ""
         used["config"] = hashlib.sha256(repr(_networks(self.model.config)).encode()).hexdigest()[:16]

@@ -84,7 +84,7 @@ class Laboratory:
         config, overrides = self.examiner.pipe.model.config, self.examiner.overrides
         run = settled(config, cell, overrides)
         passes: float = run.steps * (2 if cell.recipe.parts and run.cfg != 1 else 1)
-        if len(run.working) > 1 and run.wiring != "off" and run.alignment and run.alignment_guidance:
+        if run.listening:
             passes *= 1.4 if run.alignment_guidance == 1 else 2.7
         return self.examiner.samples * _units(cell.outputs, passes)
 

@@ -24,13 +24,13 @@ def sample_in_turns(
         return run(latent)
     pieces = take_apart(latent, config)
     kept = [m for m, piece in pieces.items() if "noise_mask" in piece and not bool(piece["noise_mask"].any())]
-    turns = parse_order(order, pieces, [m for m in pieces if m not in kept])
-    turns = tuple(turn for turn in (tuple(m for m in turn if m in pieces or m in lent) for turn in turns) if turn)
-    if len(turns) < 2 and set(turns[0] if turns else ()) <= set(pieces):
+    given = tuple(pieces)
+    turns = parse_order(order, given, [m for m in given if m not in kept], lent)
+    if len(turns) < 2:
         return run(latent)
     batch = max(len(piece["samples"]) for piece in pieces.values())
     base = {k: v for k, v in latent.items() if k not in ("samples", "noise_mask")}
-    for m in {m for turn in turns for m in turn} - set(pieces):
+    for m in {m for turn in turns for m in turn} - set(given):  # a caption has no size
         pieces[m] = {**base, **empty(config, [m], width=64, height=64, frames=1, seconds=1.0, batch=batch)}
     finished = {m: pieces[m] for m in kept}
     for turn in turns:
@@ -39,5 +39,4 @@ def sample_in_turns(
         for m in turn:
             part = made[m]["samples"]
             finished[m] = {**pieces[m], "samples": part, "noise_mask": torch.zeros(part.shape[0], 1, *part.shape[2:])}
-    given = take_apart(latent, config)
     return {**latent, "samples": join({m: finished[m]["samples"] for m in given})}
