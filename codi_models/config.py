@@ -18,6 +18,9 @@ MODALITIES = ("video", "image", "text", "audio")
 DENOISER_OF = {"video": "vision_denoiser", "image": "vision_denoiser", "text": "text_denoiser", "audio": "audio_denoiser"}
 """Component that denoises a modality. Image and video share one UNet; a 4-d latent bypasses its temporal modules."""
 
+COMPOSITIONS = ("plain", "facets")
+"""How prompts reach the denoisers: as the encoders give them, or taken apart and put together anew (see `facets`)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
@@ -193,6 +196,10 @@ class SamplingConfig:
     alignment: float = 1.0  # strength of the connectors
     alignment_guidance: float = 1.0  # eps = off + g * (on - off); 1 needs no extra pass
     order: str = "together"  # in which outputs are made, see order.parse_order
+    cfg_each: str = ""  # scales of outputs that differ from `cfg`, such as "text=2", see settings.parse_each
+    composition: str = "plain"  # one of COMPOSITIONS
+    facets: str = ""  # names of those that pictures and clips are asked for apart, such as "shape, colour"
+    facets_from: float = 0.5  # part of the run from which they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +270,8 @@ class CoDiConfig:
             audio_denoiser=UNetConfig(in_channels=8, model_channels=48, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25,
-                                     sampler="dpmpp_2m", steps=8, cfg=3.0, alignment_guidance=3.0, order="in turn"),
+                                     sampler="dpmpp_2m", steps=8, cfg=3.0, alignment_guidance=3.0, order="in turn",
+                                     cfg_each="text=2", facets="shape, colour"),
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .config import MODALITIES
-from .denoisers.layers import Context
+from .denoisers.faceted import Prompted
 from .errors import CoDiError
 
 TIMESTEPS = 1000
@@ -19,7 +19,7 @@ BETA_START, BETA_END = 0.00085, 0.012
 Latents = Mapping[str, Tensor]
 Denoise = Callable[[dict[str, Tensor], Tensor], Latents]
 """`denoise(latents, timesteps (B,)) -> predicted noise`, both modality -> tensor in diffusion space."""
-Contexts = Context | Mapping[str, Context]
+Contexts = Prompted | Mapping[str, Prompted]
 Callback = Callable[[int, int, dict[str, Tensor]], None]
 """`callback(steps done, steps in all, latents)`, after every step; an exception raised in it ends the run."""
 
@@ -230,7 +230,7 @@ def _stack(first: Contexts, second: Contexts) -> Contexts:
     return _cat(first, second)
 
 
-def _cat(first: Context, second: Context) -> Tensor:
+def _cat(first: Prompted, second: Prompted) -> Tensor:
     if not isinstance(first, Tensor) or not isinstance(second, Tensor) or first.shape != second.shape:
         kinds = [tuple(c.shape) if isinstance(c, Tensor) else type(c).__name__ for c in (first, second)]
         raise CoDiError(f"unconditional and conditional prompts must be tensors of one shape (batch, tokens, width), got {kinds}")

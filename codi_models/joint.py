@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from .config import DENOISER_OF
 from .coupling import Coupling, Pairs
-from .denoisers.layers import Context, Weighted
+from .denoisers.faceted import Prompted
+from .denoisers.layers import Weighted
 from .denoisers.unet import UNet
 from .errors import CoDiError
+from .facets import Composition
 
-Contexts = Context | Mapping[str, Context]
+Contexts = Prompted | Mapping[str, Prompted]
 
 
 class JointDenoiser(nn.Module):
@@ -22,13 +24,14 @@ class JointDenoiser(nn.Module):
 
     denoisers: "vision_denoiser", "audio_denoiser", "text_denoiser", or some of them. Pictures and clips share the vision denoiser
     and may both be outputs. With `register=False` the denoisers stay out of the module tree: their owner moves and saves them.
+    composition: takes the prompts of pictures and clips apart.
     """
 
-    def __init__(self, denoisers: Mapping[str, nn.Module], *, register: bool = True) -> None:
+    def __init__(self, denoisers: Mapping[str, nn.Module], *, register: bool = True, composition: Composition | None = None) -> None:
         super().__init__()
         if unknown := sorted(set(denoisers) - set(DENOISER_OF.values())):
             raise CoDiError(f"unknown denoisers {unknown}; a joint denoiser is composed of {sorted(set(DENOISER_OF.values()))}")
-        self._denoisers = dict(denoisers)
+        self._denoisers, self.composition = dict(denoisers), composition
         if register:
             for name, denoiser in denoisers.items():
                 self.add_module(name, denoiser)
@@ -42,9 +45,17 @@ class JointDenoiser(nn.Module):
             raise CoDiError(f"output {modality!r} needs {name}, but only {sorted(self._denoisers)} are composed. Add it, or ask for less")
         return cast(UNet, self._modules.get(name) or self._denoisers[name])
 
-    def fold_contexts(self, contexts: Contexts, modalities: Any) -> dict[str, Context]:
-        """Prompt of every modality with its prompt branches computed ahead; do this once per run, not per step."""
-        return {m: self.denoiser(m).fold_context(_of(contexts, m)) for m in modalities}
+    def fold_contexts(self, contexts: Contexts, modalities: Any) -> dict[str, Prompted]:
+        """Prompt of every modality, taken apart where it is to be, with its prompt branches computed ahead.
+
+        Do this once per run, not per step: folded contexts come back as they are."""
+        folded: dict[str, Prompted] = {}
+        for m in modalities:
+            context = _of(contexts, m)
+            if self.composition is not None and DENOISER_OF[m] == "vision_denoiser" and isinstance(context, Tensor):
+                context = self.composition(context)
+            folded[m] = self.denoiser(m).fold_context(context)
+        return folded
 
     def environment_embeddings(self, latents: Mapping[str, Tensor], timesteps: Tensor) -> dict[str, Tensor]:
         """Environment embedding of every output, each (B, 1, connector_dim), L2-normalised."""
@@ -76,7 +87,7 @@ class JointDenoiser(nn.Module):
         if not latents:
             raise CoDiError(f"no output asked for; ask for some of {', '.join(DENOISER_OF)}")
         wanted = [m for m in latents if only is None or m in only]
-        contexts = self.fold_contexts(contexts, wanted)
+        folded = self.fold_contexts(contexts, wanted)
         strength = coupling.at(timesteps)
         awake = isinstance(strength, Tensor) or strength != 0
         given = spoken or {}
@@ -87,11 +98,11 @@ class JointDenoiser(nn.Module):
         for m in wanted:
             denoiser, x = self.denoiser(m), latents[m]
             if not heard[m] or alignment_guidance != 1:
-                noise[m] = denoiser(x, timesteps, contexts[m])
+                noise[m] = denoiser(x, timesteps, folded[m])
             if heard[m]:
                 most = max(heard[m].values())
                 environment = _tokens([embeddings[s] for s in heard[m]], [s / most for s in heard[m].values()])
-                on = denoiser(x, timesteps, contexts[m], environment=environment, alignment=strength if most == 1 else strength * most)
+                on = denoiser(x, timesteps, folded[m], environment=environment, alignment=strength if most == 1 else strength * most)
                 if alignment_guidance != 1:
                     extra = alignment_guidance - 1
                     share = push[m] if isinstance(push, Mapping) else push
@@ -115,7 +126,7 @@ def _tokens(embeddings: list[Tensor], weights: list[float]) -> Tensor | Weighted
     return tokens if set(weights) == {1.0} else Weighted(tokens, tuple(weights))
 
 
-def _of(contexts: Contexts, modality: str) -> Context:
+def _of(contexts: Contexts, modality: str) -> Prompted:
     if not isinstance(contexts, Mapping):
         return contexts
     if modality not in contexts:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .checkpoints import check_weights, load_weights, read_metadata, read_weights, save_weights, without_random_init
 from .config import MODALITIES, CoDiConfig
 from .errors import CoDiError, out_of_memory
+from .facets import FACETS_FILE, Composition, Facets
 from .files import sha256, whole_file
 
 if TYPE_CHECKING:
@@ -234,6 +235,31 @@ class CoDi:
 
         return TextTokenizers(self.folder, self.config.text_autoencoder)
 
+    @cached_property
+    def facets(self) -> Facets | None:
+        """Facets of the shared space; None where the model has none."""
+        return Facets.load(self.folder / FACETS_FILE)
+
+    def composition(self, kind: str) -> Composition | None:
+        """What takes prompts apart for pictures and clips in the composition `kind`; None where prompts stay whole.
+
+        Raises CoDiError for facets that the model does not have."""
+        usual = self.config.sampling
+        names = tuple(name.strip() for name in usual.facets.split(",") if name.strip())
+        if kind == "plain" or not (facets := self.known_facets(kind)) or not names:
+            return None
+        if unknown := sorted(set(names) - set(facets.facets)):
+            raise CoDiError(f"{self.folder} has no facet {unknown[0]!r}: its config.json may name {', '.join(facets.facets)}")
+        return Composition(facets, names, (1 - usual.facets_from) * 1000)
+
+    def known_facets(self, kind: str) -> Facets | None:
+        """What clarifies prompts in the composition `kind`. Raises CoDiError where the model has no facets and they are asked for."""
+        if kind == "plain":
+            return None
+        if self.facets is None:
+            raise CoDiError(f"composition {kind!r} needs {FACETS_FILE}, and {self.folder} has none: use the composition 'plain'")
+        return self.facets
+
     def precision(self, name: str) -> torch.dtype:
         """Dtype that a component computes in."""
         return self.dtype
@@ -243,8 +269,8 @@ class CoDi:
         return self.folder / f"{name}.safetensors"
 
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of the file of every component loaded so far, and of the shared space where there is one."""
-        paths = [self.path(name) for name in self.loaded] + [self.folder / SHARED_SPACE_FILE]
+        """SHA-256 of the file of every component loaded so far, and of the shared space and its facets where there are any."""
+        paths = [self.path(name) for name in self.loaded] + [self.folder / SHARED_SPACE_FILE, self.folder / FACETS_FILE]
         for path in paths:
             if path.name not in self._hashes and path.exists():
                 self._hashes[path.name] = sha256(path)

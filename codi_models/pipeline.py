@@ -20,7 +20,7 @@ from .errors import CoDiError
 from .joint import JointDenoiser, guidance_shares
 from .latents import ENCODERS, encode_media, fitted
 from .model import CoDi
-from .prompts import Prompt, encode_prompt, unconditional
+from .prompts import Prompt, prompt_point, unconditional
 from .settings import Settings, denoisers_of, latent_shapes
 
 Callback = Callable[[int, int], None]
@@ -89,7 +89,7 @@ class CoDiPipeline:
         with self._stage("load"):
             self.load(prompts, settings)
         with self._stage("encode"):
-            wanted, nothing = self.condition(prompts, settings.mix)
+            wanted, nothing = self.condition(prompts, settings.mix, settings.composition)
             kept, media = self.given(keep, settings)
         seeds = range(settings.seed, settings.seed + settings.count)
         done = 0
@@ -164,13 +164,17 @@ class CoDiPipeline:
         if "text" in settings.outputs:
             _ = self.model.text_tokenizers
 
-    def condition(self, prompts: Sequence[Prompt], method: str = "linear") -> tuple[Tensor, Tensor | None]:
-        """Mixed prompt (1, 1, D) and what guidance leads away from; None for the latter where there is no prompt."""
-        nothing = self._mixed(unconditional(self.model, prompts), method)
-        return (self._mixed(prompts, method), nothing) if prompts else (nothing, None)
+    def condition(self, prompts: Sequence[Prompt], method: str = "linear", composition: str | None = None) -> tuple[Tensor, Tensor | None]:
+        """Mixed prompt (1, 1, D) and what guidance leads away from; None for the latter where there is no prompt.
 
-    def _mixed(self, prompts: Sequence[Prompt], method: str) -> Tensor:
-        return mix([encode_prompt(self.model, prompt) for prompt in prompts], [prompt.weight for prompt in prompts], method)
+        composition: as for `prompt_point`."""
+
+        def mixed(prompts: Sequence[Prompt]) -> Tensor:
+            points = [prompt_point(self.model, prompt, composition) for prompt in prompts]
+            return mix(points, [prompt.weight for prompt in prompts], method)
+
+        nothing = mixed(unconditional(self.model, prompts))
+        return (mixed(prompts), nothing) if prompts else (nothing, None)
 
     @torch.inference_mode()
     def _denoise(
@@ -178,7 +182,8 @@ class CoDiPipeline:
     ) -> tuple[dict[str, Tensor], int]:
         """Latents of one batch in diffusion space, and the number of steps that were run."""
         model, batch = self.model, len(seeds)
-        joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.working)}, register=False)
+        joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.working)}, register=False,
+                              composition=model.composition(settings.composition))  # fmt: skip
         coupling, anew = settings.coupling, {output: share for output, share in settings.denoise if output in kept and share}
         cfg = dict.fromkeys(settings.working, 1.0) if nothing is None else settings.scales
         with_prompt = wanted.to(model.device, model.dtype).expand(batch, -1, -1)  # (B, 1, D)

@@ -76,6 +76,15 @@ def encode_prompt(model: CoDi, prompt: Prompt) -> Tensor:
     return model.space.align(embedding.float(), prompt.kind)
 
 
+def prompt_point(model: CoDi, prompt: Prompt, composition: str | None = None) -> Tensor:
+    """What denoisers are prompted with: `encode_prompt`, in the composition "facets" put together anew, (1, 1, D).
+
+    composition: one of COMPOSITIONS; None is the model's own. Raises CoDiError as `encode_prompt` and `CoDi.known_facets` do."""
+    point = encode_prompt(model, prompt)
+    facets = model.known_facets(composition or model.config.sampling.composition)
+    return point if facets is None else facets.clarified(point)
+
+
 def unconditional(model: CoDi, prompts: Sequence[Prompt]) -> list[Prompt]:
     """What guidance leads away from, with the weights to mix it by.
 

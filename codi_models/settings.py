@@ -9,7 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from .conditioning import MIX_METHODS
-from .config import DENOISER_OF, MODALITIES, CoDiConfig
+from .config import COMPOSITIONS, DENOISER_OF, MODALITIES, CoDiConfig
 from .coupling import Coupling, Pairs, parse_pairs
 from .diffusion import SAMPLERS
 from .errors import CoDiError
@@ -20,7 +20,8 @@ Each = float | str | Mapping[str, float]
 
 OVERRIDES: dict[str, Any] = {
     "steps": int, "cfg": Each, "cfg_rescale": float, "sampler": str, "wiring": str, "alignment": float, "alignment_guidance": float,
-    "alignment_pairs": str, "alignment_start": float, "alignment_end": float, "order": str, "denoise": Each, "mix": str, "frames": int,
+    "alignment_pairs": str, "alignment_start": float, "alignment_end": float, "order": str, "denoise": Each, "mix": str,
+    "composition": str, "frames": int,
     "size": int,
 }  # fmt: skip
 """What a run's settings may be told instead of the model's defaults, with their types."""
@@ -40,6 +41,7 @@ class Settings:
     alignment: float
     alignment_guidance: float
     mix: str
+    composition: str
     frames: int
     image_size: int
     video_size: int
@@ -74,6 +76,7 @@ class Settings:
         keep: Collection[str] = (),
         denoise: Each | None = None,
         mix: str = "linear",
+        composition: str | None = None,
         frames: int | None = None,
         size: int | None = None,
         batch_size: int | None = None,
@@ -110,12 +113,16 @@ class Settings:
             keep=kept,
             denoise=_ordered(shares),
             mix=mix,
+            composition=usual.composition if composition is None else composition,
             frames=usual.frames if frames is None else frames,
             image_size=usual.image_size if size is None else size,
             video_size=usual.video_size if size is None else size,
             batch_size=1 if batch_size is None else batch_size,
         )
         settings._check(config)
+        if scale is None and usual.cfg_each:  # one for all replaces the model's own for some
+            own = {m: s for m, s in parse_each("cfg", usual.cfg_each)[1].items() if m in settings.working}
+            settings = replace(settings, cfg_each=_ordered(own | scales))
         if batch_size is None:
             places = sum(math.prod(shape[1:]) for shape in latent_shapes(config, settings).values())
             return replace(settings, batch_size=max(1, min(32, _PLACES_AT_ONCE // places)))
@@ -169,6 +176,7 @@ class Settings:
             (1 <= self.frames <= most, f"frames {self.frames} must be between 1 and {most}, the length of this model's table of positions"),
             (self.sampler in SAMPLERS, f"unknown sampler {self.sampler!r}: give one of {', '.join(SAMPLERS)}"),
             (self.sampler != "ddim" or self.steps <= 500, f"steps {self.steps}: the ddim sampler takes 1 to 500"),
+            (self.composition in COMPOSITIONS, f"unknown composition {self.composition!r}: give one of {', '.join(COMPOSITIONS)}"),
             (self.mix in MIX_METHODS, f"unknown mixing method {self.mix!r}: give one of {', '.join(MIX_METHODS)}"),
         ]
         for output, scale in {"": self.cfg, **dict(self.cfg_each)}.items():

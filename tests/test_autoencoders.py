@@ -197,7 +197,7 @@ def test_phases_found_for_true_magnitudes_give_the_tone_back() -> None:
     net.log_magnitudes = lambda mel: (magnitudes + 1e-5).log()
     again = net(front(wave, frames=100))[:, 2000:14000]
     spectrum = torch.fft.rfft(again, n=1 << 17).abs()[0]
-    assert spectrum.argmax().item() * 16000 / (1 << 17) == pytest.approx(437.0, abs=3.0)
+    assert spectrum.argmax().item() * 16000 / (1 << 17) == pytest.approx(437.0, abs=5.0)  # a third of a bin of the transform
     assert again.square().mean().sqrt().item() == pytest.approx(0.5**1.5, rel=0.1)
 
 

@@ -176,6 +176,30 @@ def test_the_last_runs_of_the_denoisers_meet_the_world_alone(
     assert neighbours.foreign(made.scenes[made.scene_ids(200, torch.Generator().manual_seed(0))]).any()
 
 
+def test_sounds_between_those_of_the_world_are_mixed_in_with_prompts_between(
+    space: Workspace, pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from codi.codi_models.training import denoising
+
+    monkeypatch.setattr(denoising, "make_pool", lambda kind, *_, **__: pools[kind])
+    monkeypatch.setattr(denoising.SoundGliding, "between_copies", 24)
+    made = denoising.SoundGliding(space)
+    latents, context = made.draw(0, torch.Generator().manual_seed(0))
+    assert len(latents) == len(context) == made.batch and context.shape[1:] == (1, 128)
+    torch.testing.assert_close(context.norm(dim=-1), torch.ones(made.batch, 1), atol=1e-4, rtol=0)
+    rows = [(made.gliding.latents == one).flatten(1).all(dim=1).nonzero()[:, 0] for one in latents]
+    between = [i for i, found in enumerate(rows) if len(found)]
+    assert len(between) == int(made.between * made.batch)
+    for i in between:
+        assert torch.equal(context[i, 0], made.gliding.prompts[rows[i][0]])
+    monkeypatch.setattr(made, "as_read", 0.0)
+    ids = torch.arange(54)
+    own, generator = pools["audio"].draw(ids, torch.Generator().manual_seed(1))[1], torch.Generator().manual_seed(2)
+    told = made.prompted(ids, own, generator)
+    empty = (told[:, 0] == made.text.empty).all(dim=1)
+    assert 0 < empty.sum() < 20
+
+
 @pytest.fixture(scope="module")
 def pools(space: Workspace) -> dict[str, Pool]:
     """One sample of each scene in each kind."""
@@ -275,11 +299,13 @@ def test_a_listening_stage_trains_connectors_of_its_network_and_writes_that_alon
 
 @pytest.mark.parametrize(
     ("stage", "towers"),
-    [("VisionBridging", ("clip.vision_model.", "clip.visual_projection.")), ("SoundBridging", ("clap.",))],
+    [("VisionBridging", ("clip.vision_model.", "clip.visual_projection.")), ("SoundBridging", ("clap.",)), ("SoundGliding", ("clap.",))],
 )
 def test_one_tower_is_pulled_towards_text_which_stays(space: Workspace, monkeypatch: pytest.MonkeyPatch, stage: str, towers: tuple) -> None:
     from codi.codi_models.training import bridging
 
+    monkeypatch.setattr(bridging.SoundGliding, "pool", 12)
+    monkeypatch.setattr(bridging.SoundGliding, "between", 3)
     made = getattr(bridging, stage)(space)
     monkeypatch.setattr(made, "batches", dict.fromkeys(made.batches, 3))
     trained = moved(made, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shutil
@@ -148,6 +149,15 @@ def test_alignment_changes_environment_encoders_and_connectors_only(
     assert all("connecter" in key for keys in found.values() for key in keys)
     assert any("GiB a process" in line for line in said)
     CoDi.from_pretrained(run.out, device="cpu").component("audio_denoiser")
+
+
+def test_prompts_stay_whole_where_training_leaves_the_world(tmp_path: Path) -> None:
+    for composition in ("facets", "plain"):
+        config = CoDiConfig.mini()
+        sampling = dataclasses.replace(config.sampling, composition=composition)
+        dataclasses.replace(config, sampling=sampling).save(tmp_path / "config.json")
+        own_run.keep_prompts_whole(tmp_path)
+        assert CoDiConfig.load(tmp_path / "config.json") == config
 
 
 def test_a_denoiser_learns_and_its_connectors_stay(tiny: Path, pairs: Path, tmp_path: Path, accelerator) -> None:

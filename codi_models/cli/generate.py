@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conditioning import MIX_METHODS
-from ..config import MODALITIES
+from ..config import COMPOSITIONS, MODALITIES
 from ..errors import CoDiError
 from ..files import output_folder, write_text
 from ..model import CoDi
@@ -162,6 +162,8 @@ def _parser() -> argparse.ArgumentParser:
                         '"in turn", or turns such as "video, audio+text"; a turn in parentheses, "(text), video", is heard and not '
                         "given out (default: the model's)")  # fmt: skip
     add("--mix", default="linear", metavar="|".join(MIX_METHODS), help="how prompts are mixed (default linear, as published)")
+    add("--composition", metavar="|".join(COMPOSITIONS), help="prompts as the encoders give them, or taken apart into their facets and put "
+                                                              "together anew (default: the model's)")  # fmt: skip
     add("--frames", type=int, metavar="F", help="frames of a clip")
     add("--size", type=int, metavar="PIXELS", help="edge of picture and clip")
     add("--batch-size", type=int, metavar="B", help="samples denoised at once (default: what suits the sizes)")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import repeat
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import TextUNetConfig, UNetConfig
 from ..errors import CoDiError
+from .faceted import FacetedContext, Prompted, composed
 from .layers import (
     Attention,
     Branch,
@@ -167,12 +168,20 @@ class UNet(nn.Module, ABC):
         blocks = [*self.input_blocks, self.middle_block, *self.output_blocks]
         return [layer for block in blocks for layer in block if isinstance(layer, SpatialTransformer)]  # type: ignore[union-attr]
 
-    def fold_context(self, context: Context) -> Context:
+    @overload
+    def fold_context(self, context: Context) -> Context: ...
+
+    @overload
+    def fold_context(self, context: FacetedContext) -> FacetedContext: ...
+
+    def fold_context(self, context: Prompted) -> Prompted:
         """Compute every prompt branch of a one-token context, (B, 1, context_dim) or (B, F, 1, context_dim), once for a whole run.
 
         Exact, because a softmax over one token is 1. Contexts of several tokens, and folded ones, come back as they are.
         Raises CoDiError for a context of another width.
         """
+        if isinstance(context, FacetedContext):
+            return context.map(self.fold_context)
         if isinstance(context, FoldedContext):
             return context
         if context.dim() not in (3, 4) or context.shape[-1] != self.config.context_dim:
@@ -227,18 +236,22 @@ class UNet(nn.Module, ABC):
         return F.normalize(h, dim=-1)
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, context: Context, *,
+        self, x: Tensor, timesteps: Tensor, context: Prompted, *,
         environment: Tensor | Weighted | None = None, alignment: float | Tensor = 1.0,
     ) -> Tensor:  # fmt: skip
         """Predict the noise in `x`.
 
         x: latent in diffusion space; pictures (B, C, H, W), clips (B, C, F, H, W), text (B, D) or (B, D, 1).
         timesteps: (B,), 0..999, integer or fractional. context: prompt (B, n, context_dim), for clips also one a frame
-        (B, F, n, context_dim), or folded by `fold_context`.
+        (B, F, n, context_dim), or folded by `fold_context`; with facets, what they say is put together where they count.
         environment: environment embeddings of other outputs (B, m, connector_dim); None leaves the connectors out.
         alignment: strength of the connectors, a number or (B,); 0 leaves them out, 1 is the paper.
         Returns the noise, shaped like `x`. Raises CoDiError for sizes that the network cannot take.
         """
+        if isinstance(context, FacetedContext):
+            if context.counts(timesteps):
+                return composed(self.forward, x, timesteps, context, environment, alignment)
+            context = context.whole
         h, frames = self._split(x)
         emb = self._embed_time(timesteps, x.dtype)
         distances = log_distances(frames, h) if x.dim() == 5 else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..conditioning import mix
 from ..pipeline import CoDiPipeline
-from ..prompts import Prompt, encode_prompt
+from ..prompts import Prompt, prompt_point
 from ..worlds import bounce, render
 
 SCENES = ("a", "b", "c")
@@ -89,7 +89,7 @@ def draw_scenes(recipe: Recipe, count: int, seed: int) -> tuple[dict[str, Tensor
     return drawn, generator
 
 
-def ask(pipe: CoDiPipeline, recipe: Recipe, count: int, seed: int) -> Asked:
+def ask(pipe: CoDiPipeline, recipe: Recipe, count: int, seed: int, composition: str | None = None) -> Asked:
     """Render, caption and embed the prompts of `count` samples."""
     scenes, generator = draw_scenes(recipe, count, seed)
     said = torch.full((count, 3), -1)
@@ -103,7 +103,7 @@ def ask(pipe: CoDiPipeline, recipe: Recipe, count: int, seed: int) -> Asked:
     wanted, nothing = pipe.condition([])
     if not recipe.parts:
         return Asked(scenes, said, wanted.expand(count, -1, -1), None, list(range(first, first + count)))
-    embedded = [torch.cat([encode_prompt(pipe.model, prompt) for prompt in prompts]) for prompts in rendered]
+    embedded = [torch.cat([prompt_point(pipe.model, prompt, composition) for prompt in prompts]) for prompts in rendered]
     blend = mix(embedded, [part.weight for part in recipe.parts])  # (n, 1, D)
     # The empty text stands for no prompt where the modality gap is closed; else the published rule decides.
     nothing = pipe.condition([prompts[0] for prompts in rendered])[1]

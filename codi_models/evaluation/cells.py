@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..checkpoints import read_weights
 from ..decoding import DECODERS
+from ..facets import FACETS_FILE
 from ..files import sha256, write_text
 from ..model import COMPONENTS, SHARED_SPACE_FILE, CoDi
 from ..settings import Settings, denoisers_of
@@ -24,8 +25,8 @@ from ..worlds.bounce import ATTRIBUTES
 from .asking import Recipe
 
 CODE = ("asking.py", "cells.py", "quality.py")
-NUMERICS = ("autoencoders", "denoisers", "encoders", "worlds", "conditioning.py", "coupling.py", "decoding.py", "diffusion.py", "joint.py",
-            "latents.py", "order.py", "pipeline.py", "prompts.py")  # fmt: skip
+NUMERICS = ("autoencoders", "denoisers", "encoders", "worlds", "conditioning.py", "coupling.py", "decoding.py", "diffusion.py", "facets.py",
+            "joint.py", "latents.py", "order.py", "pipeline.py", "prompts.py")  # fmt: skip
 """Code that the numbers come from, beside this package's own."""
 
 
@@ -108,7 +109,7 @@ def effective(config: Any, cell: Cell, overrides: Mapping[str, Any]) -> dict[str
     if not settings.listening:
         idle += ["wiring", "alignment", "alignment_guidance", "alignment_pairs", "alignment_start", "alignment_end", "order"]
     if not cell.recipe.parts:
-        idle += ["cfg", "cfg_each", "cfg_rescale"]
+        idle += ["cfg", "cfg_each", "cfg_rescale", "composition"]
     return {name: value for name, value in settings.told().items() if name not in idle}
 
 
@@ -129,6 +130,8 @@ class Fingerprints:
         used |= {name: self._component(name, run.listening) for name in denoisers_of(run.working)}
         shared = self.model.folder / SHARED_SPACE_FILE
         used["shared_space"] = sha256(shared)[:16] if shared.exists() else ""
+        if cell.recipe.parts and run.composition != "plain":
+            used["facets"] = sha256(self.model.folder / FACETS_FILE)[:16]
         used["config"] = hashlib.sha256(repr(_networks(self.model.config)).encode()).hexdigest()[:16]
         return dict(sorted(used.items()))
 
@@ -151,7 +154,7 @@ class Fingerprints:
 def _networks(config: Any) -> Any:
     """The configuration without its defaults of sampling, which a cell's own settings cover."""
     return dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sampler="", steps=0, cfg=0.0, wiring="", alignment=0.0,
-                                                                    alignment_guidance=0.0))  # fmt: skip
+                                                                    alignment_guidance=0.0, cfg_each="", composition=""))  # fmt: skip
 
 
 @lru_cache

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import DENOISER_OF
 from ..errors import CoDiError
 from ..latents import encode_media
 from ..model import CoDi
@@ -24,6 +25,7 @@ from .sharing import Sharing, excerpt
 
 Log = Callable[[str], None]
 PASS = {"video": 10.0, "audio": 1.0, "image": 0.6, "text": 0.1}
+_APART = 1.5  # as many passes of pictures and clips where their prompts are taken apart in half of the steps
 DECODING = {"video": 35.0, "audio": 10.0, "image": 3.0, "text": 0.3}
 """Rough cost of one pass of the denoiser, and of decoding and judging, for one sample. The unit is timed on the machine."""
 
@@ -36,7 +38,7 @@ class Laboratory:
         self.prints = Fingerprints(examiner.pipe.model)
         self.sharing = Sharing(examiner.pipe.model.config, examiner.overrides)
         self._known: dict[Cell, Readings] = {}
-        self._asked: dict[Recipe, Asked] = {}
+        self._asked: dict[tuple[Recipe, str], Asked] = {}
         self._pace = 0.0  # seconds of this machine per unit of cost
 
     def key(self, cell: Cell) -> dict[str, Any]:
@@ -86,7 +88,8 @@ class Laboratory:
         passes: float = run.steps * (2 if cell.recipe.parts and run.cfg != 1 else 1)
         if run.listening:
             passes *= 1.4 if run.alignment_guidance == 1 else 2.7
-        return self.examiner.samples * _units(cell.outputs, passes)
+        apart = _APART if cell.recipe.parts and run.composition != "plain" else 1.0
+        return self.examiner.samples * _units(cell.outputs, passes, apart)
 
     def estimate(self, cells: Sequence[Cell]) -> float:
         """Seconds that the cells will take here, after a trial of a few samples where nothing was timed yet."""
@@ -136,10 +139,11 @@ class Laboratory:
 
     def _run(self, group: Sequence[Cell]) -> Iterator[tuple[Cell, Readings]]:
         """Cells of the same outputs and settings in common batches; each comes out as soon as its samples are there."""
-        for recipe in {cell.recipe for cell in group} - set(self._asked):
-            self._asked[recipe] = ask(self.examiner.pipe, recipe, self.examiner.samples, self.examiner.seed)
-        asked = {cell: self._asked[cell.recipe] for cell in group}
         first = group[0]
+        kind = settled(self._config, first, self.examiner.overrides).composition
+        for recipe in {cell.recipe for cell in group if (cell.recipe, kind) not in self._asked}:
+            self._asked[recipe, kind] = ask(self.examiner.pipe, recipe, self.examiner.samples, self.examiner.seed, kind)
+        asked = {cell: self._asked[cell.recipe, kind] for cell in group}
         wanted = torch.cat([asked[cell].contexts for cell in group])
         seeds = [seed for cell in group for seed in asked[cell].seeds]
         waiting, ready = list(group), list[Sample]()
@@ -169,8 +173,8 @@ def kept_latents(model: CoDi, cell: Cell, asked: Asked, seed: int) -> dict[str, 
     return found
 
 
-def _units(outputs: Sequence[str], passes: float) -> float:
-    return sum(passes * PASS[o] + DECODING[o] for o in outputs)
+def _units(outputs: Sequence[str], passes: float, apart: float = 1.0) -> float:
+    return sum(passes * PASS[o] * (apart if DENOISER_OF[o] == "vision_denoiser" else 1.0) + DECODING[o] for o in outputs)
 
 
 def duration(seconds: float) -> str:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ..encoders.preprocess import clip_normalize
 from ..model import SHARED_SPACE_FILE, SharedSpace
-from ..worlds import bounce, neighbours, render
+from ..worlds import bounce, gliding, neighbours, render
 from .captions import CaptionTables
+from .facets import fit_facets
 from .loop import Objective
 from .workspace import Workspace
 
@@ -42,8 +43,8 @@ class BridgingAlignment(Objective):
         self.clap: Any = space.network("clap")
         self.tables = CaptionTables(space)
 
-    def pair(self, kind: str, count: int, generator: torch.Generator, near: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings (B, D) of one kind and of matching captions, and the caption ids (B,)."""
+    def pair(self, kind: str, count: int, generator: torch.Generator, near: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings (B, D) of one kind and of matching captions, the caption ids (B,), and the scenes (B, 3)."""
         scenes = neighbours.draw_scenes(count, generator, near)
         nuisance = bounce.sample_nuisance(count, generator=generator)
         if kind == "audio":
@@ -56,7 +57,7 @@ class BridgingAlignment(Objective):
             other = self.clip.encode_image(clip_normalize(render.render_image(scenes, nuisance)))
         rows = neighbours.sample_caption_ids(scenes, generator=generator)
         text = self.clip.encode_text(self.tables.prompt[rows])
-        return other[:, 0], text[:, 0], rows
+        return other[:, 0], text[:, 0], rows, torch.stack([scenes.shape, scenes.colour, scenes.beats], dim=1)
 
     def kinds(self, step: int) -> dict[str, int]:
         """Which kinds meet text in this step, and in batches of how many; clips, the dearest, come every second step."""
@@ -66,24 +67,31 @@ class BridgingAlignment(Objective):
         scale = self.clip.logit_scale.exp().clamp(max=100.0)
         logs = {}
         for kind, count in self.kinds(step).items():
-            other, text, rows = self.pair(kind, count, generator, self.near)
+            other, text, rows, _ = self.pair(kind, count, generator, self.near)
             logs[kind] = contrastive(other, text, scale, rows)
         return sum(logs.values(), torch.zeros((), device=generator.device)), logs
 
     @torch.no_grad()
     def write(self) -> None:
-        """The two encoders, and each modality's mean embedding: subtracting it closes the modality gap."""
+        """The two encoders; each modality's mean embedding, which closes the modality gap when it is subtracted; and the facets."""
         device = next(self.clip.parameters()).device
         generator = torch.Generator(device).manual_seed(0)
-        means: dict[str, list[Tensor]] = {"text": [], "image": [], "audio": [], "video": []}
+        texts: list[Tensor] = []
+        media: dict[str, list[tuple[Tensor, Tensor]]] = {"image": [], "audio": [], "video": []}
         for _ in range(0, self.means_of, 128):
-            for kind in ("image", "audio", "video"):
-                other, text, _ = self.pair(kind, min(128, self.means_of), generator, 0.0)
-                means[kind].append(other.mean(0))
-                means["text"].append(text.mean(0))
+            for kind, found in media.items():
+                other, text, _, scenes = self.pair(kind, min(128, self.means_of), generator, 0.0)
+                found.append((other, scenes))
+                texts.append(text.mean(0))
+        means = {kind: torch.stack([e.mean(0) for e, _ in found]).mean(0) for kind, found in media.items()}
+        shared = SharedSpace({"text": torch.stack(texts).mean(0), **means})
         self.workspace.save("clip", self.clip)
         self.workspace.save("clap", self.clap)
-        SharedSpace({k: torch.stack(v).mean(0) for k, v in means.items()}).save(self.workspace.folder / SHARED_SPACE_FILE)
+        shared.save(self.workspace.folder / SHARED_SPACE_FILE)
+        captions = self.tables.embeddings(self.clip, shared)
+        seen = {kind: (torch.cat([e for e, _ in found]), torch.cat([s for _, s in found])) for kind, found in media.items()}
+        aligned = {kind: (shared.align(e[:, None], kind)[:, 0], scenes) for kind, (e, scenes) in seen.items()}
+        self.workspace.save_facets(fit_facets(captions[:-1], captions[-1], aligned))
 
 
 class VisionBridging(BridgingAlignment):
@@ -111,3 +119,25 @@ class SoundBridging(BridgingAlignment):
     def __init__(self, space: Workspace):
         super().__init__(space)
         self.clip.requires_grad_(False).eval()
+
+
+class SoundGliding(SoundBridging):
+    """The sound tower again, with sounds between those of the world: they are pulled to where their prompt lies."""
+
+    learning_rate = 5e-4
+    batches = {"audio": 64}
+    between, pool = 64, 4096  # sounds between of a step, and of all steps
+    pull = 4.0
+
+    def __init__(self, space: Workspace):
+        super().__init__(space)
+        self.space = space.space
+        sounds, self.waves = gliding.sounds(self.pool, torch.Generator(space.device).manual_seed(15))
+        self.prompts = space.facets.whole(sounds.odds())
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, logs = super().forward(step, generator)
+        rows = torch.randint(len(self.waves), (self.between,), generator=generator, device=generator.device)
+        heard = self.space.align(self.clap.encode_audio(self.waves[rows]), "audio")[:, 0]
+        logs["between"] = (1 - (heard * self.prompts[rows]).sum(dim=1)).mean()
+        return loss + self.pull * logs["between"], logs

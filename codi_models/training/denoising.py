@@ -11,7 +11,7 @@ from torch import Tensor
 from ..diffusion import alphas_cumprod
 from ..worlds import neighbours
 from .loop import Objective
-from .pools import TextPool, make_pool
+from .pools import GlidingPool, TextPool, make_pool
 from .workspace import Workspace
 
 SAMPLERS_BEGIN = 900
@@ -235,6 +235,32 @@ class SoundPrompting(AudioDenoising):
 
     learning_rate = 5e-4
     near = 0.0
+
+
+class SoundGliding(SoundPrompting):
+    """The world's sounds, prompted as generation prompts them, and sounds between its pitches: what pitch is apart from timbre."""
+
+    between = 0.35  # share of the rows that lie between the pitches
+    as_read = 0.3  # share of the prompts that are taken as the encoders give them
+    between_copies = 6000
+
+    def __init__(self, space: Workspace):
+        super().__init__(space)
+        self.facets = space.facets
+        self.gliding = GlidingPool(space, self.between_copies, seed=14)
+
+    def prompted(self, ids: Tensor, own: Tensor, generator: torch.Generator) -> Tensor:
+        read = super().prompted(ids, own, generator)  # (B, 1, D)
+        empty = (read[:, 0] == self.text.empty).all(dim=1)
+        plain = torch.rand(len(ids), generator=generator, device=generator.device) < self.as_read
+        return torch.where((plain | empty)[:, None, None], read, self.facets.whole(self.facets.odds(read)))
+
+    def draw(self, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        latents, context = super().draw(step, generator)
+        count = int(self.between * len(latents))
+        other, prompts = self.gliding.draw(count, generator)
+        order = torch.randperm(len(latents), generator=generator, device=generator.device)  # what is blinded comes from the front
+        return torch.cat([latents[count:], other])[order], torch.cat([context[count:], prompts[:, None]])[order]
 
 
 class CaptionPrompting(TextDenoising):

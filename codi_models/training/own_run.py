@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..config import DENOISER_OF, MODALITIES
+from ..config import DENOISER_OF, MODALITIES, CoDiConfig
 from ..encoders.preprocess import clip_image, clip_video, repeat_pad, resample, spread
 from ..encoders.tokenizer import encode_prompts
 from ..errors import CoDiError
@@ -108,6 +109,8 @@ def train_own(
     with accelerator.main_process_first():
         if accelerator.is_main_process:
             take_over(start, run.out)
+            if run.stage != "alignment":
+                keep_prompts_whole(run.out)
             if done.exists():
                 shutil.rmtree(folder)
         space = OpenedWorkspace(run.out, accelerator.device)
@@ -205,6 +208,14 @@ def build(run: OwnRun, space: Workspace, records: list[Record], *, say: Say, enc
         for net in nets:
             checkpoint_blocks(net)
     return objective
+
+
+def keep_prompts_whole(folder: Path) -> None:
+    """Makes "plain" the model's own composition: facets know the world that they were fitted to, not the pairs trained on here."""
+    config = CoDiConfig.load(folder / "config.json")
+    if config.sampling.composition != "plain":
+        with whole_file(folder / "config.json") as temporary:
+            dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, composition="plain")).save(temporary)
 
 
 def in_bfloat16(objective: Objective, device: torch.device) -> None:

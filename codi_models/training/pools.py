@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..encoders.preprocess import clip_normalize
-from ..worlds import bounce, neighbours, render
+from ..worlds import bounce, gliding, neighbours, render
 from .workspace import Workspace
 
 NEIGHBOURS_FEWER = 4  # there are three times as many of them as of the world's scenes
@@ -57,6 +57,22 @@ def make_pool(kind: str, space: Workspace, copies: int, *, seed: int, foreign: b
         latents.append(latent * scale)
         embeddings.append(shared.align(embedding, kind)[:, 0])
     return Pool(torch.cat(latents), torch.cat(embeddings), each)
+
+
+class GlidingPool:
+    """Sounds between those of the world. latents (N, ...) in diffusion space; prompts (N, D) in the shared space."""
+
+    @torch.no_grad()
+    def __init__(self, space: Workspace, count: int, *, seed: int, chunk: int = 64):
+        autoencoder, scale = space.trained("sound_autoencoder"), space.config.sound_autoencoder.scale
+        sounds, waves = gliding.sounds(count, torch.Generator(space.device).manual_seed(seed))
+        self.prompts = space.facets.whole(sounds.odds())
+        self.latents = torch.cat([autoencoder.encode(part) * scale for part in waves.split(chunk)])
+
+    def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Latents (B, ...) and prompts (B, D) of `count` sounds."""
+        rows = torch.randint(len(self.latents), (count,), generator=generator, device=generator.device)
+        return self.latents[rows], self.prompts[rows]
 
 
 class TextPool:

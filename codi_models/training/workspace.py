@@ -11,6 +11,7 @@ from torch import nn
 
 from ..config import CoDiConfig
 from ..errors import CoDiError
+from ..facets import FACETS_FILE, Facets
 from ..files import whole_file
 from ..model import COMPONENTS, SHARED_SPACE_FILE, SharedSpace, build_component, load_component, save_component
 from ..worlds import neighbours
@@ -51,6 +52,21 @@ class Workspace:
     def space(self) -> SharedSpace:
         """Shared prompt space of the trained encoders."""
         return SharedSpace.load(self.folder / SHARED_SPACE_FILE)
+
+    @property
+    def facets(self) -> Facets:
+        """Facets of the shared space. Raises CoDiError if bridging alignment has not fitted them."""
+        found = Facets.load(self.folder / FACETS_FILE)
+        if found is None:
+            raise CoDiError(f"{self.folder} has no {FACETS_FILE} yet: run the stages of bridging alignment first")
+        return found
+
+    def save_facets(self, facets: Facets) -> None:
+        """Write the facets and make them the model's own composition."""
+        with self._lock():
+            facets.save(self.folder / FACETS_FILE)
+            config = self.config
+            self._write_config(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, composition="facets")))
 
     def has(self, component: str) -> bool:
         """Whether a stage has written this component."""

@@ -123,7 +123,7 @@ def _white_noise(seed: Tensor, samples: int) -> Tensor:
     return torch.cat([length * angle.cos(), length * angle.sin()], dim=1)
 
 
-def _note(scenes: Scenes, nuisance: Nuisance, start: Tensor, index: int) -> Tensor:
+def _note(scenes: Scenes, nuisance: Nuisance, timbres: Tensor, start: Tensor, index: int) -> Tensor:
     """The notes that start at `start` (n,) seconds, one a row, (n, 20480); index: which hit of the clip it is."""
     device = scenes.device
     frequency = torch.tensor(FREQUENCIES, device=device)[scenes.colour] * nuisance.detune
@@ -137,7 +137,7 @@ def _note(scenes: Scenes, nuisance: Nuisance, start: Tensor, index: int) -> Tens
     phase = cycles.float() * (2 * math.pi / 2**32)
 
     wave = phase.sin()
-    even, odd, power, noise = torch.tensor(TIMBRES, device=device)[scenes.shape].unbind(1)
+    even, odd, power, noise = timbres.unbind(1)
     rich = ((even > 0) | (odd > 0)).nonzero().squeeze(1)
     if len(rich):
         # sin((h + 1) p) = 2 cos(p) sin(h p) - sin((h - 1) p)
@@ -150,20 +150,24 @@ def _note(scenes: Scenes, nuisance: Nuisance, start: Tensor, index: int) -> Tens
         wave[rich] = total
     noisy = noise.nonzero().squeeze(1)
     if len(noisy):
-        wave[noisy] += _white_noise(nuisance.noise_seed[noisy] * len(BEATS) + index, SAMPLES) * math.sqrt(0.5)
+        hiss = _white_noise(nuisance.noise_seed[noisy] * len(BEATS) + index, SAMPLES) * math.sqrt(0.5)
+        wave[noisy] += hiss * noise[noisy, None]
 
     since = (after + lead.unsqueeze(1)) / SAMPLE_RATE  # seconds
     envelope = torch.minimum(since / ATTACK, (-(since - ATTACK) / DECAY).exp()).clamp(min=0)  # 0 before the hit
     return wave * envelope
 
 
-def render_audio(scenes: Scenes, nuisance: Nuisance) -> Tensor:
-    """Sounds, (n, 20480) mono at 16 kHz: a note at each hit, pitch by colour, timbre by shape."""
+def render_audio(scenes: Scenes, nuisance: Nuisance, timbres: Tensor | None = None) -> Tensor:
+    """Sounds, (n, 20480) mono at 16 kHz: a note at each hit, pitch by colour, timbre by shape.
+
+    timbres: (n, 4) as `neighbours.TIMBRES` has them, instead of the shapes' own."""
+    timbres = torch.tensor(TIMBRES, device=scenes.device)[scenes.shape] if timbres is None else timbres
     waves = torch.zeros(len(scenes), SAMPLES, device=scenes.device)
     for piece in _pieces(len(scenes), scenes.device, 8, 1024):
-        part, extra, wave = scenes[piece], nuisance[piece], waves[piece]
+        part, extra, timbre, wave = scenes[piece], nuisance[piece], timbres[piece], waves[piece]
         for index, starts in enumerate(hit_times(part.beats).unbind(1)):
             rows = (~starts.isnan()).nonzero().squeeze(1)
-            wave[rows] += _note(part[rows], extra[rows], starts[rows], index)
+            wave[rows] += _note(part[rows], extra[rows], timbre[rows], starts[rows], index)
         wave *= (extra.peak / wave.abs().amax(dim=1)).unsqueeze(1)
     return waves

@@ -14,6 +14,7 @@ from ...codi_models.config import DENOISER_OF, MODALITIES, SamplingConfig
 from ...codi_models.coupling import Coupling
 from ...codi_models.errors import CoDiError
 from ...codi_models.joint import JointDenoiser, guidance_shares
+from .denoiser import usual_composition
 from .handle import CoDiHandle
 from .latent_model import LatentModel, frame_prompts, wrap_sampling
 from .lora import MEMBERS, JointPatcher, joint_state_dict
@@ -53,7 +54,7 @@ class JointNetwork(nn.Module):
     def __init__(self, model: LatentModel, networks: dict[str, nn.Module]) -> None:
         super().__init__()
         object.__setattr__(self, "codi", model.codi)
-        object.__setattr__(self, "joint", JointDenoiser(networks, register=False))
+        object.__setattr__(self, "joint", JointDenoiser(networks, register=False, composition=usual_composition(model.codi)))
         object.__setattr__(self, "components", tuple(networks))
         for component, network in networks.items():  # the keys of a joint MODEL lead to its members' weights
             object.__setattr__(self, component, network)

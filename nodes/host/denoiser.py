@@ -16,6 +16,7 @@ from ...codi_models.config import DENOISER_OF, MODALITIES
 from ...codi_models.denoisers.unet2d import UNet2D
 from ...codi_models.denoisers.unet_text import TextUNet
 from ...codi_models.errors import CoDiError
+from ...codi_models.facets import Composition
 from ...codi_models.model import DTYPES, check_component
 from .handle import CoDiHandle, open_handle
 from .latent_model import FRAMES, LatentModel, ScheduleConfig, frame_prompts, wrap_sampling
@@ -33,6 +34,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 class _HostCall:
     """Lets the host call a denoiser (list of latents, transformer_options) beside CoDi's own joint step."""
 
+    composition: Composition | None = None  # of pictures and clips, where this denoiser samples alone
+
     def forward(
         self, x: Any, timesteps: Tensor, context: Any = None, control: Any = None, transformer_options: Any = None, **kw: Any
     ) -> Tensor:
@@ -42,7 +45,8 @@ class _HostCall:
         x = x[0] if isinstance(x, list) else x
         if x.ndim == 3:  # text: (B, D, 1) in the host, (B, D) in the network
             return run(x.squeeze(-1), timesteps, context).unsqueeze(-1)
-        return run(x, timesteps, frame_prompts(context, kw.get(FRAMES) if x.ndim == 5 else None))
+        context = frame_prompts(context, kw.get(FRAMES) if x.ndim == 5 else None)
+        return run(x, timesteps, context if self.composition is None else self.composition(context))
 
 
 class HostUNet2D(_HostCall, UNet2D):
@@ -51,6 +55,11 @@ class HostUNet2D(_HostCall, UNet2D):
 
 class HostTextUNet(_HostCall, TextUNet):
     """UNet of text latents."""
+
+
+def usual_composition(codi: CoDiHandle) -> Composition | None:
+    """What takes the prompts of pictures and clips apart, as the model's configuration has it."""
+    return codi.model.composition(codi.config.sampling.composition)
 
 
 def denoiser_model(codi: CoDiHandle, component: str, dtype: str = "auto", *, disable_dynamic: bool = False) -> Any:
@@ -86,7 +95,10 @@ def _build(codi: CoDiHandle, component: str, dtype: str, disable_dynamic: bool) 
 
     def network(*, device: Any, operations: Any, **_: Any) -> torch.nn.Module:
         cls: Any = HostTextUNet if component == "text_denoiser" else HostUNet2D
-        return cls(config, operations=operations, dtype=chosen, device=device, attention=attention)
+        net = cls(config, operations=operations, dtype=chosen, device=device, attention=attention)
+        if component == "vision_denoiser":
+            net.composition = usual_composition(codi)
+        return net
 
     model = LatentModel(codi, [m for m in MODALITIES if DENOISER_OF[m] == component], network, dtype=chosen, device=rest)
     patcher = denoiser_patcher(model, load=load, rest=rest, plain=disable_dynamic)
