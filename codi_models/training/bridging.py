@@ -127,7 +127,7 @@ class SoundGliding(SoundBridging):
     learning_rate = 5e-4
     batches = {"audio": 64}
     between, pool = 64, 4096  # sounds between of a step, and of all steps
-    pull = 4.0
+    pull = 10.0
 
     def __init__(self, space: Workspace):
         super().__init__(space)

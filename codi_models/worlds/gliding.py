@@ -38,8 +38,8 @@ class Gliding(bounce.Batch):
         """Shares of the values of each facet, the last of them of its absence: facet -> (n, values + 1)."""
 
         def between(name: str, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-            ends = (one_hot(value, SIZES[name] + 1).float() for value in (first, second))
-            return torch.lerp(*ends, share[:, None])
+            start, end = (one_hot(value, SIZES[name] + 1).float() for value in (first, second))
+            return torch.lerp(start, end, share[:, None])
 
         return {
             "shape": between("shape", self.shape, self.other_shape, self.shape_share),
