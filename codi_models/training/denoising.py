@@ -238,9 +238,9 @@ class SoundPrompting(AudioDenoising):
 
 
 class SoundGliding(SoundPrompting):
-    """The world's sounds, prompted as generation prompts them, and sounds between its pitches: what pitch is apart from timbre."""
+    """The world's sounds, prompted as generation prompts them, and sounds between them: what pitch is apart from timbre."""
 
-    between = 0.35  # share of the rows that lie between the pitches
+    between = 0.35  # share of the rows that lie between those of the world
     as_read = 0.3  # share of the prompts that are taken as the encoders give them
     between_copies = 6000
 
