@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     samples: int = options.samples if options.samples is not None else (QUICK_SAMPLES if options.quick else FULL_SAMPLES)
     if samples < 1:
         raise CoDiError(f"--samples {samples}: give 1 or more")
-    names = ("steps", "cfg", "sampler", "wiring", "alignment_guidance", "order")
+    names = ("steps", "cfg", "sampler", "wiring", "alignment_guidance", "order", "composition")
     given = {k: getattr(options, k) for k in names if getattr(options, k) is not None}
     overrides = {**(QUICK if options.quick else {}), **given}
     pipe = CoDiPipeline.from_pretrained(options.model, device=options.device, dtype="fp32")
@@ -123,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--cfg", type=float, help="guidance by the prompt (default: the model's)")
     parser.add_argument("--wiring", help="of latent alignment (default: the model's)")
     parser.add_argument("--alignment-guidance", type=float, help="default: the model's; 1 is the paper")
+    parser.add_argument("--composition", help="of prompts: plain or facets (default: the model's)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument("--out", type=Path, default=Path("docs/evaluation"), help="folder of the results (default: %(default)s)")
