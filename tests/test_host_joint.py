@@ -92,6 +92,20 @@ def test_outputs_listen_to_each_other_as_wired(session):
     assert torch.equal(off[0], sample(session, sampled("image"))[0])
 
 
+def test_prompts_are_taken_apart_by_joint_and_single_models_alike(session, monkeypatch):
+    graph = sampled("image", model="codi-mini", steps=4, wiring="off")
+    joint = sample(session, graph)
+    graph["alone"] = node("CoDiDenoiser", codi=["load", 1], denoiser="vision_denoiser", dtype="auto")
+    links = {"model": ["alone", 0], "positive": ["yes", 0], "negative": ["no", 0], "latent_image": ["empty", 0]}
+    single = {**graph, "sample": node("KSampler", **links, **{**SAMPLING, "steps": 4})}
+    torch.testing.assert_close(sample(session, single), joint, atol=1e-4, rtol=0)
+    composition = session.value("load", 0).model.diffusion_model.joint.composition
+    assert composition.names == ("shape", "colour") and composition.below == 500
+    monkeypatch.setattr(session.pack.nodes.host.compose, "usual_composition", lambda codi: None)
+    session.forget()
+    assert (sample(session, graph)[0] - joint[0]).abs().max() > 0.05
+
+
 def test_only_composed_denoisers_are_loaded(session):
     session.run(shown(base_graph("audio", "text"), ["load", 0]))
     model = session.value("load", 0)
