@@ -195,6 +195,7 @@ class SamplingConfig:
     wiring: str = "cross"
     alignment: float = 1.0  # strength of the connectors
     alignment_guidance: float = 1.0  # eps = off + g * (on - off); 1 needs no extra pass
+    alignment_emphasis: str = ""  # factors of g - 1 for single outputs, such as "audio=0.25", see joint.JointDenoiser.reach
     order: str = "together"  # in which outputs are made, see order.parse_order
     cfg_each: str = ""  # scales of outputs that differ from `cfg`, such as "text=2", see settings.parse_each
     composition: str = "plain"  # one of COMPOSITIONS
@@ -271,7 +272,8 @@ class CoDiConfig:
             text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25,
                                      sampler="dpmpp_2m", steps=8, cfg=3.0, alignment_guidance=3.0, order="in turn",
-                                     cfg_each="text=2, audio=1.25", facets="shape, colour"),
+                                     alignment_emphasis="image=2, audio=0.5", cfg_each="image=3.75, text=2, audio=1.25",
+                                     facets="shape, colour"),
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:

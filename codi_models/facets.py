@@ -5,6 +5,7 @@ attributes somewhere between known ones. Facets read each attribute of a prompt 
 
 - the prompt is put together anew, as a sum of one part for each facet (`clarified`), which leaves out what embeddings of known pairs
   have beyond the sum of their attributes, and what is left of the modality gap;
+- outputs are guided to agree only where it leaves something open (`left_open`);
 - a denoiser can be asked for each facet apart (`Composition`): the product of experts of Liu et al. 2022, "Compositional Visual
   Generation with Composable Diffusion Models", equation 11.
 
@@ -12,7 +13,7 @@ Everything here is fitted in closed form to captions and media of known pairs (`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,6 +91,12 @@ class Facets:
         nothing = torch.stack([share[..., -1:] for share in odds.values()]).prod(dim=0)  # (B, 1, 1)
         return normalize(torch.lerp(self.whole(odds), prompt.float(), nothing), dim=-1).to(prompt)
 
+    def left_open(self, prompt: Tensor, names: Collection[str] = ()) -> Tensor:
+        """How far a prompt (B, n, D) leaves any facet open, or any of `names`, (B,) on the CPU: 0 where it says all, 1 where one lacks."""
+        odds = [share for name, share in self.odds(prompt).items() if not names or name in names]
+        most = torch.stack([share[..., -1].flatten(1).amax(dim=1) for share in odds]).amax(dim=0).cpu()  # (B,)
+        return torch.where(most > _CERTAIN, 1.0, torch.where(most < 1 - _CERTAIN, 0.0, most))
+
     def each(self, odds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The prompt of each facet by itself: facet -> (..., n) -> facet -> (..., D), unit length."""
         return {name: normalize(share @ self.facets[name].values.to(share), dim=-1) for name, share in odds.items()}
@@ -119,4 +126,4 @@ class Composition:
         return FacetedContext(context, told, untold, apart, len(points), self.below)
 
 
-_CERTAIN = 0.99  # that a facet is absent
+_CERTAIN = 0.99  # that a facet is absent, or that it is there

@@ -24,14 +24,17 @@ class JointDenoiser(nn.Module):
 
     denoisers: "vision_denoiser", "audio_denoiser", "text_denoiser", or some of them. Pictures and clips share the vision denoiser
     and may both be outputs. With `register=False` the denoisers stay out of the module tree: their owner moves and saves them.
-    composition: takes the prompts of pictures and clips apart.
+    composition: takes the prompts of pictures and clips apart. emphasis: output -> factor of the alignment guidance, 1 where none is given.
     """
 
-    def __init__(self, denoisers: Mapping[str, nn.Module], *, register: bool = True, composition: Composition | None = None) -> None:
+    def __init__(
+        self, denoisers: Mapping[str, nn.Module], *, register: bool = True, composition: Composition | None = None,
+        emphasis: Mapping[str, float] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         if unknown := sorted(set(denoisers) - set(DENOISER_OF.values())):
             raise CoDiError(f"unknown denoisers {unknown}; a joint denoiser is composed of {sorted(set(DENOISER_OF.values()))}")
-        self._denoisers, self.composition = dict(denoisers), composition
+        self._denoisers, self.composition, self.emphasis = dict(denoisers), composition, dict(emphasis or {})
         if register:
             for name, denoiser in denoisers.items():
                 self.add_module(name, denoiser)
@@ -56,6 +59,20 @@ class JointDenoiser(nn.Module):
                 context = self.composition(context)
             folded[m] = self.denoiser(m).fold_context(context)
         return folded
+
+    def reach(self, prompt: Tensor, alignment_guidance: float) -> dict[str, Tensor]:
+        """How much of the alignment guidance reaches each output under a prompt (B, n, D): output -> (B,) on the CPU.
+
+        What `emphasis` says, as far as the prompt leaves open what the output shows: outputs that are told what to show agree by
+        themselves, and guidance would lead an unknown scene to the known one beside it. A guidance below 1, which weakens the coupling,
+        reaches all alike."""
+        shares = {m: torch.ones(len(prompt)) for m in DENOISER_OF}
+        if alignment_guidance < 1:
+            return shares
+        if self.composition is not None:
+            facets = self.composition.facets
+            shares = dict.fromkeys(DENOISER_OF, facets.left_open(prompt)) | {"image": facets.left_open(prompt, self.composition.names)}
+        return {m: share * self.emphasis.get(m, 1.0) for m, share in shares.items()}
 
     def environment_embeddings(self, latents: Mapping[str, Tensor], timesteps: Tensor) -> dict[str, Tensor]:
         """Environment embedding of every output, each (B, 1, connector_dim), L2-normalised."""
@@ -91,33 +108,36 @@ class JointDenoiser(nn.Module):
         strength = coupling.at(timesteps)
         awake = isinstance(strength, Tensor) or strength != 0
         given = spoken or {}
+        shares = dict(push) if isinstance(push, Mapping) else dict.fromkeys(wanted, push)
         heard = {m: coupling.heard(m, {**latents, **given}) if awake else {} for m in wanted}
         speakers = {m: x for m, x in latents.items() if m not in given and any(m in of for of in heard.values())}
         embeddings = {**self.environment_embeddings(speakers, timesteps), **given}
         noise = {m: torch.zeros_like(x) for m, x in latents.items()}
         for m in wanted:
-            denoiser, x = self.denoiser(m), latents[m]
-            if not heard[m] or alignment_guidance != 1:
+            denoiser, x, share = self.denoiser(m), latents[m], shares[m]
+            pushed = alignment_guidance != 1 and (share is None or bool(share.any()))
+            if not heard[m] or pushed:
                 noise[m] = denoiser(x, timesteps, folded[m])
             if heard[m]:
                 most = max(heard[m].values())
                 environment = _tokens([embeddings[s] for s in heard[m]], [s / most for s in heard[m].values()])
                 on = denoiser(x, timesteps, folded[m], environment=environment, alignment=strength if most == 1 else strength * most)
-                if alignment_guidance != 1:
+                if pushed:
                     extra = alignment_guidance - 1
-                    share = push[m] if isinstance(push, Mapping) else push
                     by = extra if share is None else (extra * share).to(on).view(-1, *[1] * (on.ndim - 1))
                     on = on + by * (on - noise[m])
                 noise[m] = on
         return noise
 
 
-def guidance_shares(with_prompt: Sequence[bool], cfg: float, device: Any = None) -> Tensor:
-    """Share of the alignment guidance that each sample of a batch gets under classifier-free guidance, (B,).
+def guidance_shares(with_prompt: Sequence[bool], cfg: float, reach: Tensor | None = None) -> Tensor:
+    """Share of the alignment guidance that each sample of a batch gets under classifier-free guidance, (B,) on the CPU.
 
     Samples without the prompt get none: what they hear is subtracted, and more of it would lead away from what the outputs agree on.
-    Those with it get 1 / cfg, so that after eps = u + cfg * (c - u) the guidance counts once: eps + (g - 1) * (c - c_alone)."""
-    return torch.tensor([1 / max(cfg, 1.0) if prompted else 0.0 for prompted in with_prompt], device=device)
+    Those with it get 1 / cfg, so that after eps = u + cfg * (c - u) the guidance counts once: eps + (g - 1) * (c - c_alone).
+    reach: factor (B,) of the output, see `JointDenoiser.reach`."""
+    shares = torch.tensor([1 / max(cfg, 1.0) if prompted else 0.0 for prompted in with_prompt])
+    return shares if reach is None else shares * reach
 
 
 def _tokens(embeddings: list[Tensor], weights: list[float]) -> Tensor | Weighted:

@@ -252,6 +252,13 @@ class CoDi:
             raise CoDiError(f"{self.folder} has no facet {unknown[0]!r}: its config.json may name {', '.join(facets.facets)}")
         return Composition(facets, names, (1 - usual.facets_from) * 1000)
 
+    @property
+    def emphasis(self) -> dict[str, float]:
+        """Output -> factor of the alignment guidance, of those that have one. Raises CoDiError where config.json says it otherwise."""
+        from .settings import parse_each
+
+        return parse_each("alignment_emphasis", self.config.sampling.alignment_emphasis or {})[1]
+
     def known_facets(self, kind: str) -> Facets | None:
         """What clarifies prompts in the composition `kind`. Raises CoDiError where the model has no facets and they are asked for."""
         if kind == "plain":

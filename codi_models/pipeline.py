@@ -183,10 +183,14 @@ class CoDiPipeline:
         """Latents of one batch in diffusion space, and the number of steps that were run."""
         model, batch = self.model, len(seeds)
         joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.working)}, register=False,
-                              composition=model.composition(settings.composition))  # fmt: skip
+                              composition=model.composition(settings.composition), emphasis=model.emphasis)  # fmt: skip
         coupling, anew = settings.coupling, {output: share for output, share in settings.denoise if output in kept and share}
         cfg = dict.fromkeys(settings.working, 1.0) if nothing is None else settings.scales
         with_prompt = wanted.to(model.device, model.dtype).expand(batch, -1, -1)  # (B, 1, D)
+        reach = joint.reach(with_prompt, coupling.guidance)
+        once = {output: guidance_shares([True] * batch, 1.0, reach[output]) for output in cfg}
+        doubled = [False] * batch + [True] * batch
+        twice = {output: guidance_shares(doubled, scale, reach[output].repeat(2)) for output, scale in cfg.items()}
         without = with_prompt if nothing is None else nothing.to(with_prompt).expand(batch, -1, -1)
         aligned: dict[str, Any] = {
             "wiring": coupling.wiring,
@@ -200,11 +204,9 @@ class CoDiPipeline:
             """What the sampler of a turn calls; spoken: environment embeddings (B, 1, C) of what is finished."""
 
             def predict(latents: dict[str, Tensor], timesteps: Tensor, contexts: Contexts) -> dict[str, Tensor]:
-                push, heard = None, spoken
+                push, heard = once, spoken
                 if len(timesteps) == 2 * batch:  # without the prompt first, see `guided`
-                    prompted = [False] * batch + [True] * batch
-                    push = {output: guidance_shares(prompted, scale, timesteps.device) for output, scale in cfg.items()}
-                    heard = {output: torch.cat([e, e]) for output, e in spoken.items()}
+                    push, heard = twice, {output: torch.cat([e, e]) for output, e in spoken.items()}
                 only = [output for output in latents if output not in anew or not is_held(float(timesteps[0]), anew[output])]
                 parts = {m: x.to(model.dtype) for m, x in latents.items()}
                 noise = joint(parts, timesteps, contexts, push=push, only=only, spoken=heard, **aligned)

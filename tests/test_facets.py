@@ -11,6 +11,7 @@ from codi.codi_models.config import CoDiConfig
 from codi.codi_models.denoisers.faceted import FacetedContext
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.facets import FACETS_FILE, Composition, Facets
+from codi.codi_models.joint import JointDenoiser
 from codi.codi_models.model import SHIPPED, CoDi
 from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.prompts import Prompt, encode_prompt, prompt_point
@@ -95,6 +96,32 @@ def test_composed_noise_is_the_sum_of_what_the_facets_say(pipe: CoDiPipeline, fa
         assert (made[0] - said["something red"][0]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize(("text", "whole", "pictures"), [
+    ("a red circle bounces twice", 0, 0), ("something blue", 1, 1), ("a green star", 1, 0), ("something bounces once", 1, 1), ("", 1, 1),
+])  # fmt: skip
+def test_guidance_reaches_what_the_prompt_leaves_open(pipe: CoDiPipeline, facets: Facets, text: str, whole: int, pictures: int) -> None:
+    prompt, empty = prompt_point(pipe.model, Prompt("text", text)), point(pipe, "")
+    assert facets.left_open(torch.cat([prompt, empty])).tolist() == [whole, 1]
+    assert facets.left_open(torch.cat([prompt, empty], dim=1)).tolist() == [1]  # a prompt of two frames, of which one says nothing
+    joint = JointDenoiser({}, composition=pipe.model.composition("facets"), emphasis=pipe.model.emphasis)
+    found = {m: float(share) for m, share in joint.reach(prompt, 3.0).items()}
+    assert found == {"video": whole, "image": 2 * pictures, "text": whole, "audio": 0.5 * whole}
+    assert set(map(float, joint.reach(prompt, 0.5).values())) == {1.0}  # weaker coupling is for all alike
+    assert set(map(float, JointDenoiser({}).reach(prompt, 3.0).values())) == {1.0}
+
+
+def test_outputs_are_guided_to_agree_on_what_the_prompt_leaves_open(pipe: CoDiPipeline) -> None:
+    def run(prompt: str, guidance: float, composition: str = "facets") -> torch.Tensor:
+        settings = {"steps": 3, "seed": 5, "order": "together", "alignment_guidance": guidance, "composition": composition}
+        return pipe(prompt, ["image", "audio"], **settings)[0].image
+
+    told = "a red circle bounces twice"
+    assert torch.equal(run(told, 4.0), run(told, 1.0))
+    assert not torch.equal(run(told, 0.5), run(told, 1.0))  # weaker coupling stays weaker
+    for prompt, composition in (("something red", "facets"), (told, "plain")):
+        assert (run(prompt, 4.0, composition) - run(prompt, 1.0, composition)).abs().max() > 0.02
+
+
 def test_composition_takes_prompts_of_every_frame_apart(pipe: CoDiPipeline, facets: Facets) -> None:
     rows = torch.cat([prompt_point(pipe.model, Prompt("text", text)) for text in ("a red star", "a blue star", "")])
     frames = rows[None].expand(2, -1, -1, -1)  # (B, F, n, D)
@@ -109,7 +136,7 @@ def test_settings_of_composition(pipe: CoDiPipeline, tmp_path: Path) -> None:
     assert Settings.settled(config, ["image"]).composition == "facets"
     assert Settings.settled(CoDiConfig.mini(), ["image"]).composition == "plain"  # until facets are fitted
     assert Settings.settled(CoDiConfig.official(), ["image"]).composition == "plain"
-    assert Settings.settled(config, ["image", "text"]).scales == {"image": 3.0, "text": 2.0}
+    assert Settings.settled(config, ["image", "text"]).scales == {"image": 3.75, "text": 2.0}
     assert Settings.settled(config, ["image", "text"], cfg=4).scales == {"image": 4.0, "text": 4.0}
     assert Settings.settled(config, ["image", "text"], cfg="image=5").scales == {"image": 5.0, "text": 2.0}
     assert Settings.settled(config, ["image", "video"], order="in turn").scales["text"] == 2.0  # of a caption that is only heard

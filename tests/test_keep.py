@@ -189,7 +189,7 @@ def test_numbers_by_output():
             parse_each("cfg", text)
     settings = Settings.settled(CoDiConfig.mini(), ["image", "text"], cfg="image=5")
     assert settings.scales == {"image": 5.0, "text": 2.0} and settings.told()["cfg_each"] == [["image", 5.0], ["text", 2.0]]
-    assert not {"cfg_each", "keep", "denoise", "alignment_pairs"} & set(Settings.settled(CoDiConfig.mini(), ["image"]).told())
+    assert not {"cfg_each", "keep", "denoise", "alignment_pairs"} & set(Settings.settled(CoDiConfig.mini(), ["video"]).told())
 
 
 @pytest.mark.parametrize("options, message", [

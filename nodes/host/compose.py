@@ -54,7 +54,8 @@ class JointNetwork(nn.Module):
     def __init__(self, model: LatentModel, networks: dict[str, nn.Module]) -> None:
         super().__init__()
         object.__setattr__(self, "codi", model.codi)
-        object.__setattr__(self, "joint", JointDenoiser(networks, register=False, composition=usual_composition(model.codi)))
+        object.__setattr__(self, "joint", JointDenoiser(networks, register=False, composition=usual_composition(model.codi),
+                                                        emphasis=model.codi.model.emphasis))  # fmt: skip
         object.__setattr__(self, "components", tuple(networks))
         for component, network in networks.items():  # the keys of a joint MODEL lead to its members' weights
             object.__setattr__(self, component, network)
@@ -82,6 +83,7 @@ class JointNetwork(nn.Module):
         options = transformer_options or {}
         coupling = coupling_of({"transformer_options": options}, self.codi.config.sampling)
         kinds = options.get("cond_or_uncond") or [0]  # of equal parts of the batch; 1 is without the prompt
+        reach = self.joint.reach(context, coupling.guidance)
         prompted = [kind != 1 for kind in kinds for _ in range(len(timesteps) // len(kinds))]
         noise = self.joint(
             latents,
@@ -94,7 +96,7 @@ class JointNetwork(nn.Module):
             pairs=coupling.pairs,
             only=[n for n in options.get(ONLY, names) if n not in codi_kept],
             spoken=spoken,
-            push=guidance_shares(prompted, self.cfg, timesteps.device),  # also where the host asks for both sides one by one
+            push={n: guidance_shares(prompted, self.cfg, reach[n]) for n in names},  # also where the host asks for both sides one by one
         )
         out = [noise[n].unsqueeze(-1) if n == "text" else noise[n] for n in names]
         return out if len(out) > 1 else out[0]

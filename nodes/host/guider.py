@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...codi_models.diffusion import rescaled
 from ...codi_models.errors import CoDiError
+from ...codi_models.joint import JointDenoiser
 from .compose import COUPLING, ONLY, coupling_of
 from .latent_model import LatentModel
 
@@ -20,9 +21,9 @@ from .latent_model import LatentModel
 class ModalityGuider(comfy.samplers.CFGGuider):
     """Classifier-free guidance and guidance on the alignment, each in as few passes as its scales need.
 
-    x0 = u + cfg_m (c - u) + (g - 1) (c - alone), for every modality m: c with the prompt, u with the negative one, both coupled;
-    alone with the prompt and without coupling. A modality with cfg 1 takes no part in the pass for u; without coupling, in a step
-    outside of its range, or with g = 1, there is no pass for `alone`."""
+    x0 = u + cfg_m (c - u) + (g - 1) r_m (c - alone), for every modality m: c with the prompt, u with the negative one, both coupled;
+    alone with the prompt and without coupling; r_m how far the guidance reaches (`JointDenoiser.reach`). A modality with cfg 1 takes no
+    part in the pass for u; without coupling, in a step outside of its range, with g = 1 or r_m = 0, there is no pass for `alone`."""
 
     def __init__(self, patcher: Any, cfg: Mapping[str, float], *, rescale: float, alignment_guidance: float) -> None:
         if not isinstance(getattr(patcher, "model", None), LatentModel):
@@ -57,6 +58,8 @@ class ModalityGuider(comfy.samplers.CFGGuider):
         strength = coupling.at(model.model_sampling.timestep(timestep))
         awake = isinstance(strength, Tensor) or strength != 0
         listening = [n for n in names if awake and coupling.heard(n, names)] if self.alignment_guidance != 1 else []
+        push = self._push(model, positive) if listening else {}
+        listening = [n for n in listening if bool(push[n].any())]
         alone = None
         if listening:
             apart = _with(options, {COUPLING: replace(coupling, wiring="off"), ONLY: listening})
@@ -65,12 +68,19 @@ class ModalityGuider(comfy.samplers.CFGGuider):
         def finish(args: dict) -> Tensor:
             denoised = args["denoised"]
             if alone is not None:
-                push = self.alignment_guidance - 1
-                denoised = denoised + _each(shapes, [push if n in listening else 0.0 for n in names], x) * (c - alone)
+                denoised = denoised + _each(shapes, [push[n] if n in listening else 0.0 for n in names], x) * (c - alone)
             return _rescaled(x, denoised, c, shapes, self.rescale) if self.rescale else denoised
 
         after = {**options, "sampler_post_cfg_function": [finish, *options.get("sampler_post_cfg_function", [])]}
         return comfy.samplers.cfg_function(model, c, out[1], scale, x, timestep, model_options=after, cond=positive, uncond=conds[1])
+
+    def _push(self, model: LatentModel, conds: list) -> dict[str, Tensor]:
+        """(g - 1) r_m of every output, (B,) or (1,); of several prompts, in areas or parts of the run, the one that it reaches farthest."""
+        joint: JointDenoiser = model.diffusion_model.joint
+        prompts = [cond["model_conds"]["c_crossattn"].cond for cond in conds]
+        each = [joint.reach(prompt, self.alignment_guidance) for prompt in prompts]
+        reach = {n: torch.stack(torch.broadcast_tensors(*[shares[n] for shares in each])).amax(dim=0) for n in model.outputs}
+        return {n: (self.alignment_guidance - 1) * share for n, share in reach.items()}
 
 
 def _with(options: dict, changes: dict[str, Any]) -> dict:
@@ -84,13 +94,13 @@ def _predict(model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict
     return comfy.samplers.calc_cond_batch(model, conds, x, timestep, options)
 
 
-def _each(shapes: list, values: Collection[float], x: Tensor) -> Tensor:
-    """One number for every element of each part, shaped to multiply the packed x."""
-    values = list(values)
+def _each(shapes: list, values: Sequence[float | Tensor], x: Tensor) -> Tensor:
+    """One number for every element of each part, or one for each sample (B,), shaped to multiply the packed x."""
     if len(shapes) == 1:
         return x.new_tensor(float(values[0]))
     counts = [torch.Size(shape[1:]).numel() for shape in shapes]
-    return torch.cat([x.new_full((1, 1, count), float(value)) for value, count in zip(values, counts, strict=True)], dim=-1)
+    columns = [torch.as_tensor(value).to(x).view(-1, 1, 1) for value in values]
+    return torch.cat([column.expand(len(x), 1, count) for column, count in zip(columns, counts, strict=True)], dim=-1)
 
 
 def _rescaled(x: Tensor, denoised: Tensor, prompted: Tensor, shapes: list, share: float) -> Tensor:
