@@ -257,7 +257,8 @@ class CoDi:
         """Output -> factor of the alignment guidance, of those that have one. Raises CoDiError where config.json says it otherwise."""
         from .settings import parse_each
 
-        return parse_each("alignment_emphasis", self.config.sampling.alignment_emphasis or {})[1]
+        common, each = parse_each("alignment_emphasis", self.config.sampling.alignment_emphasis or {})
+        return ({} if common is None else dict.fromkeys(MODALITIES, common)) | each
 
     def known_facets(self, kind: str) -> Facets | None:
         """What clarifies prompts in the composition `kind`. Raises CoDiError where the model has no facets and they are asked for."""

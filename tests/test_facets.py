@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,19 @@ def test_outputs_are_guided_to_agree_on_what_the_prompt_leaves_open(pipe: CoDiPi
     assert not torch.equal(run(told, 0.5), run(told, 1.0))  # weaker coupling stays weaker
     for prompt, composition in (("something red", "facets"), (told, "plain")):
         assert (run(prompt, 4.0, composition) - run(prompt, 1.0, composition)).abs().max() > 0.02
+
+
+def test_emphasis_is_a_number_for_all_outputs_or_for_some(tmp_path: Path) -> None:
+    def emphasis(text: str) -> dict[str, float]:
+        config = CoDiConfig.mini()
+        sampling = replace(config.sampling, alignment_emphasis=text)
+        return CoDi(tmp_path, replace(config, sampling=sampling), device=torch.device("cpu"), dtype=torch.float32).emphasis
+
+    assert emphasis("") == {} and emphasis("image=2, audio=0") == {"image": 2.0, "audio": 0.0}
+    assert emphasis("0.5, image=2") == {"video": 0.5, "image": 2.0, "text": 0.5, "audio": 0.5}
+    for text, message in (("image=much", "no number"), ("smell=1", "unknown output 'smell'")):
+        with pytest.raises(CoDiError, match=f"alignment_emphasis.*{message}"):
+            emphasis(text)
 
 
 def test_composition_takes_prompts_of_every_frame_apart(pipe: CoDiPipeline, facets: Facets) -> None:

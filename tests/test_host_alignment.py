@@ -32,9 +32,11 @@ def near(a: list, b: list, atol: float = 1e-4) -> bool:
     return all(torch.allclose(x, y, rtol=1e-5, atol=atol) for x, y in zip(a, b, strict=True))
 
 
-def guided(*names: str, align: dict | None = None, batch_size: int = 1, sampler: str = "euler", steps: int = 2, **changes) -> dict:
+def guided(
+    *names: str, align: dict | None = None, batch_size: int = 1, sampler: str = "euler", steps: int = 2, model: str = "tiny", **changes
+) -> dict:
     """SamplerCustomAdvanced with a CoDi Guider."""
-    graph = base_graph(*names, batch_size=batch_size)
+    graph = base_graph(*names, batch_size=batch_size, model=model)
     graph["align"] = node("CoDiAlignment", model=["load", 0], **{**ALIGNMENT, "alignment_guidance": 1.0, **(align or {})})
     scales = {f"cfg_{m}": SAMPLING["cfg"] for m in MODALITIES}
     links = {"model": ["align", 0], "positive": ["yes", 0], "negative": ["no", 0]}
@@ -162,6 +164,25 @@ def test_alignment_guidance_of_the_guider(session):
     graph = guided("image", "audio", align={"alignment_guidance": 2.5})
     graph["guider"] = node("CFGGuider", model=["align", 0], positive=["yes", 0], negative=["no", 0], cfg=1.0)
     assert near(pushed, sample(session, graph))  # without cfg both ways of pushing are the same
+
+
+def test_alignment_guidance_reaches_what_the_prompt_leaves_open(session):
+    def graph(prompt: str, guider: float, inside: float = 1.0) -> dict:
+        found = guided("image", "audio", model="codi-mini", align={"alignment_guidance": inside}, alignment_guidance=guider, **same(1.0))
+        found["yes"]["inputs"]["text"] = prompt
+        if inside != 1:
+            found["guider"] = node("CFGGuider", model=["align", 0], positive=["yes", 0], negative=["no", 0], cfg=1.0)
+        return found
+
+    told = "a red circle bounces twice"
+    with passes(session) as seen:
+        assert equal(sample(session, graph(told, 1.0)), sample(session, graph(told, 3.0)))
+        assert {listens for _, listens in seen} == {True}  # no pass for outputs alone
+        assert near(sample(session, graph(told, 1.0)), sample(session, graph(told, 1.0, inside=3.0)))
+        assert {listens for _, listens in seen} == {True}
+    plain, pushed = (sample(session, graph("a red circle", g)) for g in (1.0, 3.0))
+    assert not near(plain, pushed)
+    assert near(pushed, sample(session, graph("a red circle", 1.0, inside=3.0)))
 
 
 def test_rescale_brings_the_spread_back(session):
