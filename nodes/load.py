@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..codi_models.config import COMPOSITIONS, DENOISER_OF, MODALITIES
+from ..codi_models.config import DENOISER_OF, MODALITIES
 from ..codi_models.errors import CoDiError
 from .host import compose, costs, folders, handle
 from .host.denoiser import DENOISERS, denoiser_model
@@ -29,18 +29,6 @@ def _dtype() -> io.Combo.Input:
     return io.Combo.Input("dtype", options=_DTYPES, default="auto", extra_dict=ADVANCED, tooltip="Precision of the denoisers' weights.")
 
 
-def _composition() -> io.Combo.Input:
-    return io.Combo.Input(
-        "composition",
-        options=[handle.AUTO, *COMPOSITIONS],
-        default=handle.AUTO,
-        optional=True,
-        extra_dict=ADVANCED,
-        tooltip="How prompts reach the denoisers. plain: as they are (the paper). facets: taken apart, so that what was never seen "
-        "together can be put together. auto: as the model's config.json says.",
-    )
-
-
 class LoadJoint(Node):
     """The beginner's loader: a joint MODEL of the chosen outputs, and the model for encoding and decoding."""
 
@@ -57,7 +45,6 @@ class LoadJoint(Node):
                 _name(),
                 *[io.Boolean.Input(m, default=True, tooltip=f"The MODEL can make {m}.") for m in MODALITIES],
                 _dtype(),
-                _composition(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Joint MODEL, for the CoDi Joint Sampler and the stock samplers."),
@@ -70,11 +57,11 @@ class LoadJoint(Node):
         return handle.fingerprint(name)
 
     @classmethod
-    def execute(cls, name: str, dtype: str = "auto", composition: str = handle.AUTO, **outputs: bool) -> io.NodeOutput:
+    def execute(cls, name: str, dtype: str = "auto", **outputs: bool) -> io.NodeOutput:
         needed = {DENOISER_OF[m] for m in MODALITIES if outputs.get(m)}
         if not needed:
             raise CoDiError(f"no output chosen: switch on at least one of {', '.join(MODALITIES)}")
-        codi = handle.open_handle(name, composition)
+        codi = handle.open_handle(name)
         members = [denoiser_model(codi, d, dtype) for d in DENOISERS if d in needed]
         return io.NodeOutput(compose.compose(members), codi, ui=ui.PreviewText(costs.describe(codi, dtype)))
 
@@ -90,17 +77,17 @@ class Load(Node):
             description="Opens a CoDi model and shows what its parts cost. Networks load when a node first needs them.",
             has_intermediate_output=True,
             search_aliases=["codi model", "checkpoint", "open"],
-            inputs=[_name(), _composition()],
+            inputs=[_name()],
             outputs=[CodiModel.Output(display_name="codi", tooltip="For all of CoDi's nodes that encode, decode or make denoisers.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str, **_: Any) -> tuple:
+    def fingerprint_inputs(cls, name: str) -> tuple:
         return handle.fingerprint(name)
 
     @classmethod
-    def execute(cls, name: str, composition: str = handle.AUTO) -> io.NodeOutput:
-        codi = handle.open_handle(name, composition)
+    def execute(cls, name: str) -> io.NodeOutput:
+        codi = handle.open_handle(name)
         return io.NodeOutput(codi, ui=ui.PreviewText(costs.describe(codi)))
 
 

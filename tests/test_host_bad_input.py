@@ -57,9 +57,6 @@ def test_model_that_is_not_there(refuses):
 
 def test_no_output_chosen(refuses):
     refuses(shown(base_graph("text", composed=()), ["load", 0]), "no output chosen", "text", node_class="CoDiLoadJoint")
-    graph = shown(base_graph("text"), ["load", 0])
-    graph["load"]["inputs"]["composition"] = "facets"
-    refuses(graph, "needs facets.safetensors", "use the composition 'plain'", node_class="CoDiLoadJoint")
     graph = base_graph("text")
     graph["empty"]["inputs"]["text"] = False
     refuses(shown(graph, ["empty", 0]), "no output chosen", node_class="CoDiEmptyJointLatent")

@@ -74,9 +74,9 @@ def denoiser_model(codi: CoDiHandle, component: str, dtype: str = "auto", *, dis
     return patcher
 
 
-def reload_denoiser(name: str, composition: str, component: str, dtype: str, disable_dynamic: bool = False) -> Any:
+def reload_denoiser(name: str, component: str, dtype: str, disable_dynamic: bool = False) -> Any:
     """The same MODEL again, from the model's name: hosts that stream weights clone patchers this way."""
-    return denoiser_model(open_handle(name, composition), component, dtype, disable_dynamic=disable_dynamic)
+    return denoiser_model(open_handle(name), component, dtype, disable_dynamic=disable_dynamic)
 
 
 def weight_dtype(dtype: str, parameters: int, stored: torch.dtype | None) -> torch.dtype:
@@ -104,5 +104,5 @@ def _build(codi: CoDiHandle, component: str, dtype: str, disable_dynamic: bool) 
     patcher = denoiser_patcher(model, load=load, rest=rest, plain=disable_dynamic)
     streamed = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
     model.load_model_weights(weights, "", **({"assign": True} if streamed else {}))
-    patcher.cached_patcher_init = (reload_denoiser, (codi.name, codi.composition, component, dtype))
+    patcher.cached_patcher_init = (reload_denoiser, (codi.name, component, dtype))
     return wrap_sampling(patcher)

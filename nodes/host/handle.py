@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from ...codi_models.checkpoints import read_weights
 from ...codi_models.model import CoDi, build_component, check_component
 from .folders import model_folder
 
-AUTO = "auto"
 _ENCODERS = ("clip", "clap")
 _SOUND = ("sound_autoencoder", "vocoder")
 _COPIES = 8  # widest feature maps that an autoencoder holds at once, rounded up
@@ -79,15 +77,11 @@ class HostedCoDi(CoDi):
 
 
 class CoDiHandle:
-    """One opened model folder; nodes that name the same unchanged folder, and compose prompts alike, share it."""
+    """One opened model folder; nodes that name the same unchanged folder share it."""
 
-    def __init__(self, name: str, composition: str = AUTO) -> None:
-        self.name, self.composition = name, composition
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.model = HostedCoDi(model_folder(name))
-        if composition != AUTO:
-            self.model.known_facets(composition)  # says where there are none
-            sampling = dataclasses.replace(self.model.config.sampling, composition=composition)
-            self.model.config = dataclasses.replace(self.model.config, sampling=sampling)
 
     @property
     def config(self) -> Any:
@@ -102,12 +96,10 @@ def fingerprint(name: str) -> tuple:
     return (str(folder), *((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in files))
 
 
-def open_handle(name: str, composition: str = AUTO) -> CoDiHandle:
-    """The handle of a model name, opened once while anything still uses it. composition: AUTO, as the model has it, or one of COMPOSITIONS.
-
-    Raises CoDiError for a composition that the model has no facets for."""
-    key = (composition, *fingerprint(name))
+def open_handle(name: str) -> CoDiHandle:
+    """The handle of a model name, opened once while anything still uses it."""
+    key = fingerprint(name)
     handle = _opened.get(key)
     if handle is None:
-        handle = _opened[key] = CoDiHandle(name, composition)
+        handle = _opened[key] = CoDiHandle(name)
     return handle
