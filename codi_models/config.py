@@ -272,7 +272,7 @@ class CoDiConfig:
             text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25,
                                      sampler="dpmpp_2m", steps=8, cfg=3.0, alignment_guidance=3.0, order="in turn",
-                                     alignment_emphasis="image=2, audio=0.5", cfg_each="image=3.75, text=2, audio=1.25",
+                                     alignment_emphasis="image=2, video=2, audio=0.5", cfg_each="image=3.75, text=2, audio=1.25",
                                      facets="shape, colour"),
         )  # fmt: skip
 

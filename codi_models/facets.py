@@ -13,7 +13,7 @@ Everything here is fitted in closed form to captions and media of known pairs (`
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,11 +91,10 @@ class Facets:
         nothing = torch.stack([share[..., -1:] for share in odds.values()]).prod(dim=0)  # (B, 1, 1)
         return normalize(torch.lerp(self.whole(odds), prompt.float(), nothing), dim=-1).to(prompt)
 
-    def left_open(self, prompt: Tensor, names: Collection[str] = ()) -> Tensor:
-        """How far a prompt (B, n, D) leaves any facet open, or any of `names`, (B,) on the CPU: 0 where it says all, 1 where one lacks."""
-        odds = [share for name, share in self.odds(prompt).items() if not names or name in names]
-        most = torch.stack([share[..., -1].flatten(1).amax(dim=1) for share in odds]).amax(dim=0).cpu()  # (B,)
-        return torch.where(most > _CERTAIN, 1.0, torch.where(most < 1 - _CERTAIN, 0.0, most))
+    def left_open(self, prompt: Tensor) -> dict[str, Tensor]:
+        """How far a prompt (B, n, D) leaves each facet open, facet -> (B,) on the CPU: 0 where it says a value, 1 where it says none."""
+        absent = {name: share[..., -1].flatten(1).amax(dim=1).cpu() for name, share in self.odds(prompt).items()}
+        return {name: torch.where(p > _CERTAIN, 1.0, torch.where(p < 1 - _CERTAIN, 0.0, p)) for name, p in absent.items()}
 
     def each(self, odds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The prompt of each facet by itself: facet -> (..., n) -> facet -> (..., D), unit length."""

@@ -63,16 +63,22 @@ class JointDenoiser(nn.Module):
     def reach(self, prompt: Tensor, alignment_guidance: float) -> dict[str, Tensor]:
         """How much of the alignment guidance reaches each output under a prompt (B, n, D): output -> (B,) on the CPU.
 
-        What `emphasis` says, as far as the prompt leaves open what the output shows: outputs that are told what to show agree by
-        themselves, and guidance would lead an unknown scene to the known one beside it. A guidance below 1, which weakens the coupling,
-        reaches all alike."""
-        shares = {m: torch.ones(len(prompt)) for m in DENOISER_OF}
-        if alignment_guidance < 1:
+        It counts as far as the prompt leaves open what the output shows: outputs that are told what to show agree by themselves, and
+        guidance would lead an unknown scene to the known one beside it. Where the prompt says something, it counts `emphasis` times, to
+        hold its own beside the guidance by the prompt; in pictures and clips only where one of the facets that they are asked for apart
+        is open too. A guidance below 1, which weakens the coupling, reaches all alike."""
+        everywhere = torch.ones(len(prompt))
+        shares, counts = dict.fromkeys(DENOISER_OF, everywhere), dict.fromkeys(DENOISER_OF, everywhere)
+        if alignment_guidance <= 1:
             return shares
         if self.composition is not None:
-            facets = self.composition.facets
-            shares = dict.fromkeys(DENOISER_OF, facets.left_open(prompt)) | {"image": facets.left_open(prompt, self.composition.names)}
-        return {m: share * self.emphasis.get(m, 1.0) for m, share in shares.items()}
+            unsaid = self.composition.facets.left_open(prompt)
+            shares = dict.fromkeys(DENOISER_OF, torch.stack([*unsaid.values()]).amax(dim=0))
+            apart = torch.stack([unsaid[name] for name in self.composition.names]).amax(dim=0)
+            shares["image"] = apart
+            said = 1 - torch.stack([*unsaid.values()]).prod(dim=0)  # (B,)
+            counts = {m: said * apart if name == "vision_denoiser" else said for m, name in DENOISER_OF.items()}
+        return {m: share * (1 + (self.emphasis.get(m, 1.0) - 1) * counts[m]) for m, share in shares.items()}
 
     def environment_embeddings(self, latents: Mapping[str, Tensor], timesteps: Tensor) -> dict[str, Tensor]:
         """Environment embedding of every output, each (B, 1, connector_dim), L2-normalised."""

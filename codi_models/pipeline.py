@@ -20,7 +20,7 @@ from .errors import CoDiError
 from .joint import JointDenoiser, guidance_shares
 from .latents import ENCODERS, encode_media, fitted
 from .model import CoDi
-from .prompts import Prompt, prompt_point, unconditional
+from .prompts import Prompt, encode_prompt, prompted, unconditional
 from .settings import Settings, denoisers_of, latent_shapes
 
 Callback = Callable[[int, int], None]
@@ -167,11 +167,11 @@ class CoDiPipeline:
     def condition(self, prompts: Sequence[Prompt], method: str = "linear", composition: str | None = None) -> tuple[Tensor, Tensor | None]:
         """Mixed prompt (1, 1, D) and what guidance leads away from; None for the latter where there is no prompt.
 
-        composition: as for `prompt_point`."""
+        composition: as for `prompted`."""
 
         def mixed(prompts: Sequence[Prompt]) -> Tensor:
-            points = [prompt_point(self.model, prompt, composition) for prompt in prompts]
-            return mix(points, [prompt.weight for prompt in prompts], method)
+            points = [encode_prompt(self.model, prompt) for prompt in prompts]
+            return prompted(self.model, mix(points, [prompt.weight for prompt in prompts], method), composition)
 
         nothing = mixed(unconditional(self.model, prompts))
         return (mixed(prompts), nothing) if prompts else (nothing, None)

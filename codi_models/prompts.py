@@ -76,13 +76,13 @@ def encode_prompt(model: CoDi, prompt: Prompt) -> Tensor:
     return model.space.align(embedding.float(), prompt.kind)
 
 
-def prompt_point(model: CoDi, prompt: Prompt, composition: str | None = None) -> Tensor:
-    """What denoisers are prompted with: `encode_prompt`, in the composition "facets" put together anew, (1, 1, D).
+def prompted(model: CoDi, mixture: Tensor, composition: str | None = None) -> Tensor:
+    """What denoisers are prompted with: a prompt or a mixture (B, n, D), in the composition "facets" put together anew.
 
-    composition: one of COMPOSITIONS; None is the model's own. Raises CoDiError as `encode_prompt` and `CoDi.known_facets` do."""
-    point = encode_prompt(model, prompt)
+    After the mixing, not before: a picture says nothing of beats, and put together anew it says that firmly, against prompts that do.
+    composition: one of COMPOSITIONS; None is the model's own. Raises CoDiError as `CoDi.known_facets` does."""
     facets = model.known_facets(composition or model.config.sampling.composition)
-    return point if facets is None else facets.clarified(point)
+    return mixture if facets is None else facets.clarified(mixture)
 
 
 def unconditional(model: CoDi, prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..codi_models.errors import CoDiError
 from ..codi_models.media import MAX_SECONDS
-from ..codi_models.prompts import Prompt, prompt_point
+from ..codi_models.prompts import Prompt, encode_prompt
 from .host.handle import CoDiHandle
 from .host.media import frames_of
 from .schema import CODI_TIP, CodiModel, Node, schema
@@ -34,7 +34,7 @@ def _conditioning(codi: CoDiHandle, prompts: list[Prompt]) -> io.NodeOutput:
     rows, bar = [], comfy.utils.ProgressBar(len(prompts))
     for prompt in prompts:
         mm.throw_exception_if_processing_interrupted()
-        rows.append(prompt_point(codi.model, prompt).to(mm.intermediate_device()))
+        rows.append(encode_prompt(codi.model, prompt).to(mm.intermediate_device()))
         bar.update(1)
     return io.NodeOutput([[torch.cat(rows), {}]])
 

@@ -15,9 +15,11 @@ from codi.codi_models.facets import FACETS_FILE, Composition, Facets
 from codi.codi_models.joint import JointDenoiser
 from codi.codi_models.model import SHIPPED, CoDi
 from codi.codi_models.pipeline import CoDiPipeline
-from codi.codi_models.prompts import Prompt, encode_prompt, prompt_point
+from codi.codi_models.prompts import Prompt, encode_prompt, prompted
 from codi.codi_models.settings import Settings
 from codi.codi_models.worlds import bounce, gliding, judge, render
+
+WORDS = {"shape": bounce.SHAPES, "colour": bounce.COLOURS, "beats": ("once", "twice", "three times")}
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +69,34 @@ def test_clarified_prompts_of_all_kinds_meet_and_nothing_stays_nothing(pipe: CoD
     sound = Prompt("audio", (wave, bounce.SAMPLE_RATE))
     caption = f"a {bounce.COLOURS[int(scenes.colour[0])]} {bounce.SHAPES[int(scenes.shape[0])]} bounces once"
     raw = [encode_prompt(pipe.model, sound)[0, 0], point(pipe, caption)[0, 0]]
-    clear = [prompt_point(pipe.model, p)[0, 0] for p in (sound, Prompt("text", caption))]
+    clear = [prompted(pipe.model, encode_prompt(pipe.model, p))[0, 0] for p in (sound, Prompt("text", caption))]
     assert clear[0] @ clear[1] > 0.99 > raw[0] @ raw[1]
     assert all(abs(float(p.norm()) - 1) < 1e-5 for p in clear)
-    torch.testing.assert_close(prompt_point(pipe.model, Prompt("text", "")), point(pipe, ""), atol=2e-3, rtol=0)
-    assert torch.equal(prompt_point(pipe.model, Prompt("text", caption), "plain")[0, 0], raw[1])
+    torch.testing.assert_close(prompted(pipe.model, point(pipe, "")), point(pipe, ""), atol=2e-3, rtol=0)
+    assert torch.equal(prompted(pipe.model, point(pipe, caption), "plain"), point(pipe, caption))
+
+
+def test_a_prompt_that_is_silent_on_something_takes_nothing_away_from_one_that_says_it(pipe: CoDiPipeline, facets: Facets) -> None:
+    """A picture shows no beats: mixed half and half with a caption or a sound, the mixture has theirs."""
+    scenes = bounce.every_scene("exclude")[torch.arange(0, 54, 3)]
+    nuisance = bounce.sample_nuisance(len(scenes), generator=torch.Generator().manual_seed(8))
+    pictures = [Prompt("image", one) for one in render.render_image(scenes, nuisance)]
+    sounds = [Prompt("audio", (wave, bounce.SAMPLE_RATE)) for wave in render.render_audio(scenes, nuisance)]
+    captions = [Prompt("text", text) for text in bounce.captions(scenes, generator=torch.Generator().manual_seed(8), full=True)]
+    for others in (sounds, captions):
+        mixed = torch.cat([pipe.condition(pair)[0] for pair in zip(pictures, others, strict=True)])  # (n, 1, D)
+        torch.testing.assert_close(mixed.norm(dim=-1), torch.ones(len(scenes), 1))
+        for name, odds in facets.odds(mixed).items():
+            assert (odds[:, 0].argmax(dim=1) == getattr(scenes, name)).float().mean() > 0.9, name
+        plain = torch.cat([pipe.condition(pair, composition="plain")[0] for pair in zip(pictures, others, strict=True)])
+        raw = [torch.cat([encode_prompt(pipe.model, p) for p in prompts]) for prompts in (pictures, others)]
+        torch.testing.assert_close(plain, (raw[0] + raw[1]) / 2)
 
 
 def test_composed_noise_is_the_sum_of_what_the_facets_say(pipe: CoDiPipeline, facets: Facets) -> None:
     net, generator = pipe.model.vision_denoiser, torch.Generator().manual_seed(2)
     texts = ["a red triangle", "", "something cyan"]
-    context = torch.cat([prompt_point(pipe.model, Prompt("text", text)) for text in texts])
+    context = prompted(pipe.model, torch.cat([point(pipe, text) for text in texts]))
     found = Composition(facets, ("shape", "colour"), 500)(context)
     assert found.told.tolist() == [0, 2] and found.untold.tolist() == [1] and found.facets == 2
     x = torch.randn(3, 4, 8, 8, generator=generator)
@@ -101,14 +120,20 @@ def test_composed_noise_is_the_sum_of_what_the_facets_say(pipe: CoDiPipeline, fa
     ("a red circle bounces twice", 0, 0), ("something blue", 1, 1), ("a green star", 1, 0), ("something bounces once", 1, 1), ("", 1, 1),
 ])  # fmt: skip
 def test_guidance_reaches_what_the_prompt_leaves_open(pipe: CoDiPipeline, facets: Facets, text: str, whole: int, pictures: int) -> None:
-    prompt, empty = prompt_point(pipe.model, Prompt("text", text)), point(pipe, "")
-    assert facets.left_open(torch.cat([prompt, empty])).tolist() == [whole, 1]
-    assert facets.left_open(torch.cat([prompt, empty], dim=1)).tolist() == [1]  # a prompt of two frames, of which one says nothing
-    joint = JointDenoiser({}, composition=pipe.model.composition("facets"), emphasis=pipe.model.emphasis)
-    found = {m: float(share) for m, share in joint.reach(prompt, 3.0).items()}
-    assert found == {"video": whole, "image": 2 * pictures, "text": whole, "audio": 0.5 * whole}
-    assert set(map(float, joint.reach(prompt, 0.5).values())) == {1.0}  # weaker coupling is for all alike
+    prompt, empty = prompted(pipe.model, point(pipe, text)), point(pipe, "")
+    said = {name: float(share) for name, share in facets.left_open(prompt).items()}
+    assert said == {name: float(all(word not in text for word in words)) for name, words in WORDS.items()}
+    both = facets.left_open(torch.cat([prompt, empty], dim=1))  # a prompt of two tokens, of which one says nothing
+    assert all(share.tolist() == [1] for share in both.values())
+    joint = JointDenoiser({}, composition=pipe.model.composition("facets"), emphasis={"image": 2, "video": 3, "audio": 0.5})
+    found = {m: share.tolist() for m, share in joint.reach(torch.cat([prompt, empty]), 3.0).items()}
+    image, audio = (2, 0.5) if text else (1, 1)  # where the prompt says nothing, there is nothing to hold its own beside
+    video = 3 if text and pictures else 1  # nor in what clips show beside beats
+    assert found == {"video": [video * whole, 1], "image": [image * pictures, 1], "text": [whole, 1], "audio": [audio * whole, 1]}
+    for guidance in (0.5, 1.0):  # weaker coupling is for all alike
+        assert set(map(float, joint.reach(prompt, guidance).values())) == {1.0}
     assert set(map(float, JointDenoiser({}).reach(prompt, 3.0).values())) == {1.0}
+    assert float(JointDenoiser({}, emphasis={"image": 2}).reach(prompt, 3.0)["image"]) == 2
 
 
 def test_outputs_are_guided_to_agree_on_what_the_prompt_leaves_open(pipe: CoDiPipeline) -> None:
@@ -137,7 +162,7 @@ def test_emphasis_is_a_number_for_all_outputs_or_for_some(tmp_path: Path) -> Non
 
 
 def test_composition_takes_prompts_of_every_frame_apart(pipe: CoDiPipeline, facets: Facets) -> None:
-    rows = torch.cat([prompt_point(pipe.model, Prompt("text", text)) for text in ("a red star", "a blue star", "")])
+    rows = torch.cat([prompted(pipe.model, point(pipe, text)) for text in ("a red star", "a blue star", "")])
     frames = rows[None].expand(2, -1, -1, -1)  # (B, F, n, D)
     found = Composition(facets, ("shape", "colour"), 500)(frames)
     assert isinstance(found, FacetedContext) and found.told.tolist() == [0, 1] and found.apart.shape == (6, 3, 1, 128)
@@ -184,8 +209,8 @@ def test_a_model_without_its_facets_says_so(tmp_path: Path) -> None:
     (folder / FACETS_FILE).unlink()
     model = CoDi.from_pretrained(folder, device="cpu")
     with pytest.raises(CoDiError, match=f"needs {FACETS_FILE}.*use the composition 'plain'"):
-        prompt_point(model, Prompt("text", "a star"))
-    assert prompt_point(model, Prompt("text", "a star"), "plain").shape == (1, 1, 128) and model.composition("plain") is None
+        prompted(model, torch.zeros(1, 1, 128))
+    assert prompted(model, torch.zeros(1, 1, 128), "plain").shape == (1, 1, 128) and model.composition("plain") is None
     text = (folder / "config.json").read_text().replace('"shape, colour"', '"shape, smell"')
     (folder / "config.json").write_text(text)
     shutil.copy(SHIPPED / "codi-mini" / FACETS_FILE, folder)

@@ -61,7 +61,7 @@ def test_prompts_are_those_of_the_pipeline(session, headless):
             given = (given["waveform"][0, 0], given["sample_rate"])
         elif kind == "video":
             given = given.get_components().images.movedim(-1, 1)
-        expected = prompts.prompt_point(headless, prompts.Prompt(kind, given))
+        expected = prompts.encode_prompt(headless, prompts.Prompt(kind, given))
         assert embeddings[kind].shape == (1, 1, 128)
         assert torch.allclose(embeddings[kind], expected, atol=1e-5)
     graph = encoder("image", 0)

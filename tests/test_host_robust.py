@@ -90,7 +90,7 @@ def test_a_second_run_encodes_and_loads_only_what_changed(session, monkeypatch):
     session.forget()
     session.run(graph)
     with (
-        counted(monkeypatch, encode, "prompt_point") as encoded,
+        counted(monkeypatch, encode, "encode_prompt") as encoded,
         counted(monkeypatch, host.handle.HostedCoDi, "_read") as read,
         counted(monkeypatch, host.denoiser, "_build") as built,
     ):

@@ -89,13 +89,13 @@ class Worker:
 
     def _context(self, item: Item) -> Context:
         """The mixed prompt of an item and what guidance leads away from; kept, since many items share a prompt."""
-        key = (item.prompts, item.settings.mix)
+        key = (item.prompts, item.settings.mix, item.settings.composition)
         if key not in self._contexts:
             if len(self._contexts) >= _KEPT_PROMPTS:
                 self._contexts.clear()
             prompts = [prompt.read(self.pipe.model.config.sampling.frames) for prompt in item.prompts]
             self.pipe.load(prompts, item.settings)
-            self._contexts[key] = self.pipe.condition(prompts, item.settings.mix)
+            self._contexts[key] = self.pipe.condition(prompts, item.settings.mix, item.settings.composition)
         return self._contexts[key]
 
     def _given(self, item: Item) -> Given:

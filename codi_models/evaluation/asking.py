@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..conditioning import mix
 from ..pipeline import CoDiPipeline
-from ..prompts import Prompt, prompt_point
+from ..prompts import Prompt, encode_prompt, prompted
 from ..worlds import bounce, render
 
 SCENES = ("a", "b", "c")
@@ -103,8 +103,8 @@ def ask(pipe: CoDiPipeline, recipe: Recipe, count: int, seed: int, composition: 
     wanted, nothing = pipe.condition([])
     if not recipe.parts:
         return Asked(scenes, said, wanted.expand(count, -1, -1), None, list(range(first, first + count)))
-    embedded = [torch.cat([prompt_point(pipe.model, prompt, composition) for prompt in prompts]) for prompts in rendered]
-    blend = mix(embedded, [part.weight for part in recipe.parts])  # (n, 1, D)
+    embedded = [torch.cat([encode_prompt(pipe.model, prompt) for prompt in prompts]) for prompts in rendered]
+    blend = prompted(pipe.model, mix(embedded, [part.weight for part in recipe.parts]), composition)  # (n, 1, D)
     # The empty text stands for no prompt where the modality gap is closed; else the published rule decides.
     nothing = pipe.condition([prompts[0] for prompts in rendered])[1]
     return Asked(scenes, said, blend, nothing, list(range(first, first + count)))

@@ -16,7 +16,7 @@ from ...codi_models.errors import CoDiError
 from ...codi_models.joint import JointDenoiser, guidance_shares
 from .denoiser import usual_composition
 from .handle import CoDiHandle
-from .latent_model import LatentModel, frame_prompts, wrap_sampling
+from .latent_model import LatentModel, wrap_sampling
 from .lora import MEMBERS, JointPatcher, joint_state_dict
 from .parts import modalities_of
 
@@ -74,8 +74,8 @@ class JointNetwork(nn.Module):
     ) -> Any:
         """List of latents in diffusion space -> list of predicted noise, same shapes; one tensor where one was given.
 
-        codi_frames: see `frame_prompts`. codi_kept: outputs that are given, whose noise is not needed (zeros are returned);
-        codi_spoken: their environment embeddings, (B, kept, C)."""
+        codi_frames: prompts of the frames of a clip, (B, F, n, D). codi_kept: outputs that are given, whose noise is not needed (zeros
+        are returned); codi_spoken: their environment embeddings, (B, kept, C)."""
         parts = x if isinstance(x, list) else [x]
         names = modalities_of([p.shape for p in parts], self.codi.config)
         latents = {n: _own_form(n, p) for n, p in zip(names, parts, strict=True)}
@@ -88,7 +88,7 @@ class JointNetwork(nn.Module):
         noise = self.joint(
             latents,
             timesteps,
-            {n: frame_prompts(context, codi_frames) if n == "video" else context for n in names},
+            {n: codi_frames if n == "video" and codi_frames is not None else context for n in names},
             wiring=coupling.wiring,
             alignment=coupling.strength,
             alignment_guidance=coupling.guidance,

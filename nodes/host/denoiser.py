@@ -19,7 +19,7 @@ from ...codi_models.errors import CoDiError
 from ...codi_models.facets import Composition
 from ...codi_models.model import DTYPES, check_component
 from .handle import CoDiHandle, open_handle
-from .latent_model import FRAMES, LatentModel, ScheduleConfig, frame_prompts, wrap_sampling
+from .latent_model import FRAMES, LatentModel, ScheduleConfig, wrap_sampling
 from .lora import denoiser_patcher
 
 DENOISERS = ("vision_denoiser", "audio_denoiser", "text_denoiser")
@@ -45,7 +45,7 @@ class _HostCall:
         x = x[0] if isinstance(x, list) else x
         if x.ndim == 3:  # text: (B, D, 1) in the host, (B, D) in the network
             return run(x.squeeze(-1), timesteps, context).unsqueeze(-1)
-        context = frame_prompts(context, kw.get(FRAMES) if x.ndim == 5 else None)
+        context = kw.get(FRAMES, context) if x.ndim == 5 else context
         return run(x, timesteps, context if self.composition is None else self.composition(context))
 
 

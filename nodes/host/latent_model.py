@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ...codi_models.config import DENOISER_OF
 from ...codi_models.errors import CoDiError
+from ...codi_models.prompts import prompted
 from .handle import CoDiHandle
 from .latent_format import CoDiLatentFormat
 from .lora import key_map_config, with_other_names
@@ -26,7 +27,8 @@ from .parts import modalities_of
 
 SCALED_BY = {"video": "picture_autoencoder", "image": "picture_autoencoder", "text": "text_autoencoder", "audio": "sound_autoencoder"}
 FRAMES = "codi_frames"
-"""Key of CONDITIONING for prompts of single frames of a clip, see `frame_prompts`."""
+"""Key of CONDITIONING for what each frame of a clip adds to the prompt, (B, F, k, D): sums, so that stock nodes that change the prompt
+change every frame. The network gets the prompts of the frames under the same key, (B, F, n, D)."""
 KEPT, SPOKEN = "codi_kept", "codi_spoken"
 _BYTES_PER_CHANNEL = 33  # activations of one latent element, per model channel and byte of the dtype; as the host reckons for SD 1.5
 
@@ -118,11 +120,17 @@ class LatentModel(comfy.model_base.BaseModel):
             raise CoDiError(
                 f"this CONDITIONING holds {prompt.shape[0]} prompts for a batch of {batch}: give one, or one for every sample of the batch"
             )
+        frames = kwargs.get(FRAMES)
+        if prompt is not None:  # here, where all that the graph does to a prompt is done
+            if frames is not None:
+                each = (comfy.utils.repeat_to_batch_size(t, batch) for t in (prompt, frames))
+                frames = prompted(self.codi.model, _frame_prompts(*each))  # (B, F, n, D)
+            kwargs["cross_attn"] = prompted(self.codi.model, prompt)
         out = super().extra_conds(**kwargs)
         shapes = kwargs["latent_shapes"]
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
         asked = self.check(shapes)
-        if (frames := kwargs.get(FRAMES)) is not None and "video" in asked:
+        if frames is not None and "video" in asked:
             has, wants = frames.shape[1], shapes[asked.index("video")][2]
             if has != wants:
                 raise CoDiError(
@@ -214,12 +222,8 @@ def wrap_sampling(patcher: Any) -> Any:
     return patcher
 
 
-def frame_prompts(context: Tensor, frames: Tensor | None) -> Tensor:
-    """Prompt (B, n, D) and what every frame adds to its first tokens, (B, F, k, D) -> (B, F, n, D); without frames the prompt itself.
-
-    Sums and not prompts travel beside the CONDITIONING, so that stock nodes that change its tensor change every frame."""
-    if frames is None:
-        return context
+def _frame_prompts(context: Tensor, frames: Tensor) -> Tensor:
+    """Prompt (B, n, D) and what every frame adds to its first tokens, (B, F, k, D) -> (B, F, n, D)."""
     own = context[:, None].expand(-1, frames.shape[1], -1, -1)  # (B, F, n, D)
     k = min(frames.shape[2], own.shape[2])
     return torch.cat([own[:, :, :k] + frames[:, :, :k].to(own), own[:, :, k:]], dim=2)
