@@ -24,7 +24,7 @@ class JointDenoiser(nn.Module):
 
     denoisers: "vision_denoiser", "audio_denoiser", "text_denoiser", or some of them. Pictures and clips share the vision denoiser
     and may both be outputs. With `register=False` the denoisers stay out of the module tree: their owner moves and saves them.
-    composition: takes the prompts of pictures and clips apart. emphasis: output -> factor of the alignment guidance, 1 where none is given.
+    composition: takes the prompts of pictures and clips apart. emphasis: output -> factor of the alignment guidance, see `reach`; else 1.
     """
 
     def __init__(
