@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -28,6 +29,10 @@ from .errors import CoDiError
 FACETS_FILE = "facets.safetensors"
 PARTS = ("reader", "values", "parts")
 
+_SAID = 0.24  # of the way from silence to a value: what says nothing goes up to 0.22, one of three equal prompts mostly beyond 0.3
+_BLUR = 0.005
+_CERTAIN = 0.99  # that a facet is absent, or that it is there
+
 
 @dataclass(frozen=True)
 class Facet:
@@ -36,6 +41,17 @@ class Facet:
     reader: Tensor  # (D + 1, D): an embedding and 1 -> the embedding of a caption that says this attribute and no other
     values: Tensor  # (n, D): embeddings of such captions; of the last one, the empty text
     parts: Tensor  # (n, D): what each value adds to a whole prompt
+
+    @cached_property
+    def silence(self) -> Tensor:
+        """What is read where nothing is said, (D,): between the empty text and what is read of it, as captions of other facets lie."""
+        weight, bias = self.reader[:-1], self.reader[-1]
+        return (self.values[-1] + self.values[-1] @ weight + bias) / 2
+
+    @cached_property
+    def towards(self) -> Tensor:
+        """(D, n - 1): what lies beside silence -> how far it goes towards each value, 1 for all the way."""
+        return torch.linalg.pinv(self.values[:-1] - self.values[-1])
 
 
 class Facets:
@@ -71,13 +87,20 @@ class Facets:
     def odds(self, prompt: Tensor) -> dict[str, Tensor]:
         """How likely each value is, (B, 1, D) -> facet -> (B, 1, n), each row summing to 1.
 
-        The posterior over the values where what is read is one of their embeddings and Gaussian noise, all values being equally likely."""
+        Values share what absence leaves by their posterior where what is read is one of their embeddings and Gaussian noise, all values
+        being equally likely. Absence is no such value, for a prompt that says nothing would then have a say in mixtures: it is told by
+        how far what is read goes from silence towards any value, against `_SAID`. Prompts longer than 1 count as of length 1."""
         prompt = prompt.float()
+        prompt = prompt / prompt.norm(dim=-1, keepdim=True).clamp_min(1)
         found = {}
         for name, facet in self.facets.items():
             weight, bias = facet.reader.to(prompt).split([prompt.shape[-1], 1])
-            read = normalize(prompt @ weight + bias[0], dim=-1)
-            found[name] = (self.sharpness * read @ facet.values.to(prompt).T).softmax(dim=-1)
+            read = prompt @ weight + bias[0]
+            said = (read - facet.silence.to(prompt)) @ facet.towards.to(prompt)  # (B, 1, n - 1)
+            length = said.amax(dim=-1, keepdim=True) - said.amin(dim=-1, keepdim=True).clamp_min(0)  # (B, 1, 1)
+            unsaid = torch.sigmoid((_SAID - length) / _BLUR)
+            shares = (self.sharpness * normalize(read, dim=-1) @ facet.values[:-1].to(prompt).T).softmax(dim=-1)
+            found[name] = torch.cat([shares * (1 - unsaid), unsaid], dim=-1)
         return found
 
     def whole(self, odds: Mapping[str, Tensor]) -> Tensor:
@@ -123,6 +146,3 @@ class Composition:
         empty = next(iter(self.facets.each(nothing).values()))
         apart = torch.cat([context[untold], *(point.to(context) for point in [*points.values(), empty])])
         return FacetedContext(context, told, untold, apart, len(points), self.below)
-
-
-_CERTAIN = 0.99  # that a facet is absent, or that it is there

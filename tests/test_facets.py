@@ -93,6 +93,37 @@ def test_a_prompt_that_is_silent_on_something_takes_nothing_away_from_one_that_s
         torch.testing.assert_close(plain, (raw[0] + raw[1]) / 2)
 
 
+def test_silence_has_no_voice(pipe: CoDiPipeline, facets: Facets) -> None:
+    """One of three prompts that contradict each other says the beats, and one of two or three prompts says anything."""
+    rest = torch.arange(0, 54, 2)
+    scenes, others = bounce.every_scene("exclude")[rest], bounce.every_scene("exclude")[(rest + 22) % 54]
+    nuisance = bounce.sample_nuisance(len(scenes), generator=torch.Generator().manual_seed(9))
+    sounds = [Prompt("audio", (wave, bounce.SAMPLE_RATE)) for wave in render.render_audio(scenes, nuisance)]
+    pictures = [Prompt("image", one) for one in render.render_image(others, nuisance)]
+    colour = Prompt("text", "something cyan")
+    mixed = torch.cat([pipe.condition([colour, *pair])[0] for pair in zip(pictures, sounds, strict=True)])
+    assert (facets.odds(mixed)["beats"][:, 0].argmax(dim=1) == scenes.beats).float().mean() > 0.9
+    nothing = Prompt("text", "")
+    for weight, named in ((1, bounce.ATTRIBUTES), (2, ("shape", "colour"))):  # of the empty text, beside 1 of the other's
+        mixed = torch.cat([pipe.condition([one, replace(nothing, weight=weight)])[0] for one in sounds])
+        for name in named:
+            assert (facets.odds(mixed)[name][:, 0].argmax(dim=1) == getattr(scenes, name)).float().mean() > 0.9, name
+    shapes = facets.odds(torch.cat([pipe.condition([one, nothing, nothing])[0] for one in pictures]))
+    assert (shapes["beats"][:, 0, -1] > 0.9).all()  # and what nothing says, is not made up
+
+
+def test_a_negative_weight_takes_a_facet_away_and_leaves_the_others(pipe: CoDiPipeline, facets: Facets) -> None:
+    scenes = bounce.every_scene("exclude")[torch.arange(0, 54, 5)]
+    found = []
+    for shape, colour, beats in zip(scenes.shape.tolist(), scenes.colour.tolist(), scenes.beats.tolist(), strict=True):
+        words = f"a {bounce.COLOURS[colour]} {bounce.SHAPES[shape]} bounces {WORDS['beats'][beats]}"
+        found.append(pipe.condition([Prompt("text", words), Prompt("text", f"something {bounce.COLOURS[colour]}", -0.75)])[0])
+    odds = facets.odds(torch.cat(found))
+    assert (odds["colour"][:, 0, -1] > 0.9).all()
+    for name in ("shape", "beats"):
+        assert torch.equal(odds[name][:, 0].argmax(dim=1), getattr(scenes, name))
+
+
 def test_composed_noise_is_the_sum_of_what_the_facets_say(pipe: CoDiPipeline, facets: Facets) -> None:
     net, generator = pipe.model.vision_denoiser, torch.Generator().manual_seed(2)
     texts = ["a red triangle", "", "something cyan"]

@@ -12,6 +12,7 @@ from ..facets import Facet, Facets
 from ..worlds import bounce, neighbours
 
 RIDGE = 1e-4  # variance that a reader takes for noise
+HEAVIER = 0.6  # weight of the prompt that is to be heard in a mixture of two
 SHARPNESSES = tuple(2 ** (k / 4) for k in range(8, 29))  # 4 .. 128
 
 
@@ -27,7 +28,8 @@ def fit_facets(captions: Tensor, empty: Tensor, media: Mapping[str, tuple[Tensor
     """Facets shape, colour and beats.
 
     captions: embeddings of all of `neighbours.captions`, (C, D); empty: of the empty text, (D,); media: kind -> embeddings (N, D) and
-    their scenes (N, 3). All aligned in the shared space. Text and each kind of media count the same."""
+    their scenes (N, 3). All aligned in the shared space. Text and each kind of media count the same. Readers are fitted to prompts alone,
+    the sharpness to mixtures of two as well: where both say something, the heavier is to be heard."""
     rows = caption_rows()
     said = torch.cat([neighbours.captions()[2][rows].to(captions.device), said_of_nothing(captions.device)])
     points = torch.cat([captions[rows], empty[None]])
@@ -42,10 +44,17 @@ def fit_facets(captions: Tensor, empty: Tensor, media: Mapping[str, tuple[Tensor
     named = zip(bounce.ATTRIBUTES, readers, values, parts, strict=True)
     found = Facets({name: Facet(*tensors) for name, *tensors in named}, base, 1.0)
 
+    other = torch.multinomial(weights.cpu(), len(inputs), replacement=True, generator=torch.Generator().manual_seed(0)).to(inputs.device)
+    mixed = torch.lerp(inputs[other], inputs, HEAVIER)
+    asked = [(inputs, shows), (mixed, torch.where(shows >= 0, shows, shows[other]))]
+
     def surprise(sharpness: float) -> float:
-        odds = Facets(found.facets, base, sharpness).odds(inputs[:, None])
-        told = [odds[name][:, 0].gather(1, (shows[:, k] % (sizes[k] + 1))[:, None])[:, 0] for k, name in enumerate(bounce.ATTRIBUTES)]
-        return -float((weights * torch.stack(told).clamp_min(1e-9).log().sum(dim=0)).sum())
+        told = torch.zeros_like(weights)
+        for prompts, says in asked:
+            odds = Facets(found.facets, base, sharpness).odds(prompts[:, None])
+            for k, name in enumerate(bounce.ATTRIBUTES):
+                told += odds[name][:, 0].gather(1, (says[:, k] % (sizes[k] + 1))[:, None])[:, 0].clamp_min(1e-9).log()
+        return -float((weights * told).sum())
 
     return Facets(found.facets, base, min(SHARPNESSES, key=surprise))
 
