@@ -22,7 +22,7 @@ import torch  # isort: skip
 from torch import Tensor, nn  # isort: skip
 from published import Published, quiet  # isort: skip
 
-from codi_models.autoencoders.picture import PictureAutoencoder  # isort: skip
+from codi_models.autoencoders.image import ImageAutoencoder  # isort: skip
 from codi_models.checkpoints import load_weights, save_weights, without_random_init  # isort: skip
 from codi_models.denoisers.unet import UNet  # isort: skip
 from codi_models.diffusion import alphas_cumprod, betas, guided, sample  # isort: skip
@@ -122,7 +122,7 @@ def autoencoder(published: Published, args: argparse.Namespace) -> list[list[str
     """Encoding (posterior mean) and decoding of one picture."""
     arguments = published.config("sd")["sd_autoencoder"]["args"]
     with torch.device("meta"):
-        ours = PictureAutoencoder(autoencoder_config(arguments))
+        ours = ImageAutoencoder(autoencoder_config(arguments))
     theirs, weights = published.autoencoder(), recipe(ours, "autokl.")
     for net in (ours, theirs):
         net.load_state_dict(weights, assign=True)

@@ -29,7 +29,7 @@ from published import Published  # isort: skip
 
 from codi_models.checkpoints import without_random_init  # isort: skip
 from codi_models.config import DENOISER_OF, CoDiConfig  # isort: skip
-from codi_models.evaluation import plots  # isort: skip
+from codi_models.bounce_world.evaluation import plots  # isort: skip
 from codi_models.files import write_text  # isort: skip
 from codi_models.joint import JointDenoiser  # isort: skip
 from codi_models.model import build_component  # isort: skip

@@ -78,8 +78,8 @@ def compile_regions(net: torch.nn.Module) -> Callable[[Callable[[], Tensor]], Ca
 def latent(output: str, config: CoDiConfig, size: int, frames: int, batch: int) -> Tensor:
     """Noise of one output: 256 pixels or the size asked for, 10 s of sound."""
     vision, audio = config.vision_denoiser.in_channels, config.audio_denoiser.in_channels
-    side = size // 2 ** (len(config.picture_autoencoder.channel_mult) - 1)
-    down = 2 ** (len(config.sound_autoencoder.channel_mult) - 1)
+    side = size // 2 ** (len(config.image_autoencoder.channel_mult) - 1)
+    down = 2 ** (len(config.audio_autoencoder.channel_mult) - 1)
     shapes: dict[str, tuple[int, ...]] = {
         "image": (vision, side, side), "video": (vision, frames, side, side), "text": (config.text_denoiser.in_channels,),
         "audio": (audio, config.mel.frames // down, config.mel.n_mels // down),

@@ -33,7 +33,7 @@ from codi_models.joint import JointDenoiser  # noqa: E402
 from codi_models.model import COMPONENTS, DTYPES, build_component  # noqa: E402
 from codi_models.settings import Settings, denoisers_of, latent_shapes  # noqa: E402
 
-FULL = ("sound_autoencoder", "vocoder")  # the host keeps them in float32
+FULL = ("audio_autoencoder", "vocoder")  # the host keeps them in float32
 GUIDED = 2  # rows of a batch under guidance
 
 
@@ -136,13 +136,13 @@ class Official:
         """Activations of decoding one sample."""
         shape = latent_shapes(self.config, settings)[output]
         if output == "audio":
-            z = self.empty(1, *shape, like="sound_autoencoder")
-            return peak_of(lambda: self.networks["vocoder"](self.networks["sound_autoencoder"].decode(z)))  # type: ignore[operator]
+            z = self.empty(1, *shape, like="audio_autoencoder")
+            return peak_of(lambda: self.networks["vocoder"](self.networks["audio_autoencoder"].decode(z)))  # type: ignore[operator]
         if output == "text":
             text, z = self.networks["text_autoencoder"], self.empty(1, *shape)
             ids = self.empty(1, self.config.text_autoencoder.max_tokens, dtype=torch.int64)
             return peak_of(lambda: text.decoder(z, ids))  # type: ignore[operator]
-        return peak_of(lambda: self.networks["picture_autoencoder"].decode(self.empty(1, *shape)))  # type: ignore[operator]
+        return peak_of(lambda: self.networks["image_autoencoder"].decode(self.empty(1, *shape)))  # type: ignore[operator]
 
 
 def stages(official: Official, prompts: tuple[str, ...], settings: Settings) -> list[tuple[str, tuple[str, ...], int]]:
@@ -151,9 +151,9 @@ def stages(official: Official, prompts: tuple[str, ...], settings: Settings) -> 
     for kind in prompts:
         found.append((f"encode {kind}", ("clap" if kind == "audio" else "clip",), official.encode(kind)))
     found.append(("denoise", tuple(denoisers_of(settings.outputs)), official.denoise(settings)))
-    decoders = {"audio": ("sound_autoencoder", "vocoder"), "text": ("text_autoencoder",)}
+    decoders = {"audio": ("audio_autoencoder", "vocoder"), "text": ("text_autoencoder",)}
     for output in settings.outputs:
-        found.append((f"decode {output}", decoders.get(output, ("picture_autoencoder",)), official.decode(output, settings)))
+        found.append((f"decode {output}", decoders.get(output, ("image_autoencoder",)), official.decode(output, settings)))
     return found
 
 

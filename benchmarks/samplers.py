@@ -24,19 +24,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
+from codi_models.bounce_world.evaluation import plots  # noqa: E402
+from codi_models.bounce_world.evaluation.asking import Recipe, of_kinds  # noqa: E402
+from codi_models.bounce_world.evaluation.cells import Cell, Store  # noqa: E402
+from codi_models.bounce_world.evaluation.coupling import agreement, shuffled  # noqa: E402
+from codi_models.bounce_world.evaluation.laboratory import Laboratory  # noqa: E402
+from codi_models.bounce_world.evaluation.quality import Examiner  # noqa: E402
+from codi_models.bounce_world.evaluation.report import every, hits, percent, plain, pooled, share, shown_by, table  # noqa: E402
+from codi_models.bounce_world.report import Share  # noqa: E402
 from codi_models.config import MODALITIES  # noqa: E402
 from codi_models.diffusion import SAMPLERS, ddim_timesteps  # noqa: E402
 from codi_models.errors import CoDiError  # noqa: E402
-from codi_models.evaluation import plots  # noqa: E402
-from codi_models.evaluation.asking import Recipe, of_kinds  # noqa: E402
-from codi_models.evaluation.cells import Cell, Store  # noqa: E402
-from codi_models.evaluation.coupling import agreement, shuffled  # noqa: E402
-from codi_models.evaluation.laboratory import Laboratory  # noqa: E402
-from codi_models.evaluation.quality import Examiner  # noqa: E402
-from codi_models.evaluation.report import every, hits, percent, plain, pooled, share, shown_by, table  # noqa: E402
 from codi_models.files import write_text  # noqa: E402
 from codi_models.pipeline import CoDiPipeline  # noqa: E402
-from codi_models.worlds.report import Share  # noqa: E402
 
 JOINT = ("video", "audio")
 REFERENCE = ("ddim", 50)

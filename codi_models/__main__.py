@@ -11,11 +11,11 @@ COMMANDS = {
     "generate": (".cli.generate", "any mix of prompts to any set of outputs, as files"),
     "batch": (".cli.batch", "every item of a manifest, on one machine or many"),
     "train": (".training.cli", "train a model on Bounce World"),
-    "evaluate": (".evaluation.cli", "measure a model by Bounce World's judge"),
+    "evaluate": (".bounce_world.evaluation.cli", "measure a model by Bounce World's judge"),
     "convert": (".cli.convert", "the published checkpoint to a model folder"),
     "download": (".cli.download", "fetch the published checkpoint or its vocabularies"),
     "parity": (".parity.cli", "hold the networks against recorded numbers of the published ones"),
-    "world": (".worlds.export", "write samples of Bounce World"),
+    "world": (".bounce_world.export", "write samples of Bounce World"),
 }
 BAD_INPUT, INTERRUPTED = 2, 130
 

@@ -210,8 +210,8 @@ class CoDiConfig:
     name: str
     clip: CLIPConfig
     clap: CLAPConfig
-    picture_autoencoder: AutoencoderConfig
-    sound_autoencoder: AutoencoderConfig
+    image_autoencoder: AutoencoderConfig
+    audio_autoencoder: AutoencoderConfig
     mel: MelConfig
     vocoder: VocoderConfig | SpectrumVocoderConfig
     text_autoencoder: OptimusConfig
@@ -227,8 +227,8 @@ class CoDiConfig:
             name="codi",
             clip=CLIPConfig(),
             clap=CLAPConfig(),
-            picture_autoencoder=AutoencoderConfig(in_channels=3, latent_channels=4, scale=0.18215),
-            sound_autoencoder=AutoencoderConfig(in_channels=1, latent_channels=8, channel_mult=(1, 2, 4), scale=0.9228),
+            image_autoencoder=AutoencoderConfig(in_channels=3, latent_channels=4, scale=0.18215),
+            audio_autoencoder=AutoencoderConfig(in_channels=1, latent_channels=8, channel_mult=(1, 2, 4), scale=0.9228),
             mel=MelConfig(),
             vocoder=VocoderConfig(),
             text_autoencoder=OptimusConfig(),
@@ -253,10 +253,10 @@ class CoDiConfig:
                 projection_dim=128, hidden_dim=128, embed_dim=24, depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 4), spec_size=128,
                 num_classes=18, sample_rate=16000, n_fft=1024, hop_length=160, f_min=50.0, f_max=8000.0, clip_seconds=1.28,
             ),
-            picture_autoencoder=AutoencoderConfig(
+            image_autoencoder=AutoencoderConfig(
                 in_channels=3, latent_channels=4, model_channels=16, channel_mult=(1, 2, 3, 4), num_blocks=1, norm_groups=8, scale=1.0
             ),
-            sound_autoencoder=AutoencoderConfig(
+            audio_autoencoder=AutoencoderConfig(
                 in_channels=1, latent_channels=8, model_channels=16, channel_mult=(1, 1, 2, 4), num_blocks=1, norm_groups=8, scale=1.0
             ),
             mel=MelConfig(frames=128, normalize=False),

@@ -10,9 +10,9 @@ from torch import Tensor
 from .model import CoDi
 
 DECODERS = {
-    "image": ("picture_autoencoder",),
-    "video": ("picture_autoencoder",),
-    "audio": ("sound_autoencoder", "vocoder"),
+    "image": ("image_autoencoder",),
+    "video": ("image_autoencoder",),
+    "audio": ("audio_autoencoder", "vocoder"),
     "text": ("text_autoencoder",),
 }
 """Components that decode an output."""
@@ -24,8 +24,8 @@ BINS_AT_ONCE = 8 * 1024 * 64  # the same for sounds, in mel bins
 @torch.inference_mode()
 def decode_pixels(model: CoDi, latents: Tensor) -> Tensor:
     """(B, 4, h, w) or (B, 4, F, h, w) in diffusion space -> (B, 3, H, W) or (B, F, 3, H, W), float32 in 0..1."""
-    autoencoder, scale = model.picture_autoencoder, model.config.picture_autoencoder.scale
-    z = (latents / scale).to(model.precision("picture_autoencoder"))
+    autoencoder, scale = model.image_autoencoder, model.config.image_autoencoder.scale
+    z = (latents / scale).to(model.precision("image_autoencoder"))
     frames = z if z.ndim == 4 else z.transpose(1, 2).flatten(0, 1)  # (B * F, 4, h, w)
     size = frames.shape[-2] * frames.shape[-1] * autoencoder.factor**2
     pixels = torch.cat([autoencoder.decode(part).float() for part in frames.split(max(1, PIXELS_AT_ONCE // size))])
@@ -34,13 +34,13 @@ def decode_pixels(model: CoDi, latents: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def decode_sound(model: CoDi, latents: Tensor) -> Tensor:
+def decode_audio(model: CoDi, latents: Tensor) -> Tensor:
     """(B, C, T / f, M / f) in diffusion space -> (B, N), float32 in -1..1, N = hop_length * T, at `config.mel.sample_rate`."""
-    z = (latents / model.config.sound_autoencoder.scale).to(model.precision("sound_autoencoder"))
-    bins = z.shape[-2] * z.shape[-1] * model.sound_autoencoder.factor**2
+    z = (latents / model.config.audio_autoencoder.scale).to(model.precision("audio_autoencoder"))
+    bins = z.shape[-2] * z.shape[-1] * model.audio_autoencoder.factor**2
     sounds = []
     for part in z.split(max(1, BINS_AT_ONCE // bins)):
-        logmel = model.sound_autoencoder.decode(part)  # (b, 1, T, M)
+        logmel = model.audio_autoencoder.decode(part)  # (b, 1, T, M)
         sounds.append(model.vocoder(logmel.to(model.precision("vocoder"))).float().clamp(-1, 1))
     return torch.cat(sounds)
 

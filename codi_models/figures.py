@@ -126,14 +126,14 @@ def draw_curve(values: Sequence[float], title: str, *, size: tuple[int, int] = (
     return picture
 
 
-def to_picture(image: Image.Image) -> Tensor:
+def to_image(image: Image.Image) -> Tensor:
     """Pillow's picture as (H, W, 3), float32 in 0..1."""
     import numpy as np
 
     return torch.from_numpy(np.asarray(image.convert("RGB")).copy()).float() / 255
 
 
-def from_picture(pixels: Tensor) -> Image.Image:
+def from_image(pixels: Tensor) -> Image.Image:
     """(H, W, 3) in 0..1 as Pillow's picture; values outside are clipped."""
     return Image.fromarray((pixels.detach().float().cpu().nan_to_num().clamp(0, 1) * 255).round().to(torch.uint8).contiguous().numpy())
 

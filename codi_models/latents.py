@@ -13,7 +13,7 @@ from .errors import CoDiError
 from .model import CoDi
 from .prompts import Prompt
 
-ENCODERS = {"image": "picture_autoencoder", "video": "picture_autoencoder", "audio": "sound_autoencoder", "text": "text_autoencoder"}
+ENCODERS = {"image": "image_autoencoder", "video": "image_autoencoder", "audio": "audio_autoencoder", "text": "text_autoencoder"}
 """Component that makes the latent of a modality."""
 
 
@@ -55,7 +55,7 @@ def encode_media(model: CoDi, prompt: Prompt, *, size: int | None = None, frames
         latent = model.text_autoencoder.encode(model.text_tokenizers.encode([value], whole=whole).to(device))
         return latent[0].float() * config.text_autoencoder.scale
     if prompt.kind == "audio":
-        return model.sound_autoencoder.encode(value[None].to(device, model.dtype))[0].float() * config.sound_autoencoder.scale
+        return model.audio_autoencoder.encode(value[None].to(device, model.dtype))[0].float() * config.audio_autoencoder.scale
     pixels = value[None] if prompt.kind == "image" else value.transpose(0, 1)[None]  # (1, 3, H, W) or (1, 3, F, H, W)
-    latent = model.picture_autoencoder.encode((pixels * 2 - 1).to(device, model.dtype))
-    return latent[0].float() * config.picture_autoencoder.scale
+    latent = model.image_autoencoder.encode((pixels * 2 - 1).to(device, model.dtype))
+    return latent[0].float() * config.image_autoencoder.scale

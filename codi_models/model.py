@@ -44,8 +44,8 @@ class Component:
 COMPONENTS = {
     "clip": Component(".encoders.clip", "CLIPEncoder", ("clip",)),
     "clap": Component(".encoders.clap", "CLAPEncoder", ("clap",)),
-    "picture_autoencoder": Component(".autoencoders.picture", "PictureAutoencoder", ("picture_autoencoder",)),
-    "sound_autoencoder": Component(".autoencoders.sound", "SoundAutoencoder", ("sound_autoencoder", "mel")),
+    "image_autoencoder": Component(".autoencoders.image", "ImageAutoencoder", ("image_autoencoder",)),
+    "audio_autoencoder": Component(".autoencoders.audio", "AudioAutoencoder", ("audio_autoencoder", "mel")),
     "vocoder": Component(".autoencoders.spectrum", "build_vocoder", ("vocoder",)),
     "text_autoencoder": Component(".autoencoders.optimus", "TextAutoencoder", ("text_autoencoder",)),
     "vision_denoiser": Component(".denoisers.unet2d", "UNet2D", ("vision_denoiser",)),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .conditioning import mix, shares
-from .decoding import DECODERS, decode_pixels, decode_sound, decode_text
+from .decoding import DECODERS, decode_audio, decode_pixels, decode_text
 from .diffusion import Contexts, Denoise, guided, initial_noise, is_held, keeping, sample
 from .errors import CoDiError
 from .joint import JointDenoiser, guidance_shares
@@ -252,7 +252,7 @@ class CoDiPipeline:
                 if output == "text":
                     decoded: Any = decode_text(self.model, z, seeds)
                 else:
-                    decoded = (decode_sound if output == "audio" else decode_pixels)(self.model, z).cpu()
+                    decoded = (decode_audio if output == "audio" else decode_pixels)(self.model, z).cpu()
             for one, value in zip(samples, decoded, strict=True):
                 setattr(one, output, value)
         return samples

@@ -56,11 +56,11 @@ def encode_prompt(model: CoDi, prompt: Prompt) -> Tensor:
 
         embedding = encode_prompts(model.clip, model.clip_tokenizer, [str(value)])
     elif prompt.kind == "audio":
-        from .encoders.preprocess import encode_sound
+        from .encoders.preprocess import encode_audio
 
         if not (isinstance(value, tuple) and isinstance(value[0], Tensor) and value[0].ndim == 1 and value[0].numel()):
             raise CoDiError("an audio prompt is a pair: a waveform (N,) with at least one sample, and its sample rate")
-        embedding = encode_sound(model.clap, value[0][None].to(model.device), value[1])
+        embedding = encode_audio(model.clap, value[0][None].to(model.device), value[1])
     else:
         from .encoders.preprocess import clip_image, clip_video, spread
 

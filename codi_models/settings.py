@@ -167,7 +167,7 @@ class Settings:
         return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in usual}))
 
     def _check(self, config: CoDiConfig) -> None:
-        unit, most = picture_unit(config), config.vision_denoiser.max_frames
+        unit, most = image_unit(config), config.vision_denoiser.max_frames
         checks = [
             (0 <= self.seed and self.seed + self.count <= 1 << 63, f"seed {self.seed} must be 0 or more and below 2**63"),
             (self.count >= 1, f"count {self.count} must be 1 or more"),
@@ -202,22 +202,22 @@ class Settings:
 _PLACES_AT_ONCE = 1 << 15  # latent positions denoised in one batch, all outputs together
 
 
-def picture_unit(config: CoDiConfig) -> int:
+def image_unit(config: CoDiConfig) -> int:
     """Pixels that sizes are multiples of: the autoencoder's factor times the UNet's."""
-    levels = len(config.picture_autoencoder.channel_mult) + len(config.vision_denoiser.channel_mult)
+    levels = len(config.image_autoencoder.channel_mult) + len(config.vision_denoiser.channel_mult)
     return 2 ** (levels - 2)
 
 
 def latent_shapes(config: CoDiConfig, settings: Settings) -> dict[str, tuple[int, ...]]:
     """Shape of one sample's latent for each output, bridge included: (C, h, w), (C, F, h, w), (C, T, M) or (D,)."""
-    picture, sound = config.picture_autoencoder, config.sound_autoencoder
-    factor, sound_factor = 2 ** (len(picture.channel_mult) - 1), 2 ** (len(sound.channel_mult) - 1)
+    picture, sound = config.image_autoencoder, config.audio_autoencoder
+    factor, audio_factor = 2 ** (len(picture.channel_mult) - 1), 2 ** (len(sound.channel_mult) - 1)
     image, video = settings.image_size // factor, settings.video_size // factor
     shapes: dict[str, tuple[int, ...]] = {
         "video": (picture.latent_channels, settings.frames, video, video),
         "image": (picture.latent_channels, image, image),
         "text": (config.text_autoencoder.latent_dim,),
-        "audio": (sound.latent_channels, config.mel.frames // sound_factor, config.mel.n_mels // sound_factor),
+        "audio": (sound.latent_channels, config.mel.frames // audio_factor, config.mel.n_mels // audio_factor),
     }
     return {output: shapes[output] for output in settings.working}
 

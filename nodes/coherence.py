@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ..codi_models.coherence import AMONG, best, principal_axes, scores, similarities
 from ..codi_models.config import MODALITIES
 from ..codi_models.errors import CoDiError
-from ..codi_models.figures import draw_matrix, draw_points, to_picture
+from ..codi_models.figures import draw_matrix, draw_points, to_image
 from .host import shared
 from .host.handle import CoDiHandle
 from .schema import CodiModel, Node, schema
@@ -102,7 +102,7 @@ class Coherence(Node):
         pictures = []
         for row, one in enumerate(matrix[:_SHOWN]):
             title = f"coherence {float(score[row]):.2f}" + (f", item {row + 1} of {len(matrix)}" if len(matrix) > 1 else "")
-            pictures.append(to_picture(draw_matrix(one, labels, kinds, title)))
+            pictures.append(to_image(draw_matrix(one, labels, kinds, title)))
         image = torch.stack(pictures)  # (B, H, W, 3)
         table = "\n".join(_lines(matrix, score, labels))
         shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
@@ -190,5 +190,5 @@ class SharedSpacePlot(Node):
                 labels.append(f"{point.label} {i + 1}" if many else point.label)
                 kinds.append(point.kind)
         coordinates, variance = principal_axes(torch.stack(rows))
-        image = to_picture(draw_points(coordinates, labels, kinds, variance))[None]  # (1, H, W, 3)
+        image = to_image(draw_points(coordinates, labels, kinds, variance))[None]  # (1, H, W, 3)
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

@@ -15,7 +15,7 @@ from ..codi_models.decoding import decode_text
 from ..codi_models.errors import CoDiError
 from .host.handle import CoDiHandle
 from .host.parts import take
-from .host.vae import PictureVAE, SoundVAE
+from .host.vae import AudioVAE, ImageVAE
 from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
 
 
@@ -67,7 +67,7 @@ class DecodeImage(Node):
 
     @classmethod
     def execute(cls, codi: CoDiHandle, latent: dict) -> io.NodeOutput:
-        image = PictureVAE(codi).decode(take(latent, "image", codi.config))
+        image = ImageVAE(codi).decode(take(latent, "image", codi.config))
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
 
 
@@ -94,7 +94,7 @@ class DecodeVideo(Node):
 
     @classmethod
     def execute(cls, codi: CoDiHandle, latent: dict, audio: dict | None = None, frame_rate: float = 0.0) -> io.NodeOutput:
-        clips = PictureVAE(codi).decode(take(latent, "video", codi.config))  # (B, F, H, W, 3)
+        clips = ImageVAE(codi).decode(take(latent, "video", codi.config))  # (B, F, H, W, 3)
         rate = Fraction(frame_rate or codi.config.sampling.frame_rate).limit_denominator(1000)
         videos = []
         for row, frames in enumerate(clips):
@@ -120,7 +120,7 @@ class DecodeAudio(Node):
 
     @classmethod
     def execute(cls, codi: CoDiHandle, latent: dict) -> io.NodeOutput:
-        wave = SoundVAE(codi).decode(take(latent, "audio", codi.config)).movedim(-1, 1).float().cpu()  # (B, 1, N)
+        wave = AudioVAE(codi).decode(take(latent, "audio", codi.config)).movedim(-1, 1).float().cpu()  # (B, 1, N)
         audio = {"waveform": wave, "sample_rate": codi.config.mel.sample_rate}
         return io.NodeOutput(audio, ui=ui.PreviewAudio(audio, cls=cls))
 

@@ -10,7 +10,7 @@ from ..codi_models.config import DENOISER_OF, MODALITIES
 from ..codi_models.errors import CoDiError
 from .host import compose, costs, folders, handle
 from .host.denoiser import DENOISERS, denoiser_model
-from .host.vae import PictureVAE, SoundVAE
+from .host.vae import AudioVAE, ImageVAE
 from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
 
 _DTYPES = ["auto", "fp32", "fp16", "bf16"]
@@ -135,4 +135,4 @@ class LoadVAE(Node):
 
     @classmethod
     def execute(cls, codi: handle.CoDiHandle) -> io.NodeOutput:
-        return io.NodeOutput(PictureVAE(codi), SoundVAE(codi))
+        return io.NodeOutput(ImageVAE(codi), AudioVAE(codi))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from comfy_api.latest import InputImpl, Types, io, ui
 
-from ..codi_models.figures import draw_spectrogram, to_picture
+from ..codi_models.figures import draw_spectrogram, to_image
 from .decode import frame_rate_input, saved_clip, words_seed_input
 from .host import shared
 from .host.handle import CoDiHandle
@@ -55,7 +55,7 @@ class Preview(Node):
         if "audio" in made:
             audio = {"waveform": made["audio"][:, None], "sample_rate": codi.config.mel.sample_rate}  # (B, 1, N)
             show["codi_audio"] = ui.PreviewAudio(audio, cls=cls).as_dict()["audio"]
-            pictures = [to_picture(draw_spectrogram(loudness(row, codi.config.mel), _SPECTROGRAM)) for row in made["audio"]]
+            pictures = [to_image(draw_spectrogram(loudness(row, codi.config.mel), _SPECTROGRAM)) for row in made["audio"]]
             show["codi_sound"] = ui.PreviewImage(torch.stack(pictures), cls=cls).as_dict()["images"]
         if "image" in made:
             image = made["image"]

@@ -16,7 +16,7 @@ from comfy_api.latest import io, ui
 
 from ..codi_models.config import MODALITIES
 from ..codi_models.errors import CoDiError
-from ..codi_models.figures import draw_curve, to_picture
+from ..codi_models.figures import draw_curve, to_image
 from ..codi_models.model import SHIPPED
 from ..codi_models.training import OWN_STAGES
 from .host import folders, handle
@@ -133,7 +133,7 @@ class Train(Node):
         )  # fmt: skip
         losses = _train(run)
         picture = draw_curve(losses, f"{save_as}: {run.name}")
-        image = to_picture(picture)[None]  # (1, H, W, 3)
+        image = to_image(picture)[None]  # (1, H, W, 3)
         return io.NodeOutput(handle.open_handle(save_as), image, save_as, ui=ui.PreviewImage(image, cls=cls))
 
 

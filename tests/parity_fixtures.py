@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from codi.codi_models.autoencoders.image import ImageAutoencoder
 from codi.codi_models.autoencoders.mel import LogMel
 from codi.codi_models.autoencoders.optimus import TextAutoencoder
-from codi.codi_models.autoencoders.picture import PictureAutoencoder
 from codi.codi_models.autoencoders.vocoder import Vocoder
 from codi.codi_models.config import (
     AutoencoderConfig,
@@ -176,7 +176,7 @@ def temporal(dim: int = 96, heads: int = 4, head_dim: int = 12, frames: int = 11
 
 def picture(attention: tuple[bool, ...] = (False, True)) -> Made:
     """Two levels, one of them with attention, two blocks each."""
-    net = fill(PictureAutoencoder(AutoencoderConfig(
+    net = fill(ImageAutoencoder(AutoencoderConfig(
         in_channels=3, latent_channels=5, inner_channels=4, model_channels=32, channel_mult=(2, 1), num_blocks=2,
         attention=attention, scale=1.0,
     )), "other")  # fmt: skip
@@ -278,8 +278,8 @@ def clap() -> Made:
     official = dict(amodel="HTSAT-tiny", joint_embed_shape=24, embed_dim=16, depths=[1, 1], num_heads=[1, 2], class_num=7)
     info = described("CLAPAudioEmbeddingClassifierFreev2(amodel='HTSAT-tiny')", official, net, "other")
     return info, {
-        "in/waveform_2s_16k": sound, "out/embedding_2s": preprocess.encode_sound(net, sound, 16000),
-        "out/embedding_of_silence": preprocess.encode_sound(net, torch.zeros(1, 500), 16000),
+        "in/waveform_2s_16k": sound, "out/embedding_2s": preprocess.encode_audio(net, sound, 16000),
+        "out/embedding_of_silence": preprocess.encode_audio(net, torch.zeros(1, 500), 16000),
     }  # fmt: skip
 
 

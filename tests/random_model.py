@@ -1,9 +1,9 @@
 """A model folder of codi-mini's sizes with synthetic weights in which every path takes part (fresh networks predict zero)."""
 
+from codi.codi_models.bounce_world.bounce import ALL_CAPTIONS
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.model import CoDi, save_component
 from codi.codi_models.parity.recipe import fill
-from codi.codi_models.worlds.bounce import ALL_CAPTIONS
 
 
 def random_model(folder):

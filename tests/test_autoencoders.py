@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from codi.codi_models.autoencoders.audio import AudioAutoencoder
 from codi.codi_models.autoencoders.gpt2 import Conv1D
+from codi.codi_models.autoencoders.image import ImageAutoencoder
 from codi.codi_models.autoencoders.kl import sample_posterior
 from codi.codi_models.autoencoders.mel import LogMel
 from codi.codi_models.autoencoders.optimus import TextAutoencoder, special_ids
-from codi.codi_models.autoencoders.picture import PictureAutoencoder
-from codi.codi_models.autoencoders.sound import SoundAutoencoder
 from codi.codi_models.autoencoders.spectrum import SpectrumVocoder, build_vocoder
 from codi.codi_models.autoencoders.vocoder import Vocoder
 from codi.codi_models.config import CoDiConfig, VocoderConfig
@@ -29,13 +29,13 @@ def seeded(make: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def picture() -> PictureAutoencoder:
-    return seeded(lambda: PictureAutoencoder(MINI.picture_autoencoder)).requires_grad_(False)
+def picture() -> ImageAutoencoder:
+    return seeded(lambda: ImageAutoencoder(MINI.image_autoencoder)).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def sound() -> SoundAutoencoder:
-    return seeded(lambda: SoundAutoencoder(MINI.sound_autoencoder, MINI.mel)).requires_grad_(False)
+def sound() -> AudioAutoencoder:
+    return seeded(lambda: AudioAutoencoder(MINI.audio_autoencoder, MINI.mel)).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,12 @@ def noise(*shape: int) -> Tensor:
 # pictures
 
 
-def test_mini_picture_shapes(picture: PictureAutoencoder) -> None:
+def test_mini_picture_shapes(picture: ImageAutoencoder) -> None:
     z = picture.encode(noise(2, 3, 64, 64))
     assert z.shape == (2, 4, 8, 8) and picture.decode(z).shape == (2, 3, 64, 64)
 
 
-def test_frames_do_not_see_each_other(picture: PictureAutoencoder) -> None:
+def test_frames_do_not_see_each_other(picture: ImageAutoencoder) -> None:
     video = noise(2, 3, 5, 16, 24)
     z = picture.encode(video)
     assert z.shape == (2, 4, 5, 2, 3)
@@ -67,18 +67,18 @@ def test_frames_do_not_see_each_other(picture: PictureAutoencoder) -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 60), (63, 64), (4, 64)])
-def test_indivisible_size_is_named(picture: PictureAutoencoder, size: tuple[int, int]) -> None:
+def test_indivisible_size_is_named(picture: ImageAutoencoder, size: tuple[int, int]) -> None:
     with pytest.raises(CoDiError, match=f"{size[1]} x {size[0]}.*multiples of 8"):
         picture.encode(noise(1, 3, *size))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 64, 64), (3, 64, 64), (1, 4, 8, 8)])
-def test_not_a_picture(picture: PictureAutoencoder, shape: tuple[int, ...]) -> None:
+def test_not_a_picture(picture: ImageAutoencoder, shape: tuple[int, ...]) -> None:
     with pytest.raises(CoDiError, match="pixels must be"):
         picture.encode(noise(*shape))
 
 
-def test_latents_of_another_model(picture: PictureAutoencoder, sound: SoundAutoencoder, text: TextAutoencoder) -> None:
+def test_latents_of_another_model(picture: ImageAutoencoder, sound: AudioAutoencoder, text: TextAutoencoder) -> None:
     for decode, shape in ((picture.decode, (1, 8, 16, 8)), (sound.decode, (1, 4, 8, 8)), (text.generate, (1, 768))):
         with pytest.raises(CoDiError, match=r"latents must be"):
             decode(noise(*shape))
@@ -90,7 +90,7 @@ def test_posterior_draws_have_the_posterior_moments() -> None:
     assert abs(draw.mean().item() - 3) < 0.02 and abs(draw.std().item() - torch.tensor(-1.0).exp().item()) < 0.02
 
 
-def test_drawing_is_asked_for_and_seeded(picture: PictureAutoencoder) -> None:
+def test_drawing_is_asked_for_and_seeded(picture: ImageAutoencoder) -> None:
     pixels = noise(1, 3, 16, 16)
     first, again, other = (picture.encode(pixels, sample=True, generator=torch.Generator().manual_seed(s)) for s in (5, 5, 6))
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -100,17 +100,17 @@ def test_drawing_is_asked_for_and_seeded(picture: PictureAutoencoder) -> None:
 # sound
 
 
-def test_mini_sound_shapes(sound: SoundAutoencoder) -> None:
+def test_mini_sound_shapes(sound: AudioAutoencoder) -> None:
     z = sound.encode(noise(2, 20480))
     assert z.shape == (2, 8, 16, 8) and sound.decode(z).shape == (2, 1, 128, 64)
 
 
-def test_log_mel_is_accepted_as_well(sound: SoundAutoencoder) -> None:
+def test_log_mel_is_accepted_as_well(sound: AudioAutoencoder) -> None:
     wave = noise(2, 20480)
     torch.testing.assert_close(sound.encode(sound.mel(wave)), sound.encode(wave))
 
 
-def test_silence_stays_finite(sound: SoundAutoencoder) -> None:
+def test_silence_stays_finite(sound: AudioAutoencoder) -> None:
     silence = torch.zeros(2, 20480, requires_grad=True)
     z = sound.encode(silence)
     z.sum().backward()
@@ -135,7 +135,7 @@ def test_normalising_the_level_is_a_choice() -> None:
 
 def test_front_end_stays_exact_when_the_model_is_cast() -> None:
     wave = noise(1, 20480)
-    net = SoundAutoencoder(MINI.sound_autoencoder, MINI.mel)
+    net = AudioAutoencoder(MINI.audio_autoencoder, MINI.mel)
     expected = net.mel(wave)
     assert torch.equal(net.to(torch.bfloat16).mel(wave), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -157,7 +157,7 @@ def test_not_a_waveform(shape: tuple[int, ...]) -> None:
         LogMel(MINI.mel)(torch.zeros(shape))
 
 
-def test_not_a_sound(sound: SoundAutoencoder) -> None:
+def test_not_a_sound(sound: AudioAutoencoder) -> None:
     with pytest.raises(CoDiError, match="at least 4 are needed|too few"):
         sound.encode(noise(1, 20480), frames=2)
     with pytest.raises(CoDiError, match=r"log-mel \(B, 1, T, 64\)"):
@@ -166,7 +166,7 @@ def test_not_a_sound(sound: SoundAutoencoder) -> None:
         sound.encode(noise(1, 1, 7, 64))
 
 
-def test_only_a_diverged_latent_is_clipped(sound: SoundAutoencoder) -> None:
+def test_only_a_diverged_latent_is_clipped(sound: AudioAutoencoder) -> None:
     z = noise(2, 8, 16, 8) * 5
     z[0, 0, 0, 0] = 200.0
     assert z[1].abs().max() > 10
@@ -294,8 +294,8 @@ def test_text_longer_than_the_positions(text: TextAutoencoder) -> None:
 # all of them
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "picture": lambda **k: PictureAutoencoder(MINI.picture_autoencoder, **k),
-    "sound": lambda **k: SoundAutoencoder(MINI.sound_autoencoder, MINI.mel, **k),
+    "picture": lambda **k: ImageAutoencoder(MINI.image_autoencoder, **k),
+    "sound": lambda **k: AudioAutoencoder(MINI.audio_autoencoder, MINI.mel, **k),
     "vocoder": lambda **k: Vocoder(HIFIGAN, **k),
     "spectrum": lambda **k: SpectrumVocoder(MINI.vocoder, **k),
     "text": lambda **k: TextAutoencoder(MINI.text_autoencoder, **k),

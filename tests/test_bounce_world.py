@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from codi.codi_models.__main__ import main
+from codi.codi_models.bounce_world import bounce, judge, render
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.media import read_audio, read_image, read_video
-from codi.codi_models.worlds import bounce, judge, render
 
 
 def batch(n: int, seed: int = 0) -> tuple[bounce.Scenes, bounce.Nuisance]:

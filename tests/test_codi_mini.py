@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from codi.codi_models.bounce_world.evaluation.quality import Examiner, judged, rendered_prompts
+from codi.codi_models.bounce_world.report import accuracy
 from codi.codi_models.config import CoDiConfig
-from codi.codi_models.evaluation.quality import Examiner, judged, rendered_prompts
 from codi.codi_models.model import COMPONENTS, SHIPPED
 from codi.codi_models.pipeline import CoDiPipeline
-from codi.codi_models.worlds.report import accuracy
 
 FOLDER = SHIPPED / "codi-mini"
 
@@ -26,7 +26,7 @@ def test_folder_is_whole_and_small() -> None:
     config = CoDiConfig.load(FOLDER / "config.json")
     scaled = {
         name: dataclasses.replace(getattr(config, name), scale=getattr(CoDiConfig.mini(), name).scale)
-        for name in ("picture_autoencoder", "sound_autoencoder", "text_autoencoder")
+        for name in ("image_autoencoder", "audio_autoencoder", "text_autoencoder")
     }
     sampling = dataclasses.replace(CoDiConfig.mini().sampling, composition="facets")  # which training sets once there are some
     assert dataclasses.replace(config, **scaled) == dataclasses.replace(CoDiConfig.mini(), sampling=sampling)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from codi.codi_models.coherence import best, encode_outputs, principal_axes, scores, similarities
 from codi.codi_models.errors import CoDiError
-from codi.codi_models.figures import clipped, draw_matrix, draw_points, draw_spectrogram, font, from_picture, to_picture
+from codi.codi_models.figures import clipped, draw_matrix, draw_points, draw_spectrogram, font, from_image, to_image
 from codi.codi_models.model import CoDi, SharedSpace
 from codi.codi_models.prompts import Prompt, encode_prompt
 from random_model import random_model
@@ -109,7 +109,7 @@ def test_restore_undoes_align():
 def test_matrix_picture_is_warm_where_things_agree():
     labels, kinds = ["a very long label that cannot fit beside the matrix", "picture", "sound"], ["text", "image", "audio"]
     matrix = torch.tensor([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    picture = to_picture(draw_matrix(matrix, labels, kinds, "title"))
+    picture = to_image(draw_matrix(matrix, labels, kinds, "title"))
 
     def cell(row: int, column: int) -> torch.Tensor:
         return picture[44 + row * 72 + 6, 168 + column * 72 + 6]  # beside the number
@@ -123,7 +123,7 @@ def test_matrix_picture_is_warm_where_things_agree():
 
 def test_points_are_drawn_where_they_are():
     coordinates = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, 0.5]])
-    picture = to_picture(draw_points(coordinates, ["left", "right", "top"], ["image", "audio", "video"], (0.8, 0.1)))
+    picture = to_image(draw_points(coordinates, ["left", "right", "top"], ["image", "audio", "video"], (0.8, 0.1)))
     found = []
     for kind in ((98, 190, 120), (235, 116, 101), (91, 158, 245)):
         where = (picture * 255 - torch.tensor(kind)).abs().amax(dim=-1) < 2
@@ -142,7 +142,7 @@ def test_points_are_drawn_where_they_are():
 def test_spectrogram_has_low_bands_below_and_time_to_the_right():
     loudness = torch.zeros(20, 10)
     loudness[15:, :3] = 1.0
-    picture = to_picture(draw_spectrogram(loudness, (200, 100)))
+    picture = to_image(draw_spectrogram(loudness, (200, 100)))
     assert picture.shape == (100, 200, 3)
     assert picture[90, 190].mean() > 0.8 and max(picture[10, 190].mean(), picture[90, 20].mean()) < 0.1
     assert draw_spectrogram(torch.full((4, 4), float("nan")), (8, 8)).size == (8, 8)
@@ -153,4 +153,4 @@ def test_pictures_and_texts_fit():
     cut = clipped("something far too long for so little room", 80, 14)
     assert cut.endswith("...") and font(14).getlength(cut) <= 80
     pixels = torch.tensor([[[0.0, 0.5, 2.0], [float("nan"), 1.0, -1.0]]])
-    assert torch.allclose(to_picture(from_picture(pixels)), torch.tensor([[[0.0, 0.5, 1.0], [0.0, 1.0, 0.0]]]), atol=0.003)
+    assert torch.allclose(to_image(from_image(pixels)), torch.tensor([[[0.0, 0.5, 1.0], [0.0, 1.0, 0.0]]]), atol=0.003)

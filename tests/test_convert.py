@@ -80,7 +80,7 @@ def test_all_files_give_a_whole_folder(tmp_path, given, dtype):
 
 
 def test_only_what_is_asked_for(run, files, tmp_path):
-    sound = "audio_denoiser,sound_autoencoder,vocoder"
+    sound = "audio_denoiser,audio_autoencoder,vocoder"
     status, out, _ = run(files[ENCODERS_FILE], files[AUDIO_FILE], "--components", sound)
     assert status == 0
     assert {p.stem for p in (tmp_path / "out").glob("*.safetensors")} == set(sound.split(","))

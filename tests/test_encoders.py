@@ -15,10 +15,10 @@ from codi.codi_models.encoders.preprocess import (
     clip_image,
     clip_normalize,
     clip_video,
-    encode_sound,
+    encode_audio,
     repeat_pad,
     resample,
-    resize_picture,
+    resize_image,
     spread,
 )
 from codi.codi_models.encoders.tokenizer import VOCABULARY_FILE, CLIPTokenizer, build_clip_vocabulary, encode_prompts
@@ -200,7 +200,7 @@ def test_unusable_vocabularies_are_named(tmp_path):
 # Pictures and clips
 
 
-def encode_pictures(clip, pixels):
+def encode_images(clip, pixels):
     return clip.encode_image(clip_image(pixels, clip.config.image_size))
 
 
@@ -224,16 +224,16 @@ def test_resizing_equals_resize_then_crop(height, width):
     picture = Image.fromarray((pixels[0] * 255).to(torch.uint8).permute(1, 2, 0).numpy()).resize(full, Image.Resampling.BICUBIC)
     left, top = (full[0] - 64) // 2, (full[1] - 64) // 2
     expected = np.asarray(picture.crop((left, top, left + 64, top + 64)), dtype=np.float32)
-    error = np.abs(resize_picture(pixels, 64)[0].permute(1, 2, 0).numpy() * 255 - expected)
+    error = np.abs(resize_image(pixels, 64)[0].permute(1, 2, 0).numpy() * 255 - expected)
     assert error.max() < 1.01 and error.mean() < 0.15  # Pillow may filter along the other axis first
 
 
 def test_pictures_of_any_size_channels_and_range(clip):
     grey = torch.rand(2, 1, 30, 50)
-    assert torch.allclose(encode_pictures(clip, grey), encode_pictures(clip, grey.repeat(1, 3, 1, 1)))
+    assert torch.allclose(encode_images(clip, grey), encode_images(clip, grey.repeat(1, 3, 1, 1)))
     rgba = torch.rand(1, 4, 64, 64)
-    assert torch.equal(encode_pictures(clip, rgba), encode_pictures(clip, rgba[:, :3]))
-    unit(encode_pictures(clip, torch.rand(1, 3, 1, 20000) * 3 - 1), 1)
+    assert torch.equal(encode_images(clip, rgba), encode_images(clip, rgba[:, :3]))
+    unit(encode_images(clip, torch.rand(1, 3, 1, 20000) * 3 - 1), 1)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 8, 100])
@@ -242,7 +242,7 @@ def test_clips_of_any_length(clip, frames):
     embedding = unit(encode_clips(clip, clips), 2)
     assert embedding.isfinite().all()
     if frames == 1:
-        assert torch.allclose(embedding, encode_pictures(clip, clips[:, 0]))
+        assert torch.allclose(embedding, encode_images(clip, clips[:, 0]))
 
 
 def test_a_clip_through_the_working_size(clip):
@@ -278,7 +278,7 @@ def test_spread_takes_the_middles():
 )
 def test_unusable_pictures_are_named(clip, pixels, message):
     with pytest.raises(CoDiError, match=message):
-        encode_pictures(clip, pixels)
+        encode_images(clip, pixels)
 
 
 def test_wrong_shapes_for_the_networks_are_named(clip, clap):
@@ -298,14 +298,14 @@ def test_wrong_shapes_for_the_networks_are_named(clip, clap):
 @pytest.mark.parametrize("rate", [8000, 16000, 22050, 44100, 44101, 48000])
 def test_sound_of_any_rate_and_length(clap, rate):
     for seconds in (0.3, 1.28, 3.0):
-        unit(encode_sound(clap, torch.randn(2, 2, int(seconds * rate)) * 0.1, rate), 2)
-    unit(encode_sound(clap, torch.ones(1, 1), rate), 1)
+        unit(encode_audio(clap, torch.randn(2, 2, int(seconds * rate)) * 0.1, rate), 2)
+    unit(encode_audio(clap, torch.ones(1, 1), rate), 1)
 
 
 def test_silence_is_a_prompt(clap):
-    silence = unit(encode_sound(clap, torch.zeros(1, 16000), 16000), 1)
+    silence = unit(encode_audio(clap, torch.zeros(1, 16000), 16000), 1)
     assert silence.isfinite().all()
-    assert torch.allclose(silence, encode_sound(clap, torch.zeros(1, 2, 160000), 16000), atol=1e-5)
+    assert torch.allclose(silence, encode_audio(clap, torch.zeros(1, 2, 160000), 16000), atol=1e-5)
 
 
 def test_long_sound_is_the_mean_of_its_windows(clap):
@@ -315,12 +315,12 @@ def test_long_sound_is_the_mean_of_its_windows(clap):
     parts.append(0.5 * clap.encode_audio(repeat_pad(sound[:, 11 * n :], n)))
     expected = torch.nn.functional.normalize(torch.stack(parts).sum(dim=0), dim=-1)
     for batch_size in (1, 6, 64):
-        assert torch.allclose(encode_sound(clap, sound, 16000, batch_size=batch_size), expected, atol=1e-5)
+        assert torch.allclose(encode_audio(clap, sound, 16000, batch_size=batch_size), expected, atol=1e-5)
 
 
 def test_published_crop_is_one_window_and_seeded(clap):
     sound = torch.randn(1, 5 * clap.clip_samples)
-    a, b, c = (encode_sound(clap, sound, 16000, crop=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    a, b, c = (encode_audio(clap, sound, 16000, crop=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(a, b) and not torch.equal(a, c)
     start = int(torch.randint(4 * clap.clip_samples + 1, (1,), generator=torch.Generator().manual_seed(1)))
     assert torch.allclose(a, clap.encode_audio(sound[:, start : start + clap.clip_samples]), atol=1e-5)
@@ -335,7 +335,7 @@ def test_memory_of_long_sound_is_bounded(clap, monkeypatch):
         return torch.ones(len(windows), 1, MINI.clap.projection_dim)
 
     monkeypatch.setattr(clap, "encode_audio", encode)
-    unit(encode_sound(clap, torch.zeros(1, 1).expand(1, 3 * 3600 * 16000), 16000, batch_size=8), 1)
+    unit(encode_audio(clap, torch.zeros(1, 1).expand(1, 3 * 3600 * 16000), 16000, batch_size=8), 1)
     assert sum(n for n, _ in sizes) == 8438 and {m for _, m in sizes} == {clap.clip_samples} and max(n for n, _ in sizes) == 8
 
 
@@ -352,7 +352,7 @@ def test_memory_of_long_sound_is_bounded(clap, monkeypatch):
 )
 def test_unusable_sound_is_named(clap, sound, rate, message):
     with pytest.raises(CoDiError, match=message):
-        encode_sound(clap, sound, rate)
+        encode_audio(clap, sound, rate)
 
 
 def test_resampling_keeps_a_tone():

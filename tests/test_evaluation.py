@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from codi.codi_models.bounce_world import bounce
+from codi.codi_models.bounce_world.evaluation import cells as cells_module
+from codi.codi_models.bounce_world.evaluation import cli, completion, composition, coupling, matrix, mixing, spread, synchrony, views
+from codi.codi_models.bounce_world.evaluation.asking import Part, Recipe, as_rows, draw_scenes, of_kinds, stream
+from codi.codi_models.bounce_world.evaluation.cells import Cell, Readings, Store
+from codi.codi_models.bounce_world.evaluation.report import Scope
+from codi.codi_models.bounce_world.judge import NUISANCE_IN
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.errors import CoDiError
-from codi.codi_models.evaluation import cells as cells_module
-from codi.codi_models.evaluation import cli, completion, composition, coupling, matrix, mixing, spread, synchrony, views
-from codi.codi_models.evaluation.asking import Part, Recipe, as_rows, draw_scenes, of_kinds, stream
-from codi.codi_models.evaluation.cells import Cell, Readings, Store
-from codi.codi_models.evaluation.report import Scope
-from codi.codi_models.worlds import bounce
-from codi.codi_models.worlds.judge import NUISANCE_IN
 
 SCOPE = Scope(CoDiConfig.mini(), {}, 64, 0)
 
@@ -128,7 +128,7 @@ def test_spread_against_the_world() -> None:
 
 
 def test_place_and_size_are_measured_as_rendered() -> None:
-    from codi.codi_models.worlds import judge, render
+    from codi.codi_models.bounce_world import judge, render
 
     scenes, nuisance = bounce.every_scene()[torch.arange(0, 72, 5)], bounce.sample_nuisance(15, generator=torch.Generator().manual_seed(2))
     for read in (judge.judge_image(render.render_image(scenes, nuisance), nuisance=True),
@@ -202,7 +202,7 @@ def test_a_run_writes_tables_and_finds_its_cells_again(tiny: Path, tmp_path: Pat
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a finished cell was generated again")
 
-    monkeypatch.setattr("codi.codi_models.evaluation.quality.Examiner.batches", refuse)
+    monkeypatch.setattr("codi.codi_models.bounce_world.evaluation.quality.Examiner.batches", refuse)
     assert cli.main(run) == 0
     assert (tmp_path / "C-synchrony.md").read_text(encoding="utf-8") == before
     assert "0 of 11 cells to measure" in capsys.readouterr().out
@@ -211,8 +211,8 @@ def test_a_run_writes_tables_and_finds_its_cells_again(tiny: Path, tmp_path: Pat
 
 
 def test_cells_in_one_batch_are_those_of_separate_runs(tiny: Path, tmp_path: Path) -> None:
-    from codi.codi_models.evaluation.laboratory import Laboratory
-    from codi.codi_models.evaluation.quality import Examiner
+    from codi.codi_models.bounce_world.evaluation.laboratory import Laboratory
+    from codi.codi_models.bounce_world.evaluation.quality import Examiner
     from codi.codi_models.pipeline import CoDiPipeline
 
     examiner = Examiner(CoDiPipeline.from_pretrained(tiny, device="cpu"), samples=2, seed=3, overrides={"steps": 1})
@@ -234,8 +234,8 @@ def test_cells_in_one_batch_are_those_of_separate_runs(tiny: Path, tmp_path: Pat
     ],
 )
 def test_cells_that_begin_larger_ones_are_read_from_them(tiny: Path, tmp_path: Path, outputs: tuple, begun: list) -> None:
-    from codi.codi_models.evaluation.laboratory import Laboratory
-    from codi.codi_models.evaluation.quality import Examiner
+    from codi.codi_models.bounce_world.evaluation.laboratory import Laboratory
+    from codi.codi_models.bounce_world.evaluation.quality import Examiner
     from codi.codi_models.pipeline import CoDiPipeline
 
     examiner = Examiner(CoDiPipeline.from_pretrained(tiny, device="cpu"), samples=2, seed=3, overrides={"steps": 2, "order": "in turn"})
@@ -261,7 +261,7 @@ def test_cells_that_begin_larger_ones_are_read_from_them(tiny: Path, tmp_path: P
 
 
 def test_parts_share_the_runs_and_leave_none_out() -> None:
-    from codi.codi_models.evaluation.sharing import Sharing
+    from codi.codi_models.bounce_world.evaluation.sharing import Sharing
 
     cells = [matrix.cell(i, o) for i in matrix.SETS for o in matrix.SETS]
     sharing = Sharing(CoDiConfig.mini(), {"order": "in turn"})
@@ -275,8 +275,8 @@ def test_parts_share_the_runs_and_leave_none_out() -> None:
 def test_connectors_do_not_count_where_outputs_do_not_listen(tiny: Path, tmp_path: Path) -> None:
     import shutil
 
+    from codi.codi_models.bounce_world.evaluation.cells import Fingerprints
     from codi.codi_models.checkpoints import read_weights, save_weights
-    from codi.codi_models.evaluation.cells import Fingerprints
     from codi.codi_models.model import CoDi
 
     shutil.copytree(tiny, tmp_path / "other")
@@ -294,8 +294,8 @@ def test_connectors_do_not_count_where_outputs_do_not_listen(tiny: Path, tmp_pat
 
 
 def test_completion_keeps_the_worlds_own_media(tiny: Path, tmp_path: Path) -> None:
-    from codi.codi_models.evaluation.laboratory import Laboratory
-    from codi.codi_models.evaluation.quality import Examiner
+    from codi.codi_models.bounce_world.evaluation.laboratory import Laboratory
+    from codi.codi_models.bounce_world.evaluation.quality import Examiner
     from codi.codi_models.pipeline import CoDiPipeline
 
     laboratory = Laboratory(Examiner(CoDiPipeline.from_pretrained(tiny, device="cpu"), samples=2, seed=3, overrides={"steps": 1}),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from codi.codi_models.bounce_world import bounce, gliding, judge, render
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.denoisers.faceted import FacetedContext
 from codi.codi_models.errors import CoDiError
@@ -17,7 +18,6 @@ from codi.codi_models.model import SHIPPED, CoDi
 from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.prompts import Prompt, encode_prompt, prompted
 from codi.codi_models.settings import Settings
-from codi.codi_models.worlds import bounce, gliding, judge, render
 
 WORDS = {"shape": bounce.SHAPES, "colour": bounce.COLOURS, "beats": ("once", "twice", "three times")}
 

@@ -12,7 +12,7 @@ from codi.codi_models.model import COMPONENTS
 from codi.codi_models.parity.half import PRECISIONS, half_errors, joint_errors
 from host.tiny import tiny_config
 
-PASSES = {"clip": 3, "picture_autoencoder": 2, "sound_autoencoder": 2, "text_autoencoder": 2, "vision_denoiser": 2}
+PASSES = {"clip": 3, "image_autoencoder": 2, "audio_autoencoder": 2, "text_autoencoder": 2, "vision_denoiser": 2}
 
 
 def limit(what: str, precision: str) -> float:

@@ -188,8 +188,8 @@ def test_the_alignment_matrix_is_sent_and_obeyed(page):
     def picture() -> bytes:
         assert page.run() == "execution_success"
         shown_at = page.page.locator(".codi-preview img.codi-image").evaluate("e => e.src")
-        with Image.open(BytesIO(page.page.request.get(shown_at).body())) as opened_picture:
-            return opened_picture.tobytes()
+        with Image.open(BytesIO(page.page.request.get(shown_at).body())) as opened_image:
+            return opened_image.tobytes()
 
     set_to = "([k, v]) => { app.graph._nodes.find(n => n.type == k).widgets.find(w => w.name == 'image_hears_text').value = v }"
     half = picture()

@@ -24,9 +24,9 @@ def encoded(headless: CoDi, samples: dict[str, torch.Tensor]) -> dict[str, torch
         if modality == "text":
             made[modality] = decoding.decode_text(headless, z[..., 0] * config.text_autoencoder.scale, range(len(z)))
         elif modality == "audio":
-            made[modality] = decoding.decode_sound(headless, z * config.sound_autoencoder.scale)
+            made[modality] = decoding.decode_audio(headless, z * config.audio_autoencoder.scale)
         else:
-            made[modality] = decoding.decode_pixels(headless, z * config.picture_autoencoder.scale)
+            made[modality] = decoding.decode_pixels(headless, z * config.image_autoencoder.scale)
     return coherence.encode_outputs(headless, made)
 
 

@@ -17,7 +17,7 @@ from host.graph import decoded, node, outputs, sampled, shown
 from host.session import Failed
 from host.tiny import create_tiny, tiny_config
 
-SOUND = ("clip", "audio_denoiser", "sound_autoencoder", "vocoder")
+SOUND = ("clip", "audio_denoiser", "audio_autoencoder", "vocoder")
 
 
 @pytest.fixture(scope="module")
@@ -154,17 +154,17 @@ def test_encoders_and_autoencoders_follow_the_hosts_choice_of_dtype(session, pla
     def everything(codi):
         return {
             **{p.kind: prompts.encode_prompt(codi.model, p) for p in given},
-            "pixels": vae.PictureVAE(codi).decode(latent),
-            "latent": vae.PictureVAE(codi).encode(torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))),
-            "wave": vae.SoundVAE(codi).decode(sound),
+            "pixels": vae.ImageVAE(codi).decode(latent),
+            "latent": vae.ImageVAE(codi).encode(torch.rand(2, 64, 64, 3, generator=torch.Generator().manual_seed(2))),
+            "wave": vae.AudioVAE(codi).decode(sound),
         }
 
     expected = everything(exact)
     on_a_gpu(monkeypatch, session, dtype, torch.bfloat16)
     half = handle.CoDiHandle("converted")
     got = everything(half)
-    kinds = {name: next(half.model.component(name).parameters()).dtype for name in ("clip", "clap", "picture_autoencoder", "vocoder")}
-    assert kinds == {"clip": dtype, "clap": dtype, "picture_autoencoder": torch.bfloat16, "vocoder": torch.float32}
+    kinds = {name: next(half.model.component(name).parameters()).dtype for name in ("clip", "clap", "image_autoencoder", "vocoder")}
+    assert kinds == {"clip": dtype, "clap": dtype, "image_autoencoder": torch.bfloat16, "vocoder": torch.float32}
     for name, value in expected.items():
         assert got[name].dtype == torch.float32 and got[name].shape == value.shape
         error = float((got[name] - value).norm() / value.norm())
@@ -192,13 +192,13 @@ def test_decoding_many_frames_is_bounded(session, places, monkeypatch):
     decoding = importlib.import_module(f"{session.pack.__name__}.codi_models.decoding")
     codi = handle.CoDiHandle("converted")
     latent = torch.randn(1, 4, 7, 8, 8, generator=torch.Generator().manual_seed(0))
-    whole = vae.PictureVAE(codi).decode(latent)
+    whole = vae.ImageVAE(codi).decode(latent)
     seen = []
-    autoencoder = codi.model.picture_autoencoder
+    autoencoder = codi.model.image_autoencoder
     real = autoencoder.decode
     monkeypatch.setattr(decoding, "PIXELS_AT_ONCE", 2 * 64 * 64)
     monkeypatch.setattr(autoencoder, "decode", lambda z: (seen.append(len(z)), real(z))[1])
-    assert torch.allclose(vae.PictureVAE(codi).decode(latent), whole, atol=1e-5) and seen == [2, 2, 2, 1]
+    assert torch.allclose(vae.ImageVAE(codi).decode(latent), whole, atol=1e-5) and seen == [2, 2, 2, 1]
 
 
 def test_everything_is_freed_when_nothing_uses_it(session, places):

@@ -223,7 +223,7 @@ def test_foreign_embeddings_are_refused(session, codi):
     refuses("no CLIP ViT-L/14", "CoDiFromCLIP", clip=Other(), text="")
 
 
-def picture_graph(width: int = 64, height: int = 64) -> dict:
+def image_graph(width: int = 64, height: int = 64) -> dict:
     graph = base_graph("image")
     graph["vae"] = node("CoDiVAE", codi=["load", 1])
     graph["pixels"] = node("EmptyImage", width=width, height=height, batch_size=2, color=0x3060C0)
@@ -231,7 +231,7 @@ def picture_graph(width: int = 64, height: int = 64) -> dict:
 
 
 def test_stock_vae_nodes_take_the_picture_autoencoder(session):
-    graph = picture_graph(70, 68)
+    graph = image_graph(70, 68)
     graph["mask"] = node("SolidMask", value=1.0, width=70, height=68)
     graph["plain"] = node("VAEEncode", pixels=["pixels", 0], vae=["vae", 0])
     graph["tiled"] = node(
@@ -256,7 +256,7 @@ def test_stock_vae_nodes_take_the_picture_autoencoder(session):
 
 def test_inpainting_with_stock_nodes_keeps_what_the_mask_keeps(session):
     graph = sampled("image", batch_size=2)
-    graph.update({k: v for k, v in picture_graph().items() if k in ("vae", "pixels")})
+    graph.update({k: v for k, v in image_graph().items() if k in ("vae", "pixels")})
     graph["mask"] = node("SolidMask", value=0.0, width=64, height=64)
     graph["half"] = node("SolidMask", value=1.0, width=32, height=64)
     graph["both"] = node("MaskComposite", destination=["mask", 0], source=["half", 0], x=32, y=0, operation="add")
@@ -270,11 +270,11 @@ def test_inpainting_with_stock_nodes_keeps_what_the_mask_keeps(session):
 
 
 def test_pictures_that_cannot_be_encoded(session):
-    graph = picture_graph(4, 64)
+    graph = image_graph(4, 64)
     graph["plain"] = node("VAEEncode", pixels=["pixels", 0], vae=["vae", 0])
     with pytest.raises(Failed, match="8 x 8 or more"):
         session.run(shown(graph, ["plain", 0]))
-    vae = session.pack.nodes.host.vae.PictureVAE(session.pack.nodes.host.handle.open_handle("tiny"))
+    vae = session.pack.nodes.host.vae.ImageVAE(session.pack.nodes.host.handle.open_handle("tiny"))
     for pixels, words in ((torch.full((1, 16, 16, 3), float("nan")), "NaN"), (torch.zeros(0, 16, 16, 3), "cannot be encoded")):
         with pytest.raises(Exception, match=words):
             vae.encode(pixels)

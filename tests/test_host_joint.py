@@ -196,7 +196,7 @@ def test_no_preview_is_drawn_where_none_is_asked_for(session):
 
 
 def test_previews_show_the_decoded_latents_roughly(session):
-    from codi.codi_models.worlds import bounce, render
+    from codi.codi_models.bounce_world import bounce, render
 
     if not (PACK / "weights" / "codi-mini" / "config.json").is_file():
         pytest.skip("codi-mini is not here: nothing is in the latents of autoencoders that were not trained")
@@ -206,13 +206,13 @@ def test_previews_show_the_decoded_latents_roughly(session):
     scenes = bounce.sample_scenes(8, generator=generator, held_out="include")
     nuisance = bounce.sample_nuisance(8, generator=generator)
     pixels, sound = render.render_image(scenes, nuisance) * 2 - 1, render.render_audio(scenes, nuisance)
-    z = codi.model.picture_autoencoder.encode(pixels) * codi.config.picture_autoencoder.scale
+    z = codi.model.image_autoencoder.encode(pixels) * codi.config.image_autoencoder.scale
     drawn = torch.stack([preview.apply(preview.colour_map(codi), row) for row in z]).movedim(-1, 1)
     wanted = torch.nn.functional.interpolate(pixels, size=z.shape[-2:], mode="area")
     assert (drawn - wanted).square().mean() < 0.5 * wanted.var()
-    z = codi.model.sound_autoencoder.encode(sound) * codi.config.sound_autoencoder.scale
+    z = codi.model.audio_autoencoder.encode(sound) * codi.config.audio_autoencoder.scale
     loud = torch.stack([preview.apply(preview.loudness_map(codi), row) for row in z]).squeeze(-1)
-    energy = torch.nn.functional.interpolate(codi.model.sound_autoencoder.mel(sound), size=z.shape[-2:], mode="area")[:, 0]
+    energy = torch.nn.functional.interpolate(codi.model.audio_autoencoder.mel(sound), size=z.shape[-2:], mode="area")[:, 0]
     assert torch.corrcoef(torch.stack([loud.flatten(), energy.flatten()]))[0, 1] > 0.5
 
 

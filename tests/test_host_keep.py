@@ -86,7 +86,7 @@ def test_in_turn_each_hears_the_finished_ones_clean(session, base):
     assert {(channels, x.ndim) for channels, _, x in seen} == {(4, 5), (8, 4)}  # the picture comes last and is not heard
     video, image, audio = parts(session.value("sample"))
     config = session.pack.codi_models.config.CoDiConfig.load(base / "models" / "codi" / "tiny" / "config.json")
-    for channels, part, scale in ((4, video, config.picture_autoencoder.scale), (8, audio, config.sound_autoencoder.scale)):
+    for channels, part, scale in ((4, video, config.image_autoencoder.scale), (8, audio, config.audio_autoencoder.scale)):
         assert all(torch.allclose(x, part * scale, atol=1e-4) for c, _, x in seen if c == channels)
     session.run(shown(graph, ["deaf", 0]))
     deaf = parts(session.value("deaf"))
@@ -140,7 +140,7 @@ def test_a_sound_goes_on_from_its_last_seconds(session, sampler):
     kept = 5  # latent steps of 0.08 s
     assert torch.equal(before[:, :, :kept], after[:, :, :kept]) and before[:, :, :kept].std() > 0
     assert not before[:, :, kept:].any() and after[:, :, kept:].std() > 0.01
-    vae, wave = session.pack.nodes.host.vae.SoundVAE(session.value("load", 1)), session.value("scene", 1)["waveform"]
+    vae, wave = session.pack.nodes.host.vae.AudioVAE(session.value("load", 1)), session.value("scene", 1)["waveform"]
     end = vae.encode(wave[:, :, -3 * 2560 :].movedim(1, -1))  # the shortest length of the network that holds it
     assert torch.allclose(before[:, :, :kept], end[:, :, -kept:], atol=1e-5)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from codi.codi_models import decoding, prompts
+from codi.codi_models.bounce_world import judge
 from codi.codi_models.conditioning import mix
 from codi.codi_models.model import CoDi
-from codi.codi_models.worlds import judge
 from host.graph import decoded, node, outputs, sampled, shown
 from host.setting import HOST, host_version
 
@@ -101,11 +101,11 @@ def test_decode_nodes_give_what_the_pipeline_gives_and_show_it(session, headless
     ui = session.run(graph)
     video, image, text, audio = session.value("sample")["samples"].unbind()
     config = headless.config
-    pictures = decoding.decode_pixels(headless, image * config.picture_autoencoder.scale).movedim(1, -1)
+    pictures = decoding.decode_pixels(headless, image * config.image_autoencoder.scale).movedim(1, -1)
     assert torch.allclose(session.value("image"), pictures, atol=1e-4) and pictures.shape == (2, 64, 64, 3)
-    frames = decoding.decode_pixels(headless, video * config.picture_autoencoder.scale).movedim(2, -1)
+    frames = decoding.decode_pixels(headless, video * config.image_autoencoder.scale).movedim(2, -1)
     assert torch.allclose(session.value("video", 0), frames.flatten(0, 1), atol=1e-4)
-    sound = decoding.decode_sound(headless, audio * config.sound_autoencoder.scale)
+    sound = decoding.decode_audio(headless, audio * config.audio_autoencoder.scale)
     assert torch.allclose(session.value("audio")["waveform"][:, 0], sound, atol=1e-4) and session.value("audio")["sample_rate"] == 16000
     texts = decoding.decode_text(headless, text[..., 0] * config.text_autoencoder.scale, [0, 1])
     assert session.value("text") == "\n".join(texts) == ui["text"]["text"][0]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from codi.codi_models.bounce_world.export import export_samples
 from codi.codi_models.checkpoints import read_weights
-from codi.codi_models.worlds.export import export_samples
 from host.graph import node, shown
 from host.session import Failed
 

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 import torch
+from codi.codi_models.bounce_world.bounce import ALL_CAPTIONS
 from codi.codi_models.checkpoints import read_metadata, save_weights
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.files import sha256
 from codi.codi_models.model import COMPONENTS, SHARED_SPACE_FILE, CoDi, SharedSpace, load_component, save_component
-from codi.codi_models.worlds.bounce import ALL_CAPTIONS
 from safetensors.torch import save_file
 
 

@@ -212,7 +212,7 @@ def test_manifest_that_differs(tmp_path: Path) -> None:
         info["keys"]["optimus.decoder.transformer.h.0.attn.bias"]["shape"] = [1, 1, 512, 512]
 
     found = dict(bad(changed(tmp_path, "manifest", info=change)))
-    assert {"picture_autoencoder", "clip", "optimus.decoder.transformer.h.0.attn.bias", "keys"} <= set(found)
+    assert {"image_autoencoder", "clip", "optimus.decoder.transformer.h.0.attn.bias", "keys"} <= set(found)
     assert set(found.values()) == {FAIL}
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from codi.codi_models.autoencoders.picture import PictureAutoencoder
-from codi.codi_models.autoencoders.sound import SoundAutoencoder
+from codi.codi_models.autoencoders.audio import AudioAutoencoder
+from codi.codi_models.autoencoders.image import ImageAutoencoder
 from codi.codi_models.autoencoders.vocoder import Vocoder
 from codi.codi_models.config import MelConfig
 from codi.codi_models.denoisers.layers import SpatialTransformer, timestep_embedding
@@ -50,10 +50,10 @@ def test_timestep_embedding_is_exact_in_every_frequency():
 
 def test_latents_are_posterior_means():
     fixture, config = config_of("autokl")
-    net = fill(PictureAutoencoder(autoencoder_config(config)), fixture.seed)
+    net = fill(ImageAutoencoder(autoencoder_config(config)), fixture.seed)
     assert difference(net.encode(fixture["in/video"]), fixture["out/mean_video"]) < 1e-4
     fixture, config = config_of("audioldm_vae")
-    net = fill(SoundAutoencoder(autoencoder_config(config), MelConfig()), fixture.seed)
+    net = fill(AudioAutoencoder(autoencoder_config(config), MelConfig()), fixture.seed)
     assert difference(net.encode(fixture["out/mel"]), fixture["out/mean"]) < 1e-4
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from codi.codi_models import media
 from codi.codi_models.config import MODALITIES, CoDiConfig
-from codi.codi_models.decoding import decode_sound
+from codi.codi_models.decoding import decode_audio
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.latents import encode_media
 from codi.codi_models.model import SharedSpace
@@ -73,10 +73,10 @@ def test_every_mix_of_prompts_takes_part(pipe, kinds):
 def test_only_what_a_run_needs_is_loaded(folder):
     pipe = CoDiPipeline.from_pretrained(folder, device="cpu")
     pipe("a red circle", ["image"], steps=1)
-    assert set(pipe.model.loaded) == {"clip", "vision_denoiser", "picture_autoencoder"}
+    assert set(pipe.model.loaded) == {"clip", "vision_denoiser", "image_autoencoder"}
     pipe([prompt("audio")], ["text"], steps=1)
     assert set(pipe.model.loaded) == {
-        "clip", "vision_denoiser", "picture_autoencoder", "clap", "text_denoiser", "text_autoencoder",
+        "clip", "vision_denoiser", "image_autoencoder", "clap", "text_denoiser", "text_autoencoder",
     }  # fmt: skip
     assert {"load", "encode", "denoise", "decode text"} <= set(pipe.seconds)
 
@@ -238,7 +238,7 @@ def test_outputs_that_are_kept_stay_and_the_others_fit_them(pipe):
     first, again, second = run(cross, audio=one), run(cross, audio=one), run(cross, audio=other)
     off = run(Settings.settled(config, ("image", "audio"), wiring="off", **usual), audio=one)
     alone = run(Settings.settled(config, ("image",), **usual))
-    sound = decode_sound(pipe.model, one)
+    sound = decode_audio(pipe.model, one)
     for i in range(2):
         torch.testing.assert_close(first[i].audio, sound[i], rtol=0, atol=1e-5)
         assert torch.equal(first[i].image, again[i].image) and (first[i].image - second[i].image).abs().max() > 1e-3

@@ -161,8 +161,8 @@ def test_a_pool_without_neighbours_holds_the_worlds_scenes_alone(space: Workspac
 def test_the_last_runs_of_the_denoisers_meet_the_world_alone(
     space: Workspace, pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
+    from codi.codi_models.bounce_world import neighbours
     from codi.codi_models.training import denoising
-    from codi.codi_models.worlds import neighbours
 
     monkeypatch.setattr(denoising, "make_pool", lambda kind, *_, **__: pools[kind])
     made = getattr(denoising, stage)(space)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from codi.codi_models import media
+from codi.codi_models.bounce_world.export import export_samples
 from codi.codi_models.checkpoints import read_weights
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.errors import CoDiError
@@ -19,7 +20,6 @@ from codi.codi_models.model import CoDi
 from codi.codi_models.training import cli, own, own_run, records
 from codi.codi_models.training.memory import alignment_memory, checkpoint_blocks
 from codi.codi_models.training.own_run import OwnRun, take_over, train_own
-from codi.codi_models.worlds.export import export_samples
 from host.tiny import create_tiny, tiny_config
 
 

@@ -23,8 +23,8 @@ Components and the published file that holds each (files are recognised by their
 What a use needs:
   prompts of text, image, video   clip
   prompts of sound                clap
-  images and clips                vision_denoiser, picture_autoencoder
-  sound                           audio_denoiser, sound_autoencoder, vocoder
+  images and clips                vision_denoiser, image_autoencoder
+  sound                           audio_denoiser, audio_autoencoder, vocoder
   captions                        text_denoiser, text_autoencoder, and its vocabularies: python -m codi_models download tokenizers
 
 Only tensors are read (weights-only, memory-mapped): a .pth that holds other objects is refused. Every key and shape is checked.
@@ -33,7 +33,7 @@ later: what was already converted from the same file (by SHA-256) in the same dt
 
 Example, sound only:
   python -m codi_models convert {ENCODERS_FILE} {published_file("audio_denoiser")} --out models/codi/codi \\
-      --components clip,audio_denoiser,sound_autoencoder,vocoder
+      --components clip,audio_denoiser,audio_autoencoder,vocoder
 """
 
 

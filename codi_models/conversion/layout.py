@@ -14,8 +14,8 @@ from ..model import COMPONENTS, build_component
 PREFIXES = {
     "clip": "clip.model.",
     "clap": "clap.",
-    "picture_autoencoder": "autokl.",
-    "sound_autoencoder": "audioldm.",
+    "image_autoencoder": "autokl.",
+    "audio_autoencoder": "audioldm.",
     "vocoder": "audioldm.vocoder.",
     "text_autoencoder": "optimus.",
     "vision_denoiser": "model.diffusion_model.unet_image.",

@@ -59,11 +59,11 @@ class CLAPEncoder(nn.Module):
     def encode_audio(self, waveform: Tensor) -> Tensor:
         """Mono waveform (B, clip_samples) at the config's sample rate, -1..1, to (B, 1, D).
 
-        Any other length or rate: `encoders.preprocess.encode_sound`.
+        Any other length or rate: `encoders.preprocess.encode_audio`.
         """
         if waveform.ndim != 2 or waveform.shape[1] != self.clip_samples:
             raise CoDiError(
                 f"CLAP got a waveform of shape {tuple(waveform.shape)}; it takes (batch, {self.clip_samples}): "
-                f"{self.config.clip_seconds} s at {self.config.sample_rate} Hz (encoders.preprocess.encode_sound takes any length)"
+                f"{self.config.clip_seconds} s at {self.config.sample_rate} Hz (encoders.preprocess.encode_audio takes any length)"
             )
         return F.normalize(self.model(waveform), dim=-1)[:, None]

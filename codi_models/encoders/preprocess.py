@@ -1,6 +1,6 @@
 """From pictures, clips and sound of any size to what the prompt encoders take.
 
-Pixels are floats in 0..1, channels first. `clip_*` end in pixels normalised for CLIP; `encode_sound` ends in the shared space.
+Pixels are floats in 0..1, channels first. `clip_*` end in pixels normalised for CLIP; `encode_audio` ends in the shared space.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def rgb(pixels: Tensor, what: str = "picture") -> Tensor:
     return pixels.clamp(0, 1)
 
 
-def resize_picture(pixels: Tensor, size: int) -> Tensor:
+def resize_image(pixels: Tensor, size: int) -> Tensor:
     """Centre square of pictures (N, 3, H, W) at size x size, through 8 bits and Pillow's bicubic filter as published.
 
     The short side becomes `size` and the middle of the long side is kept. Up to LONG_SIDE times the short side the whole picture
@@ -104,7 +104,7 @@ def clip_image(pixels: Tensor, size: int, *, working_size: int | None = None) ->
     pixels = rgb(pixels)
     for step in (working_size, size):
         if step is not None and tuple(pixels.shape[-2:]) != (step, step):
-            pixels = resize_picture(pixels.reshape(-1, *pixels.shape[-3:]), step).view(*pixels.shape[:-2], step, step)
+            pixels = resize_image(pixels.reshape(-1, *pixels.shape[-3:]), step).view(*pixels.shape[:-2], step, step)
     return clip_normalize(pixels.float())
 
 
@@ -150,7 +150,7 @@ def repeat_pad(waveform: Tensor, samples: int) -> Tensor:
     return F.pad(waveform, (0, max(samples - waveform.shape[-1], 0)))[:, :samples]
 
 
-def encode_sound(
+def encode_audio(
     clap: CLAPEncoder,
     waveform: Tensor,
     rate: int,

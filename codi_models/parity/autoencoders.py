@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..autoencoders.audio import AudioAutoencoder
+from ..autoencoders.image import ImageAutoencoder
 from ..autoencoders.mel import LogMel, hann_window, levelled, mel_bank
-from ..autoencoders.picture import PictureAutoencoder
-from ..autoencoders.sound import SoundAutoencoder
 from ..autoencoders.vocoder import Vocoder
 from ..config import VocoderConfig
 from ..conversion.layout import PREFIXES
@@ -25,10 +25,10 @@ FRAMES_PER_SECOND = 102.4
 """Mel frames that the published code takes for a second of sound."""
 
 
-def check_picture(check: Check, networks: Networks) -> None:
+def check_image(check: Check, networks: Networks) -> None:
     """The picture autoencoder on every picture, clip and latent of the fixture."""
     fixture = check.fixture
-    net = _autoencoder(check, networks, PictureAutoencoder)
+    net = _autoencoder(check, networks, ImageAutoencoder)
     for label, x in fixture.labels("in/"):
         decodes = re.fullmatch(r"z(_.*)?", label)
         with _watching(check, net, "decoder" if decodes else "encoder"):
@@ -41,10 +41,10 @@ def check_picture(check: Check, networks: Networks) -> None:
                 check.tensor(f"out/logvar{suffix}", logvar)
 
 
-def check_sound(check: Check, networks: Networks) -> None:
+def check_audio(check: Check, networks: Networks) -> None:
     """The sound autoencoder from waveform to latent and from latent to log-mel; with its vocoder where the fixture has one."""
     fixture = check.fixture
-    net = _autoencoder(check, networks, SoundAutoencoder)
+    net = _autoencoder(check, networks, AudioAutoencoder)
     frames = _frames(fixture.info)
     for label, waveform in fixture.labels("in/waveform"):
         check.tensor(f"mid/normalised_waveform{label}", levelled(waveform))
@@ -94,13 +94,13 @@ def _autoencoder(check: Check, networks: Networks, kind: type[Any]) -> Any:
     """The network, with its keys checked; what the key list says of a vocoder is checked against the published one."""
     fixture, official = check.fixture, check.fixture.setting("config")
     config = autoencoder_config(official)
-    extra = (mel_config(official.get("preprocessing", official)),) if kind is SoundAutoencoder else ()
+    extra = (mel_config(official.get("preprocessing", official)),) if kind is AudioAutoencoder else ()
     layout = empty_layout(lambda: kind(config, *extra))
     before = stem(fixture.info, layout)
     net = networks.filled(lambda: kind(config, *extra), fixture.seed, before, key=f"{kind.__name__} {config}")
     if any(key.startswith(f"{before}vocoder.") for key in listed(fixture.info) or ()):
         layout |= layout_of(Vocoder(VocoderConfig(), device="meta"), "vocoder.")
-    check_keys(check, layout, PREFIXES["sound_autoencoder" if extra else "picture_autoencoder"])
+    check_keys(check, layout, PREFIXES["audio_autoencoder" if extra else "image_autoencoder"])
     return net
 
 

@@ -65,7 +65,7 @@ def check_clap(check: Check, networks: Networks) -> None:
         else:
             sound = _sound_of(label, sounds)
         if sound is not None:
-            check.tensor(name, preprocess.encode_sound(net, sound, SOURCE_RATE))
+            check.tensor(name, preprocess.encode_audio(net, sound, SOURCE_RATE))
 
 
 def _sound_of(label: str, sounds: dict[str, Tensor]) -> Tensor | None:

@@ -15,7 +15,7 @@ import torch
 
 from ..errors import CoDiError
 from ..files import write_text
-from .autoencoders import check_mel, check_picture, check_sound, check_vocoder
+from .autoencoders import check_audio, check_image, check_mel, check_vocoder
 from .blocks import check_blocks, check_temporal
 from .check import Check
 from .clap import check_clap, check_htsat
@@ -39,8 +39,8 @@ BY_CLASS: tuple[tuple[str, Runner], ...] = (
     ("SpatialTransformer", check_blocks),
     ("FCBlock_MultiDim", check_blocks),
     ("timestep_embedding", check_blocks),
-    ("AudioAutoencoderKL", check_sound),
-    ("AutoencoderKL", check_picture),
+    ("AudioAutoencoderKL", check_audio),
+    ("AutoencoderKL", check_image),
     ("TacotronSTFT", check_mel),
     ("hifigan", check_vocoder),
     ("optimus", check_optimus),

@@ -127,7 +127,7 @@ def _prompt(config: CoDiConfig, device: Any) -> Tensor:
 def _latent(modality: str, config: CoDiConfig, device: Any) -> Tensor:
     side = 2 ** (len(config.vision_denoiser.channel_mult) - 1) * 2
     vision, audio = config.vision_denoiser.in_channels, config.audio_denoiser.in_channels
-    bands = config.mel.n_mels // 2 ** (len(config.sound_autoencoder.channel_mult) - 1)
+    bands = config.mel.n_mels // 2 ** (len(config.audio_autoencoder.channel_mult) - 1)
     shapes: dict[str, tuple[int, ...]] = {
         "video": (vision, FRAMES, side, side),
         "image": (vision, side, side),
@@ -151,10 +151,10 @@ def forward_passes(name: str, network: Any, config: CoDiConfig, device: Any = No
     if name == "clap":
         wave = (_draw(1, network.clip_samples, device=device) * 0.1).clamp(-1, 1)
         return {"sound": lambda cast: network.encode_audio(cast(wave))}
-    if name == "picture_autoencoder":
+    if name == "image_autoencoder":
         z, pixels = _latent("image", config, device), _draw(1, 3, 64, 64, device=device).clamp(-1, 1)
         return {"encode": lambda cast: network.encode(cast(pixels)), "decode": lambda cast: network.decode(cast(z))}
-    if name == "sound_autoencoder":
+    if name == "audio_autoencoder":
         z, wave = _latent("audio", config, device), (_draw(1, 64 * config.mel.hop_length, device=device) * 0.1).clamp(-1, 1)
         return {
             "encode": lambda cast: network.encode(cast(wave), frames=64),

@@ -52,7 +52,7 @@ def check_vision_pixels(check: Check, networks: Networks) -> None:
     """Pictures through Pillow's bicubic filter, clips through torch's with and without antialiasing, in -1..1."""
     fixture, config = check.fixture, check.fixture.setting("config")
     for label, picture in fixture.labels("in/image_uint8_h_w_c"):
-        pixels = preprocess.resize_picture(picture.permute(2, 0, 1)[None].float() / 255, int(config["image_size_image"]))[0] * 2 - 1
+        pixels = preprocess.resize_image(picture.permute(2, 0, 1)[None].float() / 255, int(config["image_size_image"]))[0] * 2 - 1
         check.pixels(f"out/image_not_flipped{label}", pixels, step=2 * STEP)
         check.pixels(f"out/image_flipped{label}", pixels.flip(-1), step=2 * STEP)
         check.pixels(f"out/image{label}", pixels, step=2 * STEP)

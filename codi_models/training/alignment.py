@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..bounce_world import neighbours
 from ..config import DENOISER_OF
 from ..denoisers.alignment import connector_parameters, copy_prompt_attention_into_connectors
 from ..denoisers.unet import UNet
-from ..worlds import neighbours
 from .denoising import SAMPLERS_BEGIN, conditions, jittered, timesteps
 from .environment import EnvironmentEncoding
 from .workspace import Workspace

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..autoencoders.mel import LogMel
-from ..worlds import bounce, neighbours, render
+from ..bounce_world import bounce, neighbours, render
 from . import variety
 from .captions import CaptionTables
 from .loop import Objective
@@ -51,7 +51,7 @@ class _WithScale(Objective):
 class PictureReconstruction(_WithScale):
     """KL autoencoder of pictures and frames."""
 
-    component = "picture_autoencoder"
+    component = "image_autoencoder"
     batch = 16
     various = 0.4  # share of the pictures that are no scenes
     kl_weight = 2e-4
@@ -92,7 +92,7 @@ class PictureDecoding(PictureReconstruction):
 class SoundReconstruction(_WithScale):
     """KL autoencoder of log-mel spectrograms."""
 
-    component = "sound_autoencoder"
+    component = "audio_autoencoder"
     batch = 8
     various = 0.3  # share of the sounds that are no scenes
     kl_weight = 2e-4
@@ -129,8 +129,8 @@ class SpectrumFitting(Objective):
         super().__init__()
         self.workspace = space
         self.net: Any = space.network("vocoder")
-        self.reconstructs = space.has("sound_autoencoder")
-        space.hidden(self, "autoencoder", space.network("sound_autoencoder").eval().requires_grad_(False))
+        self.reconstructs = space.has("audio_autoencoder")
+        space.hidden(self, "autoencoder", space.network("audio_autoencoder").eval().requires_grad_(False))
 
     def pairs(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Log-mel (B, 1, T, M) and the magnitudes (B, bins, T) of the same sounds."""

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..bounce_world import bounce, gliding, neighbours, render
 from ..encoders.preprocess import clip_normalize
 from ..model import SHARED_SPACE_FILE, SharedSpace
-from ..worlds import bounce, gliding, neighbours, render
 from .captions import CaptionTables
 from .facets import fit_facets
 from .loop import Objective

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ..autoencoders.tokenizers import TextTokenizers
+from ..bounce_world import neighbours
 from ..encoders.tokenizer import CLIPTokenizer
 from ..model import SharedSpace
-from ..worlds import neighbours
 from .workspace import Workspace
 
 

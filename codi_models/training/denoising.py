@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..bounce_world import neighbours
 from ..diffusion import alphas_cumprod
-from ..worlds import neighbours
 from .loop import Objective
 from .pools import GlidingPool, TextPool, make_pool
 from .workspace import Workspace

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..bounce_world import neighbours
 from ..config import DENOISER_OF
 from ..denoisers.alignment import environment_parameters
 from ..denoisers.unet import UNet
-from ..worlds import neighbours
 from .bridging import contrastive
 from .denoising import Noising, timesteps
 from .loop import Objective

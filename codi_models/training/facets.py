@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from ..bounce_world import bounce, neighbours
 from ..facets import Facet, Facets
-from ..worlds import bounce, neighbours
 
 RIDGE = 1e-4  # variance that a reader takes for noise
 HEAVIER = 0.6  # weight of the prompt that is to be heard in a mixture of two

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..bounce_world import bounce, gliding, neighbours, render
 from ..encoders.preprocess import clip_normalize
-from ..worlds import bounce, gliding, neighbours, render
 from .workspace import Workspace
 
 NEIGHBOURS_FEWER = 4  # there are three times as many of them as of the world's scenes
@@ -38,9 +38,9 @@ def make_pool(kind: str, space: Workspace, copies: int, *, seed: int, foreign: b
     each = torch.where(neighbours.foreign(scenes), max(1, copies // NEIGHBOURS_FEWER) if foreign else 0, copies)  # (S,)
     rows = torch.arange(len(scenes), device=space.device).repeat_interleave(each)
     sound = kind == "audio"
-    autoencoder = space.trained("sound_autoencoder" if sound else "picture_autoencoder")
+    autoencoder = space.trained("audio_autoencoder" if sound else "image_autoencoder")
     encoder = space.trained("clap" if sound else "clip")
-    scale = (config.sound_autoencoder if sound else config.picture_autoencoder).scale
+    scale = (config.audio_autoencoder if sound else config.image_autoencoder).scale
     latents, embeddings = [], []
     for piece in rows.split(chunk if kind != "video" else chunk // 4):
         batch, nuisance = scenes[piece], bounce.sample_nuisance(len(piece), generator=generator)
@@ -64,7 +64,7 @@ class GlidingPool:
 
     @torch.no_grad()
     def __init__(self, space: Workspace, count: int, *, seed: int, chunk: int = 64):
-        autoencoder, scale = space.trained("sound_autoencoder"), space.config.sound_autoencoder.scale
+        autoencoder, scale = space.trained("audio_autoencoder"), space.config.audio_autoencoder.scale
         sounds, waves = gliding.sounds(count, torch.Generator(space.device).manual_seed(seed))
         self.prompts = space.facets.whole(sounds.odds())
         self.latents = torch.cat([autoencoder.encode(part) * scale for part in waves.split(chunk)])

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..config import DENOISER_OF
-from ..decoding import decode_pixels, decode_sound, decode_text
+from ..decoding import decode_audio, decode_pixels, decode_text
 from ..diffusion import guided, initial_noise, sample
 from ..joint import JointDenoiser
 from ..model import CoDi
@@ -88,7 +88,7 @@ class SampleSheet:
         if output == "text":
             return decode_text(model, latents, range(len(latents)))
         if output == "audio":
-            return spectrograms(decode_sound(model, latents))
+            return spectrograms(decode_audio(model, latents))
         return sheet_of(decode_pixels(model, latents).float())
 
     def _decodable(self, output: str) -> bool:
@@ -139,7 +139,7 @@ def _sounds(objective: Any, net: Any) -> dict[str, Tensor | list[str]]:
 
 def _captions(objective: Any, net: Any) -> dict[str, Tensor | list[str]]:
     from ..autoencoders.tokenizers import TextTokenizers
-    from ..worlds import neighbours
+    from ..bounce_world import neighbours
 
     captions, _, _ = neighbours.captions()
     rows = torch.linspace(0, len(captions) - 1, ROWS).long()
@@ -152,4 +152,4 @@ def _generator(net: Any) -> torch.Generator:
     return torch.Generator(next(net.parameters()).device).manual_seed(0)
 
 
-_RECONSTRUCTIONS = {"picture_autoencoder": _pictures, "sound_autoencoder": _sounds, "text_autoencoder": _captions}
+_RECONSTRUCTIONS = {"image_autoencoder": _pictures, "audio_autoencoder": _sounds, "text_autoencoder": _captions}

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..worlds import bounce
-from ..worlds.render import FLOOR_BOTTOM, FLOOR_GREY, FLOOR_TOP, HIGHEST_PARTIAL, coverage
+from ..bounce_world import bounce
+from ..bounce_world.render import FLOOR_BOTTOM, FLOOR_GREY, FLOOR_TOP, HIGHEST_PARTIAL, coverage
 
 NEAREST_COLOUR = 0.3  # distance in RGB that a colour keeps from the world's six
 LOWEST_PITCH = 200.0  # Hz

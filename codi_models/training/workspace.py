@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..bounce_world import neighbours
 from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..facets import FACETS_FILE, Facets
 from ..files import whole_file
 from ..model import COMPONENTS, SHARED_SPACE_FILE, SharedSpace, build_component, load_component, save_component
-from ..worlds import neighbours
 
 
 class Workspace:

@@ -16,7 +16,7 @@ from ...codi_models.model import CoDi, build_component, check_component
 from .folders import model_folder
 
 _ENCODERS = ("clip", "clap")
-_SOUND = ("sound_autoencoder", "vocoder")
+_SOUND = ("audio_autoencoder", "vocoder")
 _COPIES = 8  # widest feature maps that an autoencoder holds at once, rounded up
 _ACTIVATIONS = 256 << 20  # bytes that the other networks compute in at most, at official sizes
 _opened: weakref.WeakValueDictionary[tuple, CoDiHandle] = weakref.WeakValueDictionary()
@@ -46,7 +46,7 @@ class HostedCoDi(CoDi):
 
     def reserve(self, name: str, places: int) -> None:
         """Tells how many pixels (or mel bins) an autoencoder works on next, so that the host makes room for its activations."""
-        autoencoder = self.config.picture_autoencoder if name == "picture_autoencoder" else self.config.sound_autoencoder
+        autoencoder = self.config.image_autoencoder if name == "image_autoencoder" else self.config.audio_autoencoder
         self._working[name] = places * autoencoder.model_channels * _COPIES * self.precision(name).itemsize
 
     def precision(self, name: str) -> torch.dtype:
@@ -55,7 +55,7 @@ class HostedCoDi(CoDi):
         device = self.place(name)
         if mm.is_device_cpu(device):
             return torch.float32
-        if name == "picture_autoencoder" or name in _SOUND:
+        if name == "image_autoencoder" or name in _SOUND:
             return mm.vae_dtype(device, [torch.float32] if name in _SOUND else [torch.bfloat16, torch.float32])
         chosen = mm.text_encoder_dtype(device)
         return chosen if chosen in (torch.float16, torch.bfloat16, torch.float32) else torch.float16

@@ -25,7 +25,7 @@ from .latent_format import CoDiLatentFormat
 from .lora import key_map_config, with_other_names
 from .parts import modalities_of
 
-SCALED_BY = {"video": "picture_autoencoder", "image": "picture_autoencoder", "text": "text_autoencoder", "audio": "sound_autoencoder"}
+SCALED_BY = {"video": "image_autoencoder", "image": "image_autoencoder", "text": "text_autoencoder", "audio": "audio_autoencoder"}
 FRAMES = "codi_frames"
 """Key of CONDITIONING for what each frame of a clip adds to the prompt, (B, F, k, D): sums, so that stock nodes that change the prompt
 change every frame. The network gets the prompts of the frames under the same key, (B, F, n, D)."""

@@ -15,7 +15,7 @@ from ...codi_models.media import MAX_SECONDS
 from .checks import image
 from .handle import CoDiHandle
 from .parts import factor, mel_frames
-from .vae import PictureVAE, SoundVAE
+from .vae import AudioVAE, ImageVAE
 
 
 def frames_of(video: Any) -> Tensor:
@@ -50,31 +50,31 @@ def encode_part(codi: CoDiHandle, modality: str, media: Any, shape: Sequence[int
             return network.encode(ids.to(codi.model.place("text_autoencoder"))).float().unsqueeze(-1).to(mm.intermediate_device())
     if modality == "audio":
         return _sound(codi, media, shape, float(last))
-    side = factor(codi.config.picture_autoencoder)
+    side = factor(codi.config.image_autoencoder)
     size = (shape[-2] * side, shape[-1] * side)
     if modality == "image":
         _fits(len(media), shape[0], "pictures")
-        return PictureVAE(codi).encode(_filled(media, size))
+        return ImageVAE(codi).encode(_filled(media, size))
     frames = frames_of(media)
     frames = frames[-int(last) :] if last else frames
     frames = _filled(frames[: shape[2]], size)  # (F, H, W, 3)
-    return PictureVAE(codi).encode(frames).transpose(0, 1)[None]  # (1, C, F, h, w)
+    return ImageVAE(codi).encode(frames).transpose(0, 1)[None]  # (1, C, F, h, w)
 
 
 def _sound(codi: CoDiHandle, media: Any, shape: Sequence[int], last: float) -> Tensor:
     wave, mel = media["waveform"].float().cpu(), codi.config.mel
     _fits(len(wave), shape[0], "sounds")
     wave = resample(wave.mean(dim=1), int(media["sample_rate"]), mel.sample_rate)  # (B, N)
-    unit = mel.hop_length * factor(codi.config.sound_autoencoder)  # samples of a latent step
+    unit = mel.hop_length * factor(codi.config.audio_autoencoder)  # samples of a latent step
     if not last:
         wave = wave[:, : shape[2] * unit]
-        return SoundVAE(codi).encode(wave.unsqueeze(-1))[:, :, : shape[2]]
+        return AudioVAE(codi).encode(wave.unsqueeze(-1))[:, :, : shape[2]]
     steps = max(1, min(round(last * mel.sample_rate / unit), wave.shape[1] // unit, shape[2]))
     # The networks make certain lengths only: the shortest that holds these steps, ending where the sound ends.
     whole = mel_frames(codi.config, 0) * mel.hop_length
     length = -(-steps * unit // whole) * whole
     wave = torch.nn.functional.pad(wave[:, -length:], (max(0, length - wave.shape[1]), 0))
-    return SoundVAE(codi).encode(wave.unsqueeze(-1))[:, :, -steps:]
+    return AudioVAE(codi).encode(wave.unsqueeze(-1))[:, :, -steps:]
 
 
 def _filled(pixels: Tensor, size: tuple[int, int]) -> Tensor:

@@ -24,14 +24,14 @@ def modality_of(shape: Sequence[int], config: CoDiConfig) -> str:
         return "video"
     if len(shape) == 4 and shape[1] == vision:
         return "image"
-    if len(shape) == 4 and shape[1] == audio and shape[3] == config.mel.n_mels // factor(config.sound_autoencoder):
+    if len(shape) == 4 and shape[1] == audio and shape[3] == config.mel.n_mels // factor(config.audio_autoencoder):
         return "audio"
     if len(shape) == 3 and tuple(shape[1:]) == (config.text_autoencoder.latent_dim, 1):
         return "text"
     raise CoDiError(
         f"a latent of shape {tuple(shape)} is none of {config.name}'s: video is (batch, {vision}, frames, height, width), "
         f"image (batch, {vision}, height, width), text (batch, {config.text_autoencoder.latent_dim}, 1), audio (batch, {audio}, time, "
-        f"{config.mel.n_mels // factor(config.sound_autoencoder)}). Make the LATENT with CoDi Empty Joint Latent of the same model"
+        f"{config.mel.n_mels // factor(config.audio_autoencoder)}). Make the LATENT with CoDi Empty Joint Latent of the same model"
     )
 
 
@@ -80,13 +80,13 @@ def empty(config: CoDiConfig, outputs: Sequence[str], *, width: int, height: int
         _check_size(config, width, height)
     if "video" in outputs and not 1 <= frames <= config.vision_denoiser.max_frames:
         raise CoDiError(f"{frames} frames are not what {config.name} can place in time: give 1 to {config.vision_denoiser.max_frames}")
-    f, g, mel = factor(config.picture_autoencoder), factor(config.sound_autoencoder), config.mel
-    picture = (config.picture_autoencoder.latent_channels, height // f, width // f)
+    f, g, mel = factor(config.image_autoencoder), factor(config.audio_autoencoder), config.mel
+    picture = (config.image_autoencoder.latent_channels, height // f, width // f)
     shapes = {
         "video": (picture[0], frames, *picture[1:]),
         "image": picture,
         "text": (config.text_autoencoder.latent_dim, 1),
-        "audio": (config.sound_autoencoder.latent_channels, mel_frames(config, seconds) // g, mel.n_mels // g),
+        "audio": (config.audio_autoencoder.latent_channels, mel_frames(config, seconds) // g, mel.n_mels // g),
     }
     check_room(sum(math.prod(shapes[m]) for m in shapes if m in outputs) * batch, f"a LATENT of {batch} samples of this size")
     parts = {m: torch.zeros(batch, *shapes[m], device=mm.intermediate_device()) for m in MODALITIES if m in outputs}
@@ -105,7 +105,7 @@ def check_room(numbers: int, what: str) -> None:
 
 def mel_frames(config: CoDiConfig, seconds: float) -> int:
     """Mel frames nearest to a length in seconds that autoencoder and denoiser can halve as often as they do."""
-    step = factor(config.sound_autoencoder) * 2 ** (len(config.audio_denoiser.channel_mult) - 1)
+    step = factor(config.audio_autoencoder) * 2 ** (len(config.audio_denoiser.channel_mult) - 1)
     return max(step, round(seconds * config.mel.sample_rate / config.mel.hop_length / step) * step)
 
 
@@ -115,7 +115,7 @@ def factor(autoencoder: AutoencoderConfig) -> int:
 
 
 def _check_size(config: CoDiConfig, width: int, height: int) -> None:
-    unit = factor(config.picture_autoencoder) * 2 ** (len(config.vision_denoiser.channel_mult) - 1)
+    unit = factor(config.image_autoencoder) * 2 ** (len(config.vision_denoiser.channel_mult) - 1)
     if width % unit or height % unit or min(width, height) < unit:
         near = [max(unit, round(v / unit) * unit) for v in (width, height)]
         raise CoDiError(

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ...codi_models.autoencoders.mel import FLOOR
+from ...codi_models.bounce_world.bounce import SAMPLE_RATE, sample_nuisance, sample_scenes
+from ...codi_models.bounce_world.render import render_audio, render_image
 from ...codi_models.config import CoDiConfig
-from ...codi_models.worlds.bounce import SAMPLE_RATE, sample_nuisance, sample_scenes
-from ...codi_models.worlds.render import render_audio, render_image
 from .handle import CoDiHandle
 
 LinearMap = tuple[Tensor, Tensor]
@@ -23,7 +23,7 @@ _fitted: weakref.WeakKeyDictionary[CoDiHandle, dict[str, LinearMap]] = weakref.W
 
 def colour_map(codi: CoDiHandle) -> LinearMap:
     """Picture latents in diffusion space to red, green, blue in -1..1; fitted once per opened model."""
-    if codi.config.picture_autoencoder == CoDiConfig.official().picture_autoencoder:
+    if codi.config.image_autoencoder == CoDiConfig.official().image_autoencoder:
         known = comfy.latent_formats.SD15()  # the published picture autoencoder is Stable Diffusion's
         return torch.tensor(known.latent_rgb_factors), torch.tensor(known.latent_rgb_factors_bias or [0.0, 0.0, 0.0])
     return _once(codi, "colour", _fit_colour)
@@ -52,8 +52,8 @@ def _fit_colour(codi: CoDiHandle, count: int = 48) -> LinearMap:
     generator = torch.Generator().manual_seed(0)
     scenes = sample_scenes(count, generator=generator, held_out="include")
     pixels = render_image(scenes, sample_nuisance(count, generator=generator)) * 2 - 1  # (n, 3, 64, 64)
-    autoencoder = codi.model.picture_autoencoder
-    z = autoencoder.encode(pixels.to(codi.model.place("picture_autoencoder"))).float().cpu() * codi.config.picture_autoencoder.scale
+    autoencoder = codi.model.image_autoencoder
+    z = autoencoder.encode(pixels.to(codi.model.place("image_autoencoder"))).float().cpu() * codi.config.image_autoencoder.scale
     return _least_squares(z, interpolate(pixels, size=z.shape[-2:], mode="area"))
 
 
@@ -65,9 +65,9 @@ def _fit_loudness(codi: CoDiHandle, count: int = 12) -> LinearMap:
     generator = torch.Generator().manual_seed(0)
     scenes = sample_scenes(count, generator=generator, held_out="include")
     sound = resample(render_audio(scenes, sample_nuisance(count, generator=generator)), SAMPLE_RATE, codi.config.mel.sample_rate)
-    autoencoder = codi.model.sound_autoencoder
-    logmel = autoencoder.mel(sound.to(codi.model.place("sound_autoencoder")), frames=128)  # (n, 1, 128, M)
-    z = autoencoder.encode(logmel).float().cpu() * codi.config.sound_autoencoder.scale
+    autoencoder = codi.model.audio_autoencoder
+    logmel = autoencoder.mel(sound.to(codi.model.place("audio_autoencoder")), frames=128)  # (n, 1, 128, M)
+    z = autoencoder.encode(logmel).float().cpu() * codi.config.audio_autoencoder.scale
     silence = float(torch.tensor(FLOOR).log())
     loudness = ((logmel.float().cpu() - silence) / -silence).clamp(0, 1)
     return _least_squares(z, interpolate(loudness, size=z.shape[-2:], mode="area"))

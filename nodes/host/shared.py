@@ -16,7 +16,7 @@ from ...codi_models.decoding import decode_text
 from ...codi_models.errors import CoDiError
 from .handle import CoDiHandle
 from .parts import split
-from .vae import PictureVAE, SoundVAE
+from .vae import AudioVAE, ImageVAE
 
 _KINDS = {"CoDiEncodeText": "text", "CoDiEncodeImage": "image", "CoDiEncodeAudio": "audio", "CoDiEncodeVideo": "video"}
 _SLOTS = {"CoDiEncodeOutputs": MODALITIES}
@@ -44,9 +44,9 @@ def decode_parts(codi: CoDiHandle, latent: Mapping[str, Any], words_seed: int = 
             scaled = z.squeeze(-1).to(codi.model.place("text_autoencoder"), torch.float32) * codi.config.text_autoencoder.scale
             decoded[modality] = decode_text(codi.model, scaled, [words_seed + i for i in range(len(scaled))])
         elif modality == "audio":
-            decoded[modality] = SoundVAE(codi).decode(z).squeeze(-1).float().cpu()
+            decoded[modality] = AudioVAE(codi).decode(z).squeeze(-1).float().cpu()
         else:
-            decoded[modality] = PictureVAE(codi).decode(z).float().cpu()
+            decoded[modality] = ImageVAE(codi).decode(z).float().cpu()
     return decoded
 
 

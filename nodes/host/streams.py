@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ...codi_models.decoding import decode_text
-from ...codi_models.figures import INK, PAPER, clipped, draw_spectrogram, font, from_picture, to_picture
+from ...codi_models.figures import INK, PAPER, clipped, draw_spectrogram, font, from_image, to_image
 from .handle import CoDiHandle
 from .playing import play
 from .preview import apply, colour_map, loudness_map
@@ -56,11 +56,11 @@ class Streams:
         for row in rows:
             sheet.paste(row, (0, top))
             top += row.height
-        return to_picture(sheet).movedim(-1, 0)[None] * 2 - 1
+        return to_image(sheet).movedim(-1, 0)[None] * 2 - 1
 
     def _picture(self, z: Tensor, height: int = TILE) -> Image.Image:
         """(C, h, w) -> picture of that height."""
-        pixels = from_picture((apply(colour_map(self.codi), z) + 1) / 2)
+        pixels = from_image((apply(colour_map(self.codi), z) + 1) / 2)
         return pixels.resize((max(1, round(height * pixels.width / pixels.height)), height), Image.Resampling.BILINEAR)
 
     def _frames(self, z: Tensor) -> Image.Image:

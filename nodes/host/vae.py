@@ -8,14 +8,14 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ...codi_models.decoding import BINS_AT_ONCE, PIXELS_AT_ONCE, decode_pixels, decode_sound
+from ...codi_models.decoding import BINS_AT_ONCE, PIXELS_AT_ONCE, decode_audio, decode_pixels
 from ...codi_models.encoders.preprocess import rgb
 from ...codi_models.errors import CoDiError
 from .handle import CoDiHandle
 from .parts import factor, mel_frames
 
 
-class PictureVAE:
+class ImageVAE:
     """What the host's VAE Decode, VAE Encode and their tiled variants ask of a picture VAE."""
 
     def __init__(self, codi: CoDiHandle) -> None:
@@ -25,10 +25,10 @@ class PictureVAE:
     def decode(self, z: Any) -> Tensor:
         """(B, C, h, w) -> (B, H, W, 3); (B, C, F, h, w) -> (B, F, H, W, 3); values 0..1. Of a joint latent, its first part."""
         z = z.unbind()[0] if z.is_nested else z
-        if z.ndim not in (4, 5) or z.shape[1] != self.codi.config.picture_autoencoder.latent_channels:
+        if z.ndim not in (4, 5) or z.shape[1] != self.codi.config.image_autoencoder.latent_channels:
             raise CoDiError(f"a latent of shape {tuple(z.shape)} is no picture or clip of {self.codi.name}")
-        z = z.to(self.codi.model.place("picture_autoencoder"), torch.float32) * self.codi.config.picture_autoencoder.scale
-        scaled_by = factor(self.codi.config.picture_autoencoder)
+        z = z.to(self.codi.model.place("image_autoencoder"), torch.float32) * self.codi.config.image_autoencoder.scale
+        scaled_by = factor(self.codi.config.image_autoencoder)
         self._reserve(z.shape[-2] * scaled_by, z.shape[-1] * scaled_by)
         pixels = decode_pixels(self.codi.model, z)  # (B, 3, H, W) or (B, F, 3, H, W)
         return pixels.movedim(-3, -1).to(mm.intermediate_device())
@@ -40,7 +40,7 @@ class PictureVAE:
 
         Raises CoDiError for other shapes, pictures smaller than one latent element, NaN and infinite values."""
         pixels = pixels.flatten(0, -4) if pixels.ndim > 4 else pixels
-        unit = factor(self.codi.config.picture_autoencoder)
+        unit = factor(self.codi.config.image_autoencoder)
         if pixels.ndim != 4 or not len(pixels) or min(pixels.shape[1:3]) < unit:
             raise CoDiError(
                 f"an IMAGE of shape {tuple(pixels.shape)} cannot be encoded: give (batch, height, width, 3) of {unit} x {unit} or more"
@@ -49,14 +49,14 @@ class PictureVAE:
         top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
         pixels = rgb(pixels[:, top : top + height, left : left + width].movedim(-1, 1).float())
         model, at_once = self.codi.model, self._reserve(height, width)
-        device, dtype = model.place("picture_autoencoder"), model.precision("picture_autoencoder")
-        autoencoder = model.picture_autoencoder
+        device, dtype = model.place("image_autoencoder"), model.precision("image_autoencoder")
+        autoencoder = model.image_autoencoder
         parts = [autoencoder.encode((part.to(device) * 2 - 1).to(dtype)).float() for part in pixels.split(at_once)]
         return torch.cat(parts).to(mm.intermediate_device())
 
     def _reserve(self, height: int, width: int) -> int:
         """Room for as many pictures as are worked on at once, and their number."""
-        self.codi.model.reserve("picture_autoencoder", max(PIXELS_AT_ONCE, height * width))
+        self.codi.model.reserve("image_autoencoder", max(PIXELS_AT_ONCE, height * width))
         return max(1, PIXELS_AT_ONCE // (height * width))
 
     def decode_tiled(self, z: Any, **_: Any) -> Tensor:
@@ -69,7 +69,7 @@ class PictureVAE:
 
     def spacial_compression_decode(self) -> int:
         """Pixels per latent element."""
-        return factor(self.codi.config.picture_autoencoder)
+        return factor(self.codi.config.image_autoencoder)
 
     spacial_compression_encode = spacial_compression_decode
 
@@ -83,7 +83,7 @@ class PictureVAE:
     @property
     def latent_channels(self) -> int:
         """Channels of a picture's latent."""
-        return self.codi.config.picture_autoencoder.latent_channels
+        return self.codi.config.image_autoencoder.latent_channels
 
     def throw_exception_if_invalid(self) -> None:
         """The host asks before it encodes; this VAE was checked when it was opened."""
@@ -92,7 +92,7 @@ class PictureVAE:
         """Frames are not compressed in time."""
 
 
-class SoundVAE:
+class AudioVAE:
     """What the host's VAE Decode Audio and VAE Encode Audio ask: mel autoencoder and vocoder in one."""
 
     def __init__(self, codi: CoDiHandle) -> None:
@@ -103,21 +103,21 @@ class SoundVAE:
     def decode(self, z: Any) -> Tensor:
         """(B, C, t, m) -> (B, samples, 1). Of a joint latent, its last part."""
         z = z.unbind()[-1] if z.is_nested else z
-        if z.ndim != 4 or z.shape[1] != self.codi.config.sound_autoencoder.latent_channels:
+        if z.ndim != 4 or z.shape[1] != self.codi.config.audio_autoencoder.latent_channels:
             raise CoDiError(f"a latent of shape {tuple(z.shape)} is no sound of {self.codi.name}")
-        for name in ("sound_autoencoder", "vocoder"):
-            self.codi.model.reserve(name, self._bins(z.shape[0], z.shape[2] * factor(self.codi.config.sound_autoencoder)))
-        z = z.to(self.codi.model.place("sound_autoencoder"), torch.float32) * self.codi.config.sound_autoencoder.scale
-        return decode_sound(self.codi.model, z).unsqueeze(-1).to(mm.intermediate_device())
+        for name in ("audio_autoencoder", "vocoder"):
+            self.codi.model.reserve(name, self._bins(z.shape[0], z.shape[2] * factor(self.codi.config.audio_autoencoder)))
+        z = z.to(self.codi.model.place("audio_autoencoder"), torch.float32) * self.codi.config.audio_autoencoder.scale
+        return decode_audio(self.codi.model, z).unsqueeze(-1).to(mm.intermediate_device())
 
     @torch.inference_mode()
     def encode(self, samples: Tensor) -> Tensor:
         """(B, samples, channels) at `audio_sample_rate` -> (B, C, t, m)."""
-        sound = samples.mean(-1).to(self.codi.model.place("sound_autoencoder"), torch.float32)
+        sound = samples.mean(-1).to(self.codi.model.place("audio_autoencoder"), torch.float32)
         frames = mel_frames(self.codi.config, sound.shape[1] / self.audio_sample_rate)
         bins = self._bins(sound.shape[0], frames)
-        self.codi.model.reserve("sound_autoencoder", bins)
-        autoencoder, at_once = self.codi.model.sound_autoencoder, max(1, bins // (frames * self.codi.config.mel.n_mels))
+        self.codi.model.reserve("audio_autoencoder", bins)
+        autoencoder, at_once = self.codi.model.audio_autoencoder, max(1, bins // (frames * self.codi.config.mel.n_mels))
         return torch.cat([autoencoder.encode(part, frames=frames) for part in sound.split(at_once)]).to(mm.intermediate_device())
 
     def decode_tiled(self, z: Any, **_: Any) -> Tensor:

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from codi.codi_models.bounce_world.bounce import ALL_CAPTIONS
 from codi.codi_models.config import DENOISER_OF, CoDiConfig
 from codi.codi_models.model import CoDi, save_component
-from codi.codi_models.worlds.bounce import ALL_CAPTIONS
 
 
 def tiny_config() -> CoDiConfig:
@@ -22,8 +22,8 @@ def tiny_config() -> CoDiConfig:
         name="tiny",
         clip=replace(mini.clip, text_layers=1, vision_layers=1, text_mlp=64, vision_mlp=64),
         clap=replace(mini.clap, depths=(1, 1, 1, 1), embed_dim=16),
-        picture_autoencoder=replace(mini.picture_autoencoder, scale=0.5, **picture),
-        sound_autoencoder=replace(mini.sound_autoencoder, scale=2.0, **picture),
+        image_autoencoder=replace(mini.image_autoencoder, scale=0.5, **picture),
+        audio_autoencoder=replace(mini.audio_autoencoder, scale=2.0, **picture),
         vocoder=replace(mini.vocoder, width=16, iterations=4),
         text_autoencoder=replace(mini.text_autoencoder, **text),
         vision_denoiser=replace(mini.vision_denoiser, **unet),

@@ -1,0 +1,66 @@
+"""`python -m codi_models world`: samples of Bounce World as files, to look at, to listen to, or to use as prompts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ..errors import CoDiError
+from ..files import write_text
+from ..media import write_mp4, write_png, write_wav
+from .render import render_audio, render_image, render_video
+from .world import DURATION, FRAMES, SAMPLE_RATE, captions, sample_nuisance, sample_scenes
+
+SUFFIXES = {"image": "png", "video": "mp4", "audio": "wav", "text": "txt"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command. Returns 0; raises CoDiError for input that cannot be used."""
+    parser = argparse.ArgumentParser(prog="python -m codi_models world", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument("--count", type=int, default=8, help="scenes (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same samples (default: %(default)s)")
+    parser.add_argument(
+        "--held-out",
+        choices=["include", "exclude", "only"],
+        default="include",
+        help="the shape-colour pairs that no training sees: among the others, left out, or alone (default: %(default)s)",
+    )
+    args = parser.parse_args(argv)
+    files = export_samples(args.out, args.count, seed=args.seed, held_out=args.held_out)
+    print(f"{len(files)} files in {args.out}")
+    return 0
+
+
+def export_samples(folder: str | Path, count: int, *, seed: int = 0, held_out: str = "include") -> list[Path]:
+    """Writes `count` scenes and returns the files: for sample i, with three digits, 00i_image.png, 00i_video.mp4 (with its sound),
+    00i_audio.wav and 00i_text.txt; last scenes.json, which says what each shows.
+
+    The media of a sample show one scene and share no nuisance; the sound of the clip is that of the WAV. held_out: as for
+    `sample_scenes`. Raises CoDiError for a count below 1, an unknown `held_out`, or a folder that cannot be written.
+    """
+    folder = Path(folder)
+    if count < 1:
+        raise CoDiError(f"count={count} samples cannot be written; give 1 or more.")
+    if folder.exists() and not folder.is_dir():
+        raise CoDiError(f"{folder} is a file; give a folder to write samples into.")
+    generator = torch.Generator().manual_seed(seed)
+    scenes = sample_scenes(count, generator=generator, held_out=held_out)
+    for_image, for_video, for_audio = (sample_nuisance(count, generator=generator) for _ in range(3))
+    texts = captions(scenes, generator=generator, full=True)
+    files: list[Path] = []
+    for i, text in enumerate(texts):
+        one = slice(i, i + 1)
+        sound = render_audio(scenes[one], for_audio[one])[0]
+        paths = {kind: folder / f"{i:03d}_{kind}.{suffix}" for kind, suffix in SUFFIXES.items()}
+        write_png(paths["image"], render_image(scenes[one], for_image[one])[0])
+        write_mp4(paths["video"], render_video(scenes[one], for_video[one])[0], FRAMES / DURATION, sound, SAMPLE_RATE)
+        write_wav(paths["audio"], sound, SAMPLE_RATE)
+        write_text(paths["text"], text + "\n")
+        files += paths.values()
+    write_text(folder / "scenes.json", json.dumps([scenes.describe(i) for i in range(count)], indent=1) + "\n")
+    return [*files, folder / "scenes.json"]
