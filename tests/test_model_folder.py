@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from codi.codi_models.bounce_world.bounce import ALL_CAPTIONS
+from codi.codi_models.bounce_world.world import ALL_CAPTIONS
 from codi.codi_models.checkpoints import read_metadata, save_weights
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.errors import CoDiError
