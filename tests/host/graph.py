@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+SAVED = WORKFLOWS.parent / "workflows_0_3"
+"""What version 0.3 shipped, which must go on to run: prompts in API format, and in graphs/ some as the front end saved them."""
 NAMES = sorted(p.stem for p in WORKFLOWS.glob("*.json"))
 BEFORE = {"take_up_saved_latent": "save_joint_latent"}
 """Workflows that read what another one writes."""
