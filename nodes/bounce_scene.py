@@ -9,7 +9,7 @@ from comfy_api.latest import InputImpl, Types, io, ui
 
 from ..codi_models.bounce_world import render
 from ..codi_models.bounce_world import world as bounce
-from .schema import Node, schema
+from .schema import TOOLS, Node, schema
 
 
 class BounceScene(Node):
@@ -20,7 +20,7 @@ class BounceScene(Node):
         return schema(
             node_id="CoDiBounceScene",
             display_name="Bounce World Scene",
-            category="CoDi/examples",
+            category=TOOLS,
             description="Renders a bouncing shape as picture, sound, clip and caption: example prompts for codi-mini.",
             search_aliases=["example", "test data", "bouncing shape"],
             is_output_node=True,

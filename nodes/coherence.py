@@ -13,7 +13,7 @@ from ..codi_models.figures import draw_matrix, draw_points, to_image
 from ..codi_models.modalities import MODALITIES
 from .host import shared
 from .host.handle import CoDiHandle
-from .schema import CodiModel, Node, schema
+from .schema import PROMPTS, TOOLS, CodiModel, Node, schema
 
 _SHOWN = 16  # matrices of a batch that are drawn
 
@@ -49,7 +49,7 @@ class EncodeOutputs(Node):
         return schema(
             node_id="CoDiEncodeOutputs",
             display_name="CoDi Encode Outputs",
-            category="CoDi/coherence",
+            category=PROMPTS,
             description="Decodes every part of a joint LATENT and encodes it back to the shared space: outputs as prompts.",
             search_aliases=["re-encode", "cycle", "embedding of output"],
             inputs=[
@@ -78,7 +78,7 @@ class Coherence(Node):
         return schema(
             node_id="CoDiCoherence",
             display_name="CoDi Coherence",
-            category="CoDi/coherence",
+            category=TOOLS,
             description="Similarities of prompts and outputs in the shared space, as numbers and as a picture: what belongs together.",
             search_aliases=["similarity", "clip score", "agreement", "matrix"],
             is_output_node=True,
@@ -126,7 +126,7 @@ class PickBest(Node):
         return schema(
             node_id="CoDiPickBest",
             display_name="CoDi Pick Best",
-            category="CoDi/coherence",
+            category=TOOLS,
             description="Keeps the items of a batch whose outputs fit each other and the prompt best.",
             search_aliases=["best of n", "rank", "select", "rerank"],
             is_output_node=True,
@@ -169,7 +169,7 @@ class SharedSpacePlot(Node):
         return schema(
             node_id="CoDiSharedSpace",
             display_name="CoDi Shared Space",
-            category="CoDi/coherence",
+            category=TOOLS,
             description="Plots prompts, their mixture and the outputs of a LATENT on the two main axes of the shared space.",
             search_aliases=["pca", "plot", "embedding map", "scatter"],
             is_output_node=True,

@@ -11,12 +11,12 @@ import folder_paths
 import torch
 from comfy_api.latest import InputImpl, Types, io, ui
 
-from ..codi_models.latents import decode_text
 from ..codi_models.errors import CoDiError
+from ..codi_models.latents import decode_text
 from .host.handle import CoDiHandle
 from .host.parts import take
 from .host.vae import AudioVAE, ImageVAE
-from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
+from .schema import ADVANCED, CODI_TIP, MEDIA, CodiModel, Node, schema
 
 
 def _inputs(*more: Any) -> list[Any]:
@@ -58,6 +58,7 @@ class DecodeImage(Node):
         return schema(
             node_id="CoDiDecodeImage",
             display_name="CoDi Decode Image",
+            category=MEDIA,
             description="Decodes the image of a joint LATENT and shows it.",
             search_aliases=["latent to image", "vae decode"],
             is_output_node=True,
@@ -79,6 +80,7 @@ class DecodeVideo(Node):
         return schema(
             node_id="CoDiDecodeVideo",
             display_name="CoDi Decode Video",
+            category=MEDIA,
             description="Decodes the clip of a joint LATENT and plays it, with sound where one is connected.",
             search_aliases=["latent to video", "frames", "vae decode"],
             is_output_node=True,
@@ -111,6 +113,7 @@ class DecodeAudio(Node):
         return schema(
             node_id="CoDiDecodeAudio",
             display_name="CoDi Decode Audio",
+            category=MEDIA,
             description="Decodes the sound of a joint LATENT and plays it.",
             search_aliases=["latent to audio", "vocoder", "vae decode"],
             is_output_node=True,
@@ -133,6 +136,7 @@ class DecodeText(Node):
         return schema(
             node_id="CoDiDecodeText",
             display_name="CoDi Decode Text",
+            category=MEDIA,
             description="Decodes the caption of a joint LATENT and shows it.",
             search_aliases=["caption", "image to text", "describe", "interrogate"],
             is_output_node=True,

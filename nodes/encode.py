@@ -15,13 +15,14 @@ from ..codi_models.errors import CoDiError
 from ..codi_models.media import MAX_SECONDS
 from .host.handle import CoDiHandle
 from .host.media import frames_of
-from .schema import CODI_TIP, CodiModel, Node, schema
+from .schema import CODI_TIP, PROMPTS, CodiModel, Node, schema
 
 
 def _schema(kind: str, description: str, *prompt: Any, aliases: list[str]) -> io.Schema:
     return schema(
         node_id=f"CoDiEncode{kind}",
         display_name=f"CoDi Encode {kind}",
+        category=PROMPTS,
         description=description,
         search_aliases=aliases,
         inputs=[CodiModel.Input("codi", tooltip=CODI_TIP), *prompt],

@@ -15,7 +15,7 @@ from .host import parts as latents
 from .host.handle import CoDiHandle
 from .host.masks import masks_of, spatial, with_masks
 from .host.media import encode_part, frames_of
-from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
+from .schema import ADVANCED, CODI_TIP, LATENTS, CodiModel, Node, schema
 
 
 def _media() -> list[Any]:
@@ -57,6 +57,7 @@ class MediaToLatent(Node):
         return schema(
             node_id="CoDiMediaToLatent",
             display_name="CoDi Media to Latent",
+            category=LATENTS,
             description="Encodes what is connected, of picture, clip, sound and caption, to one joint LATENT, as for variations.",
             search_aliases=["encode latent", "vae encode", "img2img"],
             inputs=[
@@ -99,6 +100,7 @@ class Keep(Node):
         return schema(
             node_id="CoDiKeep",
             display_name="CoDi Keep",
+            category=LATENTS,
             description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: sound for a clip, ...",
             search_aliases=["inpaint", "foley", "video to audio", "extend video", "extend audio", "complete"],
             inputs=[
@@ -143,6 +145,7 @@ class Mask(Node):
         return schema(
             node_id="CoDiMask",
             display_name="CoDi Mask",
+            category=LATENTS,
             description="Says which outputs of a joint LATENT are generated, and where and when; all else is kept.",
             search_aliases=["noise mask", "inpaint", "keep"],
             inputs=[

@@ -11,7 +11,7 @@ from ..codi_models.modalities import MODALITIES, denoisers_of
 from .host import compose, costs, folders, handle
 from .host.denoiser import DENOISERS, denoiser_model
 from .host.vae import AudioVAE, ImageVAE
-from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
+from .schema import ADVANCED, CODI_TIP, MODELS, CodiModel, Node, schema
 
 _DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
@@ -37,6 +37,7 @@ class LoadJoint(Node):
         return schema(
             node_id="CoDiLoadJoint",
             display_name="Load CoDi (joint)",
+            category=MODELS,
             description="Loads the denoisers of the chosen outputs as one joint MODEL, and shows what the model's parts cost. "
             "What is switched off is not loaded.",
             search_aliases=["codi", "any-to-any", "codi-mini"],
@@ -74,6 +75,7 @@ class Load(Node):
         return schema(
             node_id="CoDiLoad",
             display_name="Load CoDi",
+            category=MODELS,
             description="Opens a CoDi model and shows what its parts cost. Networks load when a node first needs them.",
             has_intermediate_output=True,
             search_aliases=["codi model", "checkpoint", "open"],
@@ -99,6 +101,7 @@ class Denoiser(Node):
         return schema(
             node_id="CoDiDenoiser",
             display_name="CoDi Denoiser",
+            category=MODELS,
             description="One denoiser as a MODEL of its own. It samples alone, or together with others after CoDi Compose.",
             search_aliases=["unet", "diffusion model", "one modality"],
             inputs=[
@@ -124,6 +127,7 @@ class LoadVAE(Node):
         return schema(
             node_id="CoDiVAE",
             display_name="CoDi VAE",
+            category=MODELS,
             description="CoDi's autoencoders for the stock nodes VAE Decode, VAE Encode, VAE Decode Audio and VAE Encode Audio.",
             search_aliases=["autoencoder", "audio vae", "vae loader"],
             inputs=[CodiModel.Input("codi", tooltip=CODI_TIP)],
