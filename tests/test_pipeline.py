@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 from codi.codi_models import media
-from codi.codi_models.config import MODALITIES, CoDiConfig
+from codi.codi_models.config import CoDiConfig
+from codi.codi_models.modalities import MODALITIES
 from codi.codi_models.latents import decode_audio
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.latents import encode_media
