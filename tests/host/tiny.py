@@ -31,6 +31,7 @@ def tiny_config() -> CoDiConfig:
         vision_denoiser=replace(mini.vision_denoiser, **unet),
         audio_denoiser=replace(mini.audio_denoiser, **unet),
         text_denoiser=replace(mini.text_denoiser, **unet),
+        sampling=replace(mini.sampling, schedule="together"),
     )
 
 
