@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from .. import version_0_3
 from ..conditioning import MIX_METHODS, PROMPT_KINDS, Prompt
 from ..diffusion import SAMPLERS, SCHEDULERS
 from ..errors import CoDiError
@@ -21,7 +22,7 @@ from ..files import output_folder, write_text
 from ..modalities import MODALITIES
 from ..model import CoDi
 from ..pipeline import CoDiPipeline
-from ..settings import OVERRIDES, Settings, of_version_0_3
+from ..settings import OVERRIDES, Settings
 from .outputs import write_sample
 
 PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "diffusers", "transformers", "tokenizers", "av", "pillow")
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     folder = output_folder(args.out)
     begin = time.perf_counter()
     model = CoDi.from_pretrained(args.model, device=args.device, dtype=args.dtype)
-    chosen = of_version_0_3({name: getattr(args, name) for name in ("seed", "count", "batch_size", *OVERRIDES)})
+    chosen = version_0_3.settings({name: getattr(args, name) for name in ("seed", "count", "batch_size", *OVERRIDES)})
     given = [Prompt(output, value) for output, value in (args.keep or {}).items()]
     settings = Settings.resolve(model.config, outputs, given=[prompt.kind for prompt in given], **chosen)
     return _run(model, prompts, given, settings, folder, raw=args.raw, begin=begin)
