@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", default="codi-mini", help="name of a shipped model or a model folder (default codi-mini)")
-    accepted = {"text": "T", "image": "F", "audio": "F", "video": "F"}
+    accepted = {kind: "T" if kind == "text" else "F" for kind in PROMPT_KINDS}
     for kind in PROMPT_KINDS:
         what = "a sentence" if kind == "text" else f"a file with {kind}"
         add(f"--{kind}", action=_AppendPrompt, dest="prompts", metavar=accepted[kind], help=f"prompt: {what}; may be repeated")
