@@ -28,9 +28,9 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
+from codi_models.components import COMPONENTS, build_component  # noqa: E402
 from codi_models.config import CoDiConfig  # noqa: E402
 from codi_models.joint import JointDenoiser  # noqa: E402
-from codi_models.components import COMPONENTS, build_component  # noqa: E402
 from codi_models.model import DTYPES  # noqa: E402
 from codi_models.settings import Settings, denoisers_of, latent_shapes  # noqa: E402
 

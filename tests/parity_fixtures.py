@@ -149,9 +149,7 @@ def ddim(kinds: list[str], steps: int, scale: float, seed: str = "other") -> Mad
     table, timesteps = alphas_cumprod().tolist(), range(1, 1000, 1000 // steps)
     for i in reversed(range(len(timesteps))):
         doubled = {kind: torch.cat([x, x]) for kind, x in latents.items()}
-        halves = {
-            kind: e.chunk(2) for kind, e in model(doubled, torch.full((2,), timesteps[i]), both, alignment=Alignment("self")).items()
-        }
+        halves = {kind: e.chunk(2) for kind, e in model(doubled, torch.full((2,), timesteps[i]), both, alignment=Alignment("self")).items()}
         eps = {kind: u + scale * (c - u) for kind, (u, c) in halves.items()}
         level, following = table[timesteps[i]], table[timesteps[i - 1] if i else 0]
         clean = {kind: (x - (1 - level) ** 0.5 * eps[kind]) / level**0.5 for kind, x in latents.items()}

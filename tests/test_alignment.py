@@ -94,7 +94,9 @@ def test_targets_alone_are_predicted_and_given_embeddings_replace_their_latents(
     assert alone.keys() == {"audio"} and torch.equal(alone["audio"], whole["audio"])
     swapped = {"image": given["text"], "text": given["image"]}
     known = step(joint, x, given=swapped)  # of latents that are there too
-    assert not torch.equal(known["image"], whole["image"]) and torch.equal(known["audio"], step(joint, latents("audio") | x, given=swapped)["audio"])
+    assert not torch.equal(known["image"], whole["image"]) and torch.equal(
+        known["audio"], step(joint, latents("audio") | x, given=swapped)["audio"]
+    )
 
 
 def test_environments_that_no_target_attends_to_are_not_computed(joint: JointDenoiser, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,8 +170,8 @@ def test_directions_as_text() -> None:
     assert parse_directions("video<audio=0.5,\n audio < video = 0") == {("video", "audio"): 0.5, ("audio", "video"): 0.0}
     assert parse_directions(" ") == {}
     for text, word in (
-        ("video=1", "video"), ("video<audio", "target<source"), ("video<audio=loud", "loud"), ("a<b=1", "'a'"), ("video<audio=-1", "0 or more"),
-        ("video<video=1", "cannot attend"), ("video<audio=nan", "finite"),
+        ("video=1", "video"), ("video<audio", "target<source"), ("video<audio=loud", "loud"), ("a<b=1", "'a'"),
+        ("video<audio=-1", "0 or more"), ("video<video=1", "cannot attend"), ("video<audio=nan", "finite"),
     ):  # fmt: skip
         with pytest.raises(CoDiError, match=word):
             parse_directions(text)

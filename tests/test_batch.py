@@ -152,7 +152,13 @@ def test_what_concerns_all_items_stops_the_command(batch, tmp_path, capsys, opti
 
 def test_a_manifest_of_version_0_3_is_made_and_its_requests_stay_the_same(batch):
     old = {"order": "in turn", "denoise": 0.5, "alignment_pairs": "image<text=0.5", "composition": "facets", "sampler": "ddim_trailing"}
-    new = {"schedule": "sequential", "strength": 0.5, "alignment_directions": "image<text=0.5", "sampler": "ddim", "scheduler": "sgm_uniform"}
+    new = {
+        "schedule": "sequential",
+        "strength": 0.5,
+        "alignment_directions": "image<text=0.5",
+        "sampler": "ddim",
+        "scheduler": "sgm_uniform",
+    }
     kept = {"outputs": "image,audio", "keep": {"text": "a star"}, "seed": 4}
     assert batch([entry("old", settings={**STEPS, **old}, **kept), entry("new", settings={**STEPS, **new}, **kept)], "--raw") == 0
     assert failures(batch.out) == []

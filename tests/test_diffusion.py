@@ -161,7 +161,9 @@ def test_schedulers(scheduler: str, schedule: str) -> None:
 
 
 def test_the_published_timesteps() -> None:
-    assert ddim_timesteps(50) == list(range(1, 1000, 20)) and ddim_timesteps(30) == list(range(1, 1000, 33)) and len(ddim_timesteps(30)) == 31
+    assert (
+        ddim_timesteps(50) == list(range(1, 1000, 20)) and ddim_timesteps(30) == list(range(1, 1000, 33)) and len(ddim_timesteps(30)) == 31
+    )
     assert ddim_timesteps(1) == [1] and ddim_timesteps(500) == list(range(1, 1000, 2))
 
 

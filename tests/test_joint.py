@@ -138,7 +138,9 @@ def test_outputs_attend_to_each_other_in_cross_wiring_and_not_in_self_wiring(net
         for m in ("video", "text"):
             assert differ(after[m], before[m]) if attends else torch.equal(after[m], before[m])
     same(joint(x, TIME, prompt(), alignment=Alignment(strength=0.0)), joint(x, TIME, prompt(), alignment=Alignment("off")))
-    assert differ(joint(x, TIME, prompt(), alignment=Alignment("self"))["text"], joint(x, TIME, prompt(), alignment=Alignment("off"))["text"])
+    assert differ(
+        joint(x, TIME, prompt(), alignment=Alignment("self"))["text"], joint(x, TIME, prompt(), alignment=Alignment("off"))["text"]
+    )
 
 
 def test_three_outputs_attend_to_the_other_two(nets: dict[str, UNet]) -> None:
@@ -180,7 +182,7 @@ def test_samples_do_not_depend_on_their_batch(nets: dict[str, UNet]) -> None:
 def test_every_output_may_have_its_own_timestep(nets: dict[str, UNet]) -> None:
     joint, x = JointDenoiser(nets), latents("image", "audio")
     times = {"image": TIME, "audio": torch.tensor([3.5, 700.25])}
-    own = {m: e for m in x for e in (joint.environment_embeddings({m: x[m]}, times[m])[m],)}
+    own = {m: joint.denoiser(m).environment_embedding(x[m], times[m]) for m in x}
     made = joint(x, times, prompt())
     for m, other in (("image", "audio"), ("audio", "image")):
         torch.testing.assert_close(made[m], joint.denoiser(m)(x[m], times[m], prompt(), environment=own[other]))

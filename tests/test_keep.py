@@ -209,7 +209,8 @@ def test_latents_that_are_not_of_this_run(pipe):
 
 
 def test_a_manifest_keeps_and_sets_what_the_command_does(generate, folder, files, tmp_path):
-    settings = {"steps": 2, "cfg": {"image": 4, "text": 2}, "cfg_rescale": 0.5, "alignment_directions": "image<text=0.5", "alignment_end": 0.9}
+    settings = {"steps": 2, "cfg": {"image": 4, "text": 2}, "cfg_rescale": 0.5, "alignment_end": 0.9}
+    settings["alignment_directions"] = "image<text=0.5"
     entry = {"id": "a", "outputs": "image,text", "prompts": ["a star"], "seed": 5, "keep": {"image": files["image"]}, "settings": settings}
     entries = [
         {**entry, "settings": {**settings, "strength": "image=0.6"}},

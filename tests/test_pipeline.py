@@ -292,7 +292,8 @@ def test_a_later_stage_attends_to_the_finished_latents_as_to_given_ones(pipe):
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_a_run_with_shifted_noise_levels_is_single_runs_at_their_own(pipe, monkeypatch, prediction):
     """With the alignment off: x = s x0 + sigma n at sigma is s times the run of the modality alone at sigma / s."""
-    shifts, settings = {"image": -1.0, "audio": 1.4}, {"steps": 3, "cfg": 2.5, "wiring": "off", "schedule": "together", "scheduler": "karras"}
+    shifts = {"image": -1.0, "audio": 1.4}
+    settings = {"steps": 3, "cfg": 2.5, "wiring": "off", "schedule": "together", "scheduler": "karras"}
     cond, uncond = pipe.condition([Prompt("text", "a blue star")])
     timestep = NoiseSchedule.timestep  # which is rounded without a shift; here it is not, anywhere
     monkeypatch.setattr(NoiseSchedule, "timestep", lambda self, sigma, scale=1.0: timestep(self, 7 * sigma, 7 * scale))
@@ -306,7 +307,8 @@ def test_a_run_with_shifted_noise_levels_is_single_runs_at_their_own(pipe, monke
     unshifted, _ = pipe.denoise(cond, uncond, both, noise)
     levels, _ = both.sigmas(single_config)
     for output, shift in shifts.items():
-        monkeypatch.setattr(Settings, "sigmas", lambda *_, s=math.exp(shift / 2): ([sigma / s for sigma in levels], True))
+        own = [sigma / math.exp(shift / 2) for sigma in levels]
+        monkeypatch.setattr(Settings, "sigmas", lambda *_, own=own: (own, True))
         alone, _ = pipe.denoise(cond, uncond, Settings.resolve(single_config, (output,), **settings), {output: noise[output]})
         assert (together[output] - alone[output]).norm() < 1e-3 * alone[output].norm()
         assert (together[output] - unshifted[output]).norm() > 0.05 * unshifted[output].norm()
