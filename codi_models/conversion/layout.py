@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 
 from ..config import CoDiConfig
+from ..libraries import stored_state
 from ..model import COMPONENTS, build_component
 
 PREFIXES = {
@@ -72,7 +73,7 @@ class Layout:
         self.config = config
         self.entries: dict[str, Entry] = {}
         for component in COMPONENTS:
-            for key, value in build_component(component, config, device="meta").state_dict().items():
+            for key, value in stored_state(build_component(component, config, device="meta")).items():
                 entry = Entry(component, key, tuple(value.shape), value.is_floating_point())
                 self.entries[PREFIXES[component] + key] = entry
 
