@@ -58,12 +58,12 @@ def stored_keys(module: nn.Module) -> dict[str, list[str]]:
 
 def stored_state(module: nn.Module) -> dict[str, Tensor]:
     """The module's weights as files hold them. A borrowed module's entries of more than one part are copies."""
-    state = module.state_dict()
-    stored = {
-        key: state[parts[0]] if len(parts) == 1 else torch.cat([state[p] for p in parts]) for key, parts in stored_keys(module).items()
-    }
-    convolves = isinstance(module, Borrowed) and module.matrices_are_convolutions
-    return {key: value[..., None, None] if convolves and value.ndim == 2 else value for key, value in stored.items()}
+    state, convolves = module.state_dict(), isinstance(module, Borrowed) and module.matrices_are_convolutions
+    stored = {}
+    for key, parts in stored_keys(module).items():
+        value = state[parts[0]] if len(parts) == 1 else torch.cat([state[part] for part in parts])
+        stored[key] = value[..., None, None] if convolves and value.ndim == 2 else value
+    return stored
 
 
 def taken_apart(module: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ _NAMES = (
 """The library's names as patterns, and the published ones."""
 
 
-def _network(config: AutoencoderConfig, widths: list[int], attends: tuple[bool, ...] = ()) -> diffusers.AutoencoderKL:
+def _network(config: AutoencoderConfig, widths: list[int], attends: tuple[bool, ...] = ()) -> Any:
     """The library's network with so many channels on each level, highest resolution first; no level attends by default."""
     attends = attends or (False,) * len(widths)
     return diffusers.AutoencoderKL(

@@ -44,9 +44,8 @@ def check_htsat(check: Check, networks: Networks) -> None:
         waveform = preprocess.repeat_pad(waveform, samples)
         _sampled(check, f"mid/waveform_{config.sample_rate // 1000}k_last", waveform)
         pictures: list[Tensor] = []
-        hook = net.network.audio_model.audio_encoder.patch_embed.register_forward_pre_hook(
-            lambda _module, inputs, kept=pictures: kept.append(inputs[0])
-        )
+        patches = net.network.audio_model.audio_encoder.patch_embed
+        hook = patches.register_forward_pre_hook(lambda _module, inputs, kept=pictures: kept.append(inputs[0]))
         paths = {name: name.removeprefix("mid/") for name in check.open("mid/")}
         with Watch(net, {**paths, "mid/logmel_power_db": "mel"}) as watch:
             check.tensor(f"out/embedding{label}", net(waveform))

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..checkpoints import aliases
 from ..config import DENOISER_OF, MODALITIES, CoDiConfig
 from ..conversion.writer import Planned, stream_weights
-from ..libraries import stored_state
 from ..joint import JointDenoiser
+from ..libraries import stored_state
 from ..model import build_component, load_component
 from .recipe import parity_weight
 
