@@ -12,8 +12,9 @@ import comfy.ops
 import torch
 
 from ...codi_models.checkpoints import read_weights
+from ...codi_models.components import build_component, check_component
 from ...codi_models.libraries import taken_apart
-from ...codi_models.model import CoDi, build_component, check_component
+from ...codi_models.model import CoDi
 from .folders import model_folder
 
 _ENCODERS = ("clip", "clap")
