@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..config import VocoderConfig
 from ..errors import CoDiError
@@ -40,6 +40,9 @@ class Vocoder(Borrowed):
                     resblock_dilation_sizes=each or [list(given)] * len(config.resblock_kernels),  # type: ignore[arg-type]
                 )
             )  # fmt: skip
+            for layer in self.network.modules():  # the library draws weights so small that a fresh generator is silent and learns nothing
+                if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
+                    layer.reset_parameters()
 
     def published_key(self, key: str) -> str | None:
         key = key.removeprefix("network.")
