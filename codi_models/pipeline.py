@@ -18,7 +18,8 @@ from .decoding import DECODERS, decode_audio, decode_pixels, decode_text
 from .diffusion import Contexts, Denoise, guided, initial_noise, is_held, keeping, sample
 from .errors import CoDiError
 from .joint import JointDenoiser, guidance_shares
-from .latents import ENCODERS, encode_media, fitted
+from .latents import ENCODERS, Note, encode_media, fitted
+from .media import Progress
 from .model import CoDi
 from .prompts import Prompt, encode_prompt, prompted, unconditional
 from .settings import Settings, denoisers_of, latent_shapes
@@ -73,19 +74,21 @@ class CoDiPipeline:
         return list(self.stream(prompts, settled, keep=kept, callback=callback))
 
     def stream(
-        self, prompts: str | Sequence[Prompt], settings: Settings, *, keep: Sequence[Prompt] = (), callback: Callback | None = None
-    ) -> Iterator[Sample]:
+        self, prompts: str | Sequence[Prompt], settings: Settings, *, keep: Sequence[Prompt] = (), callback: Callback | None = None,
+        progress: Progress = lambda _: None, note: Note = lambda _: None,
+    ) -> Iterator[Sample]:  # fmt: skip
         """Samples in order, batch by batch. Sample i is drawn from seed `settings.seed + i` whatever batch it is in.
 
-        keep: a value for each output of `settings.keep`."""
+        keep: a value for each output of `settings.keep`. progress: called while a file is read, with the part of it that is done.
+        note: called with what a user may not expect, that only a part of a file is taken."""
         self.seconds = {}
         prompts = [Prompt("text", prompts)] if isinstance(prompts, str) else list(prompts)
         if prompts:
             whole = settings.mix != "add-subtract"  # a mistyped weight is told before anything is loaded
             shares([prompt.weight for prompt in prompts], len(prompts), whole=whole)
         with self._stage("read"):
-            prompts = [prompt.read(self.model.config.sampling.frames) for prompt in prompts]
-            keep = [prompt.read(settings.frames) for prompt in keep]
+            prompts = [prompt.read(self.model.config, progress) for prompt in prompts]
+            keep = self.read_given(keep, settings, progress, note)
         with self._stage("load"):
             self.load(prompts, settings)
         with self._stage("encode"):
@@ -126,8 +129,19 @@ class CoDiPipeline:
                 setattr(one, output, value)
         return samples, ran
 
+    def read_given(
+        self, keep: Sequence[Prompt], settings: Settings, progress: Progress = lambda _: None, note: Note = lambda _: None
+    ) -> list[Prompt]:
+        """Values for `settings.keep` at the sizes and rates of the run, see `latents.fitted`: files are read."""
+        read = []
+        for prompt in keep:
+            size = {"image": settings.image_size, "video": settings.video_size}.get(prompt.kind)
+            value = fitted(self.model.config, prompt, size=size, frames=settings.frames, progress=progress, note=note)
+            read.append(Prompt(prompt.kind, (value, self.model.config.mel.sample_rate) if prompt.kind == "audio" else value))
+        return read
+
     def given(self, keep: Sequence[Prompt], settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Latents (1, ...) in diffusion space of read values for `settings.keep`; and the values themselves, at the sizes of the run,
+        """Latents (1, ...) in diffusion space of values for `settings.keep`; and the values themselves, at the sizes of the run,
         of those that stay as they are: an autoencoder would change them a little.
 
         Raises CoDiError where there is not one value for each, and for values that are no such media."""
@@ -136,11 +150,11 @@ class CoDiPipeline:
             raise CoDiError(f"this run keeps {', '.join(settings.keep) or 'nothing'}, and {', '.join(kinds) or 'nothing'} was given")
         sizes = {"image": settings.image_size, "video": settings.video_size}
         latents, media = {}, {}
-        for prompt in keep:
-            fit: dict[str, Any] = {"size": sizes.get(prompt.kind), "frames": settings.frames}
-            latents[prompt.kind] = encode_media(self.model, prompt, **fit, whole=True)[None]
+        for prompt in self.read_given(keep, settings):
+            latent = encode_media(self.model, prompt, size=sizes.get(prompt.kind), frames=settings.frames, whole=True)
+            latents[prompt.kind] = latent[None]
             if prompt.kind in settings.fixed:
-                media[prompt.kind] = fitted(self.model.config, prompt, **fit)
+                media[prompt.kind] = prompt.value[0] if isinstance(prompt.value, tuple) else prompt.value
         return latents, media
 
     def _kept(self, keep: Mapping[str, Tensor], settings: Settings, batch: int) -> dict[str, Tensor]:

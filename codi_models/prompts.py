@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import media
+from .config import CoDiConfig
 from .errors import CoDiError
 from .model import CoDi
 
@@ -20,31 +22,50 @@ PROMPT_KINDS = ("text", "image", "audio", "video")
 class Prompt:
     """One prompt and its weight in the mixture.
 
-    value by kind: text a string; image (3, H, W) in 0..1; audio ((N,) in -1..1, sample rate); video (F, 3, H, W) in 0..1;
-    a string or Path as image, audio or video is a file to read."""
+    value by kind: text a string; image (3, H, W) in 0..1; audio ((N,) in -1..1, sample rate); video (F, 3, H, W) in 0..1, at the
+    model's frame rate where time matters, or a `media.Video`; a string or Path as image, audio or video is a file to read.
+    start, length: the part of a video or audio, in seconds; without a length all that there is, or that fits."""
 
     kind: str
-    value: str | Path | Tensor | tuple[Tensor, int]
+    value: str | Path | Tensor | tuple[Tensor, int] | media.Video
     weight: float = 1.0
+    start: float = 0.0
+    length: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in PROMPT_KINDS:
             raise CoDiError(f"unknown kind of prompt {self.kind!r}: give one of {', '.join(PROMPT_KINDS)}")
+        _ = self.span
+
+    @property
+    def span(self) -> media.Span:
+        """The part of a video or audio that is meant. Raises CoDiError for times that are none."""
+        return media.Span(self.start, self.length)
 
     @property
     def encoder(self) -> str:
         """Component that encodes prompts of this kind."""
         return "clap" if self.kind == "audio" else "clip"
 
-    def read(self, frames: int) -> Prompt:
-        """The prompt with its file, if it is one, read; of a clip `frames` frames. Raises CoDiError as `media` does."""
+    def read(self, config: CoDiConfig, progress: media.Progress = lambda _: None) -> Prompt:
+        """The prompt with its file, if it is one, read as the encoders take it: of a video frames that are spread evenly over its time,
+        at the size of the encoder. Raises CoDiError as `media` does."""
         if self.kind == "text" or not isinstance(self.value, (str, Path)):
             return self
-        if self.kind == "image":
-            return Prompt(self.kind, media.read_image(self.value), self.weight)
+        value: Any
         if self.kind == "audio":
-            return Prompt(self.kind, media.read_audio(self.value), self.weight)
-        return Prompt(self.kind, media.read_video(self.value, frames), self.weight)
+            value = media.read_audio(self.value, rate=config.clap.sample_rate, span=self.span, progress=progress)
+        else:
+            from .encoders.preprocess import resize_image
+
+            def fit(pixels: Tensor) -> Tensor:
+                return resize_image(pixels[None], config.clip.image_size)[0]
+
+            if self.kind == "image":
+                value = media.read_image(self.value, fit=fit)
+            else:
+                value = media.read_video(self.value, config.sampling.frames, span=self.span, fit=fit, progress=progress)
+        return Prompt(self.kind, value, self.weight)
 
 
 @torch.inference_mode()
@@ -64,6 +85,7 @@ def encode_prompt(model: CoDi, prompt: Prompt) -> Tensor:
     else:
         from .encoders.preprocess import clip_image, clip_video, spread
 
+        value = value.frames if isinstance(value, media.Video) else value
         if not (isinstance(value, Tensor) and value.ndim == (3 if prompt.kind == "image" else 4)):
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise CoDiError(f"an image prompt is pixels (3, H, W), a video prompt (F, 3, H, W), in 0..1; got {given} as {prompt.kind}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 import tarfile
 import tempfile
 from collections import Counter
@@ -44,31 +46,35 @@ class Record:
     name: str
     sources: dict[str, Source] = field(default_factory=dict)
 
-    def read(self, kind: str, frames: int) -> Prompt:
-        """The medium as a read prompt; a clip with `frames` frames at most. Raises CoDiError naming what cannot be read."""
+    @contextlib.contextmanager
+    def opened(self, kind: str) -> Iterator[Prompt]:
+        """The medium as a prompt whose file can be read in the block. Raises CoDiError naming what cannot be read."""
         source = self.sources[kind]
         if source.text is not None:
-            return Prompt("text", source.text)
+            yield Prompt("text", source.text)
+            return
         if not source.member:
-            return _read(kind, source.path, frames)
+            yield _prompt(kind, source.path)
+            return
         try:
             with tarfile.open(source.path) as tar, tempfile.TemporaryDirectory() as folder:
                 file = tar.extractfile(source.member)
                 if file is None:
                     raise CoDiError(f"{source} is no plain file: pack the media themselves, not links to them")
                 copy = Path(folder) / f"member.{source.member.rsplit('.', 1)[-1].lower()}"
-                copy.write_bytes(file.read())
+                with open(copy, "wb") as target:
+                    shutil.copyfileobj(file, target)
                 try:
-                    return _read(kind, copy, frames)
+                    yield _prompt(kind, copy)
                 except CoDiError as error:
                     raise CoDiError(str(error).replace(str(copy), str(source))) from error
         except (OSError, tarfile.TarError) as error:
             raise CoDiError(f"{source} cannot be read ({error}): the tar is damaged or cut off. Pack it again") from error
 
 
-def _read(kind: str, path: Path, frames: int) -> Prompt:
+def _prompt(kind: str, path: Path) -> Prompt:
     if kind != "text":
-        return Prompt(kind, path).read(frames)
+        return Prompt(kind, path)
     try:
         with open(path, "rb") as file:
             text = file.read(LONGEST_TEXT).decode("utf-8").strip()
