@@ -2,7 +2,8 @@
 
 from codi.codi_models.bounce_world.bounce import ALL_CAPTIONS
 from codi.codi_models.config import CoDiConfig
-from codi.codi_models.model import CoDi, save_component
+from codi.codi_models.components import save_component
+from codi.codi_models.model import CoDi
 from codi.codi_models.parity.recipe import fill
 
 

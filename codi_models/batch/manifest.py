@@ -5,7 +5,7 @@
 
 id and outputs are needed. A prompt may be a plain string, which is a text. Paths are relative to the manifest. Without a seed, the id
 makes one. keep: outputs that are given, {"video": "clip.mp4", "text": "a blue star"}: files, and the text itself. start, length: the part
-of a video or audio file in seconds, of a prompt, or of all files of `keep` in the item itself. settings: any of
+of a video or audio file in seconds, of a prompt, or in the item itself of the files of `keep`. settings: any of
 settings.OVERRIDES; what is left out is the model's default."""
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..conditioning import shares
+from ..conditioning import PROMPT_KINDS, Prompt, fractions
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..prompts import PROMPT_KINDS, Prompt
-from ..settings import OVERRIDES, Each, Settings
+from ..settings import OVERRIDES, Each, Settings, of_version_0_3
 
 _FIELDS = ("id", "prompts", "keep", "start", "length", "outputs", "seed", "settings")
 _SPAN = ("start", "length")
@@ -38,7 +37,7 @@ class Item:
     line: int
     prompts: tuple[Prompt, ...]
     settings: Settings
-    keep: tuple[Prompt, ...] = ()
+    given: tuple[Prompt, ...] = ()
 
     @property
     def group(self) -> tuple[Settings, bool]:
@@ -47,10 +46,10 @@ class Item:
 
     def request(self) -> dict[str, Any]:
         """All that decides the result, beside the model; neither batch nor place in the manifest."""
-        settings = {k: v for k, v in self.settings.told().items() if k not in ("count", "batch_size")}
-        prompts = [{"kind": p.kind, "value": str(p.value), "weight": p.weight, **_told(p)} for p in self.prompts]
-        kept = {"keep": {p.kind: str(p.value) for p in self.keep}, **_told(self.keep[0])} if self.keep else {}
-        return {"id": self.id, "prompts": prompts, **settings, **kept}
+        settings = {k: v for k, v in self.settings.to_dict().items() if k not in ("count", "batch_size")}
+        prompts = [{"kind": p.kind, "value": str(p.value), "weight": p.weight, **_span_of(p)} for p in self.prompts]
+        given = {"keep": {p.kind: str(p.value) for p in self.given}, **_span_of(self.given[0])} if self.given else {}
+        return {"id": self.id, "prompts": prompts, **settings, **given}
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def _item(entry: Mapping[str, Any], line: int, folder: Path, config: CoDiConfig)
         raise CoDiError(f"prompts must be a list of objects with kind, value or path, and weight; got {type(given).__name__}")
     prompts = tuple(_prompt(prompt, folder) for prompt in given)
     if prompts:
-        shares([prompt.weight for prompt in prompts], len(prompts))
+        fractions([prompt.weight for prompt in prompts], len(prompts))
     outputs = entry.get("outputs")
     if not isinstance(outputs, (str, list)) or not all(isinstance(output, str) for output in outputs):
         raise CoDiError('outputs must be a list such as ["image", "audio"]')
@@ -119,10 +118,10 @@ def _item(entry: Mapping[str, Any], line: int, folder: Path, config: CoDiConfig)
     seed = entry.get("seed")
     if seed is None:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-    kept = _kept(entry.get("keep"), folder, _span(entry))
-    kinds = [prompt.kind for prompt in kept]
-    settings = Settings.settled(config, outputs, seed=_typed("seed", seed, int), keep=kinds, **_overrides(entry.get("settings")))
-    return Item(name, line, prompts, settings, kept)
+    media = _given(entry.get("keep"), folder, _span(entry))
+    kinds = [prompt.kind for prompt in media]
+    settings = Settings.resolve(config, outputs, seed=_typed("seed", seed, int), given=kinds, **_overrides(entry.get("settings")))
+    return Item(name, line, prompts, settings, media)
 
 
 def _name(name: Any) -> str:
@@ -151,7 +150,7 @@ def _prompt(given: Any, folder: Path) -> Prompt:
     return Prompt(kind, values[0] if kind == "text" else folder / values[0], weight, **_span(given))
 
 
-def _kept(given: Any, folder: Path, span: Mapping[str, float]) -> tuple[Prompt, ...]:
+def _given(given: Any, folder: Path, span: Mapping[str, float]) -> tuple[Prompt, ...]:
     given = {} if given is None else given
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
         raise CoDiError('keep must be an object of outputs that are given, such as {"video": "clip.mp4"}; a text is given as it is')
@@ -163,7 +162,7 @@ def _span(given: Mapping[str, Any]) -> dict[str, float]:
     return {name: _typed(name, given[name], float) for name in _SPAN if given.get(name) is not None}
 
 
-def _told(prompt: Prompt) -> dict[str, float]:
+def _span_of(prompt: Prompt) -> dict[str, float]:
     """start and length as a request tells them: nothing where all is meant."""
     return {name: value for name, value in (("start", prompt.start), ("length", prompt.length)) if value}
 
@@ -173,6 +172,7 @@ def _overrides(given: Any) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         raise CoDiError(f"settings must be an object with any of {', '.join(OVERRIDES)}; got {type(given).__name__}")
+    given = of_version_0_3(given)
     if unknown := sorted(set(given) - set(OVERRIDES)):
         raise CoDiError(f"unknown setting {unknown[0]!r}: an item may set {', '.join(OVERRIDES)}")
     return {name: _typed(name, value, OVERRIDES[name]) for name, value in given.items() if value is not None}
