@@ -14,7 +14,7 @@ from ..codi_models.errors import CoDiError
 from .host import parts as latents
 from .host.handle import CoDiHandle
 from .host.masks import masks_of, spatial, with_masks
-from .host.media import encode_part, frames_of
+from .host.media import encode_part
 from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
 
 
@@ -24,6 +24,30 @@ def _media() -> list[Any]:
         io.MultiType.Input("video", types=[io.Video, io.Image], optional=True, tooltip="A VIDEO, or its frames as a batch of images."),
         io.Audio.Input("audio", optional=True, tooltip="A sound, or one for every sample of the batch."),
         io.String.Input("text", optional=True, force_input=True, tooltip="A caption."),
+    ]
+
+
+def span_inputs() -> list[Any]:
+    """Widgets that choose a part of video and audio."""
+    return [
+        io.Float.Input(
+            "start",
+            default=0.0,
+            min=0.0,
+            max=86400.0,
+            step=0.01,
+            optional=True,
+            tooltip="Seconds of video and audio that are passed over; both are taken from there.",
+        ),
+        io.Float.Input(
+            "length",
+            default=0.0,
+            min=0.0,
+            max=86400.0,
+            step=0.01,
+            optional=True,
+            tooltip="Seconds of video and audio that are taken. 0: all there is, or as much as fits.",
+        ),
     ]
 
 
@@ -64,19 +88,25 @@ class MediaToLatent(Node):
                 io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
                 io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
                 *_media(),
+                *span_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="All parts, for CoDi Preview or the Decode nodes.")],
         )
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, width: int, height: int, **media: Any) -> io.NodeOutput:
-        given = _given(media)
-        frames, seconds = 1, 1.0
-        if "video" in given:
-            given["video"] = frames_of(given["video"])
-            frames = min(len(given["video"]), codi.config.vision_denoiser.max_frames)
+    def execute(cls, codi: CoDiHandle, width: int, height: int, start: float = 0.0, length: float = 0.0, **media: Any) -> io.NodeOutput:
+        given, span, lines = _given(media), Span(start, length or None), list[str]()
+        frames, seconds, rate = 1, 1.0, codi.config.sampling.frame_rate
         if "audio" in given:
-            seconds = given["audio"]["waveform"].shape[-1] / int(given["audio"]["sample_rate"])
+            total = given["audio"]["waveform"].shape[-1] / int(given["audio"]["sample_rate"])
+            seconds = max(0.01, min(span.end, total) - start)
+        if "video" in given:
+            given["video"] = Frames(given["video"], rate)
+            most = codi.config.vision_denoiser.max_frames
+            shown = min(span.end, given["video"].seconds(reading())) - start
+            frames = min(most, len(moments_at_rate(rate, most, shown)))
+            if shown > most / rate:  # audio of the same span
+                seconds = min(seconds, most / rate)
         counts = [len(given["image"])] if "image" in given else []
         counts += [len(given["audio"]["waveform"])] if "audio" in given else []
         out = latents.empty(
@@ -88,7 +118,8 @@ class MediaToLatent(Node):
             seconds=seconds,
             batch=max(counts, default=1),
         )
-        return io.NodeOutput({**out, "samples": latents.join(_placed(codi, latents.split(out, codi.config), given)[0])})
+        parts, _ = _placed(codi, latents.split(out, codi.config), given, span=span, note=lines.append)
+        return io.NodeOutput({**out, "samples": latents.join(parts)}, ui=said(lines))
 
 
 class Keep(Node):
@@ -107,6 +138,7 @@ class Keep(Node):
                 *_media(),
                 io.Mask.Input("mask", optional=True, tooltip="White: generated anew, in the kept picture and clip."),
                 *_extension(),
+                *span_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="LATENT whose noise mask keeps what was connected.")],
         )

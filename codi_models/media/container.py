@@ -92,14 +92,16 @@ class Track:
         return end
 
     def seek(self, seconds: float) -> None:
-        """To the last key frame at or before a time; to the beginning where the container cannot tell."""
+        """To the last key frame at or before a time; to the beginning for 0, and where the container cannot tell."""
         import av
 
         try:
-            self.container.seek(int((seconds + self.origin) / self.base), stream=self.stream)
+            if seconds > 0:
+                self.container.seek(int((seconds + self.origin) / self.base), stream=self.stream)
+                return
         except (av.error.FFmpegError, OverflowError):
-            with contextlib.suppress(av.error.FFmpegError):
-                self.container.seek(0)
+            pass
+        self.container.seek(0)
 
     def decoded(self) -> Iterator[Any]:
         """Frames from here on. What cannot be decoded before the first one is passed over, as after a cut; later it is an error."""

@@ -14,6 +14,10 @@ _SETTINGS = {"pixels": "CODI_MAX_PIXELS", "frames": "CODI_MAX_FRAMES", "seconds"
 _UNITS = {"pixels": "pixels a frame", "frames": "frames", "seconds": "s", "samples": "samples"}
 
 
+_PART = "a shorter part of it (start and length)"
+_ADVICE = {"pixels": "a smaller one", "frames": _PART, "seconds": _PART, "samples": _PART}
+
+
 @dataclass(frozen=True)
 class Limits:
     """Upper bounds on what a file may ask of the machine."""
@@ -38,8 +42,8 @@ class Limits:
         """Raises CoDiError where `value` of a source exceeds the limit `name`."""
         if not value <= getattr(self, name):
             raise CoDiError(
-                f"{source}: {value:.0f} {_UNITS[name]}, and {getattr(self, name):.0f} are read at most: give a smaller or shorter "
-                f"part of it, or set {_SETTINGS[name]} to allow more"
+                f"{source} has {value:.0f} {_UNITS[name]}, at most {getattr(self, name):.0f} are read at once: give {_ADVICE[name]}, or "
+                f"set {_SETTINGS[name]} to allow more"
             )
 
 

@@ -108,6 +108,11 @@ def frames_at_rate(video: Video, rate: float, count: int) -> Tensor:
     return video.frames[shown_at(video.times, moments_at_rate(rate, count, video.seconds))]
 
 
+def frames_spread(video: Video, count: int) -> Tensor:
+    """At most `count` frames that are shown in the middles of equal parts of the time, each once: (K, 3, H, W), K >= 1."""
+    return video.frames[shown_at(video.times, moments_spread(count, video.seconds)).unique()]
+
+
 def partly(what: str, span: Span, taken: float, total: float) -> str | None:
     """One line where less than is wanted of a source fits: `taken` seconds of one that is `total` seconds long. Otherwise None."""
     if taken >= min(span.end, total) - span.start - 0.05:

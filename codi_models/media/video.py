@@ -114,7 +114,7 @@ def _shown(frames: Any, moments: list[float]) -> Iterator[Shown]:
 def _from(frames: Any, moment: float) -> Iterator[Shown]:
     """Frames from the one that is shown at a moment, or from one before it: containers find key frames more or less well."""
     for begin in (moment, moment - 10.0):
-        if begin <= 0:
+        if begin < FAR:
             break
         coming = frames.since(begin)
         first = next(coming, None)
