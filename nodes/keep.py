@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
-from ..codi_models.config import MODALITIES
 from ..codi_models.errors import CoDiError
+from ..codi_models.media import Span, moments_at_rate
+from ..codi_models.modalities import MODALITIES
 from .host import parts as latents
+from .host.frames import Frames, reading
 from .host.handle import CoDiHandle
 from .host.masks import masks_of, spatial, with_masks
-from .host.media import encode_part
+from .host.media import Note, encode_part
 from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
 
 
@@ -151,11 +153,13 @@ class Keep(Node):
         mask: Tensor | None = None,
         last_frames: int = 0,
         last_seconds: float = 0.0,
+        start: float = 0.0,
+        length: float = 0.0,
         **media: Any,
     ) -> io.NodeOutput:
-        given = _given(media)
+        given, span, lines = _given(media), Span(start, length or None), list[str]()
         last = {"video": last_frames, "audio": last_seconds}
-        parts, covered = _placed(codi, latents.split(latent, codi.config), given, last)
+        parts, covered = _placed(codi, latents.split(latent, codi.config), given, last, span=span, note=lines.append)
         masks = masks_of(latent, codi.config)
         for m in given:
             keep = torch.zeros_like(masks[m])
@@ -164,7 +168,7 @@ class Keep(Node):
             if mask is not None and m in ("image", "video"):
                 keep = torch.maximum(keep, spatial(mask, parts[m]))
             masks[m] = keep
-        return io.NodeOutput(with_masks(latent, parts, masks))
+        return io.NodeOutput(with_masks(latent, parts, masks), ui=said(lines))
 
 
 class Mask(Node):
@@ -233,15 +237,26 @@ def _given(media: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+def said(lines: list[str]) -> Any:
+    """What a node tells its user, as it is shown on the node; None for nothing."""
+    return ui.PreviewText("\n".join(lines)) if lines else None
+
+
 def _placed(
-    codi: CoDiHandle, parts: dict[str, Tensor], given: dict[str, Any], last: Mapping[str, float] | None = None
+    codi: CoDiHandle,
+    parts: dict[str, Tensor],
+    given: dict[str, Any],
+    last: Mapping[str, float] | None = None,
+    *,
+    span: Span,
+    note: Note,
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Parts with the media, or the last frames or seconds of them, at their beginning; and how many frames or time steps each covers."""
     parts, covered, last = dict(parts), {}, last or {}
     for m, media in given.items():
         if m not in parts:
             raise CoDiError(f"{m} is to be kept, but this LATENT holds only {', '.join(parts)}: switch it on in CoDi Empty Joint Latent")
-        z = encode_part(codi, m, media, parts[m].shape, last=last.get(m, 0)).to(parts[m])
+        z = encode_part(codi, m, media, parts[m].shape, last=last.get(m, 0), span=span, note=note).to(parts[m])
         whole = parts[m].clone()
         if m in ("video", "audio"):
             covered[m] = z.shape[2]

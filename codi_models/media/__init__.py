@@ -9,7 +9,7 @@ from .fitting import fill, rgb
 from .limits import Limits
 from .resampling import SAMPLE_RATES, resample
 from .stills import read_image
-from .values import Audio, Fit, Progress, Span, Video, frames_at_rate, frames_spread, partly
+from .values import Audio, Fit, Progress, Span, Video, frames_at_rate, frames_spread, moments_at_rate, partly
 from .video import read_video, video_seconds
 from .writing import allowed_rate, write_mp4, write_png, write_wav
 
@@ -27,6 +27,7 @@ __all__ = [
     "fill",
     "frames_at_rate",
     "frames_spread",
+    "moments_at_rate",
     "partly",
     "read_audio",
     "read_image",

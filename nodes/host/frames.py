@@ -20,7 +20,7 @@ _PATIENCE = 2.0  # seconds of work without a progress bar
 
 def reading() -> Progress:
     """Progress of what takes long, on the node that runs; ends it where the user interrupts."""
-    begin, bars = time.monotonic(), []
+    begin, bars = time.monotonic(), list[Any]()
 
     def progress(done: float) -> None:
         mm.throw_exception_if_processing_interrupted()
