@@ -9,11 +9,12 @@ from codi.codi_models import media
 from codi.codi_models.__main__ import main
 from codi.codi_models.conditioning import Prompt
 from codi.codi_models.config import CoDiConfig
-from codi.codi_models.diffusion import SAMPLERS, guided, keeping, rescaled, sample
+from codi.codi_models.diffusion import SAMPLERS, initial_noise
 from codi.codi_models.errors import CoDiError
-from codi.codi_models.joint import JointDenoiser, guidance_shares
+from codi.codi_models.guidance import GuidedDenoiser, rescaled
 from codi.codi_models.latents import encode_media, fitted
 from codi.codi_models.settings import Settings, parse_each
+from codi.codi_models.stages import TOGETHER
 from PIL import Image
 
 
@@ -54,7 +55,7 @@ def test_what_is_kept_is_written_as_it_was_given(generate, files, kept):
     elif kept == "audio":
         assert (generate.out / "000_audio.wav").read_bytes() == open(files["audio"], "rb").read()
     else:
-        given = media.read_video(files["video"], 8)
+        given = media.read_video(files["video"], 8).frames
         assert np.array_equal((raw["video"] * 255).round(), (given.permute(0, 2, 3, 1).numpy() * 255).round())
     assert all(np.isfinite(raw[o]).all() and raw[o].std() > 0 for o in set(others) - {"text"})
 
@@ -62,60 +63,53 @@ def test_what_is_kept_is_written_as_it_was_given(generate, files, kept):
 def test_the_others_fit_what_is_kept_and_nothing_else_changes_it(pipe):
     sounds = [(drawn(20480) - 0.5, 16000), (torch.zeros(20480), 16000)]
     settings = {"steps": 3, "seed": 4, "cfg": 2.0, "alignment_guidance": 20}
-    one, two = (pipe("a red circle", ["image"], keep={"audio": sound}, **settings)[0] for sound in sounds)
+    one, two = (pipe("a red circle", ["image"], given={"audio": sound}, **settings)[0] for sound in sounds)
     assert torch.equal(one.audio, sounds[0][0]) and torch.equal(two.audio, sounds[1][0])
     assert (one.image - two.image).abs().max() > 1e-4
-    deaf = [pipe("a red circle", ["image"], keep={"audio": sound}, wiring="off", **settings)[0] for sound in sounds]
+    apart = [pipe("a red circle", ["image"], given={"audio": sound}, wiring="off", **settings)[0] for sound in sounds]
     alone = pipe("a red circle", ["image"], **settings)[0]
-    assert all(torch.equal(d.image, alone.image) for d in deaf)
-    again = pipe("a red circle", ["image"], keep={"audio": sounds[0]}, **settings, count=2, batch_size=1)
+    assert all(torch.equal(sample.image, alone.image) for sample in apart)
+    again = pipe("a red circle", ["image"], given={"audio": sounds[0]}, **settings, count=2, batch_size=1)
     assert torch.equal(again[0].image, one.image) and not torch.equal(again[1].image, one.image)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_variation_keeps_the_more_the_less_is_made_anew(sampler):
-    """Under a network that calls all that it sees noise, what is set free loses what was given, the sooner the more."""
-    given, noise = torch.full((1, 4, 8, 8), 2.0), {m: torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i, m in
-                                                    enumerate(("image", "audio"))}  # fmt: skip
-    calls = []
+def test_a_variation_keeps_the_more_the_less_is_generated(pipe, sampler):
+    config, given = pipe.model.config, torch.full((1, 4, 8, 8), 2.0)
+    cond, _ = pipe.condition([Prompt("text", "a red circle")])
+    noise = initial_noise({"image": (4, 8, 8)}, [3])
 
-    def denoise(latents, timesteps):
-        calls.append((float(timesteps[0]), latents["image"].clone()))
-        return latents
+    def changed(strength):
+        asked = {"steps": 10, "cfg": 1.0, "sampler": sampler, "given": ["image"], "strength": strength}
+        settings = Settings.resolve(config, ["image"], **asked)
+        return float((pipe.denoise(cond, None, settings, noise, seeds=[3], given={"image": given})[0]["image"] - given).square().mean())
 
-    left = {}
-    for share in (0.0, 0.3, 0.6, 1.0):
-        calls.clear()
-        held = keeping(denoise, {"image": given}, {"image": noise["image"]}, {"image": share})
-        made = sample(held, noise, sampler=sampler, steps=10, seeds=[0])
-        left[share] = float(made["image"].mean())
-        free = [t for t, _ in calls if t < share * 1000]
-        assert len(calls) == 10 and len(free) == round(10 * share) or sampler == "dpmpp_2m_karras"
-    assert abs(left[0.0] - 2) < 0.05 and left[0.0] > left[0.3] > left[0.6] and left[0.6] > abs(left[1.0])
-    plain = sample(denoise, noise, sampler=sampler, steps=10, seeds=[0])
-    torch.testing.assert_close(made["image"], plain["image"])
+    assert changed(0.2) < changed(0.6) < changed(1.0)
 
 
-def test_held_outputs_rest_and_a_run_begins_where_something_is_made(pipe, monkeypatch):
-    ran, forward = [], JointDenoiser.forward
-    monkeypatch.setattr(JointDenoiser, "forward", lambda self, *a, **k: ran.append(sorted(k["only"])) or forward(self, *a, **k))
-    settings = {"steps": 10, "sampler": "ddim", "cfg": 1.0, "order": "together"}
-    picture = drawn(3, 64, 64)
-    (made,) = pipe("a red circle", ["image", "text"], keep={"image": picture}, denoise="image=0.4", **settings)
-    assert ran == [["text"]] * 6 + [["image", "text"]] * 4
-    assert not torch.equal(made.image, picture)
+def test_given_outputs_are_not_run_and_a_run_begins_where_something_is_generated(pipe, monkeypatch):
+    ran, call = [], GuidedDenoiser.__call__
+
+    def watch(self, x, sigma, targets=None):
+        ran.append(sorted(x if targets is None else targets))
+        return call(self, x, sigma, targets)
+
+    monkeypatch.setattr(GuidedDenoiser, "__call__", watch)
+    settings = {"steps": 10, "sampler": "ddim", "cfg": 1.0, "schedule": TOGETHER}
+    image = drawn(3, 64, 64)
+    (made,) = pipe("a red circle", ["image", "text"], given={"image": image}, strength="image=0.4", **settings)
+    both = ran.count(["image", "text"])
+    assert ran == [["text"]] * (10 - both) + [["image", "text"]] * both and 2 <= both <= 5
+    assert not torch.equal(made.image, image)
     ran.clear()
-    pipe("a red circle", ["image"], keep={"image": picture}, denoise=0.4, **settings)
-    assert ran == [["image"]] * 4
-    whole = pipe("a red circle", ["image", "text"], keep={"image": picture}, denoise=1, **settings)[0]
-    free = pipe("a red circle", ["image", "text"], **settings)[0]
-    assert torch.equal(whole.image, free.image) and whole.text == free.text
+    pipe("a red circle", ["text"], given={"image": image}, **settings)
+    assert ran == [["text"]] * 10
 
 
 def test_media_of_other_sizes_are_fitted(pipe):
-    settings = Settings.resolve(pipe.model.config, ["text"], keep=["image", "video", "audio"], size=32, frames=5)
+    settings = Settings.resolve(pipe.model.config, ["text"], given=["image", "video", "audio"], size=32, frames=5)
     prompts = [Prompt("image", drawn(3, 50, 90)), Prompt("video", drawn(3, 3, 40, 40)), Prompt("audio", (drawn(9000) - 0.5, 44100))]
-    latents, shown = pipe.given(prompts, settings)
+    latents, shown = pipe.encode_given(prompts, settings)
     assert {o: tuple(z.shape) for o, z in latents.items()} == {
         "image": (1, 4, 4, 4), "video": (1, 4, 5, 4, 4), "audio": (1, 8, 16, 8),
     }  # fmt: skip
@@ -123,6 +117,28 @@ def test_media_of_other_sizes_are_fitted(pipe):
     assert torch.equal(shown["video"][2], shown["video"][4]) and not shown["audio"][4000:].any()
     assert torch.equal(latents["image"][0], encode_media(pipe.model, Prompt("image", shown["image"]), size=32))
     assert torch.equal(fitted(pipe.model.config, Prompt("image", shown["image"]), size=32), shown["image"])
+
+
+def test_a_span_in_memory_is_taken_by_time(pipe):
+    config, lines = pipe.model.config, []
+    frames = torch.linspace(0, 1, 20)[:, None, None, None].expand(20, 3, 8, 8)
+    taken = fitted(config, Prompt("video", frames, start=0.8, length=0.64), size=8, frames=8, note=lines.append)
+    assert torch.allclose(taken[:5, 0, 0, 0], torch.tensor([5.0, 6, 7, 8, 8]) / 19, atol=1 / 255) and not lines
+    faster = media.Video(frames, torch.arange(20, dtype=torch.float64) / 12.5, 1.6)
+    taken = fitted(config, Prompt("video", faster), size=8, frames=8, note=lines.append)
+    assert torch.allclose(taken[:, 0, 0, 0], torch.arange(1, 17, 2) / 19, atol=1 / 255)
+    assert lines == ["video: 0.00 to 1.28 s of 1.60 s are taken; set start to take another part"]
+    wave = torch.arange(48000) / 48000
+    taken = fitted(config, Prompt("audio", (wave, 16000), start=1.0, length=0.5), note=lines.append)
+    assert torch.equal(taken[:8000], wave[16000:24000]) and not taken[8000:].any() and len(lines) == 1
+    fitted(config, Prompt("audio", (wave, 16000), start=1.0), note=lines.append)
+    assert lines[1].startswith("audio: 1.00 to 2.28 s of 3.00 s")
+    for bad in ({"start": -1.0}, {"start": float("nan")}, {"length": 0.0}, {"length": float("inf")}):
+        with pytest.raises(CoDiError, match=next(iter(bad))):
+            Prompt("audio", (wave, 16000), **bad)
+    for kind, value in (("audio", (wave, 16000)), ("video", frames)):
+        with pytest.raises(CoDiError, match="start 9 s lies behind the end"):
+            fitted(config, Prompt(kind, value, start=9.0))
 
 
 def test_guidance_by_output(pipe):
@@ -134,26 +150,6 @@ def test_guidance_by_output(pipe):
     assert (image.image - pipe("a red circle", ["image"], cfg=1, **settings)[0].image).abs().max() > 1e-2
     other = pipe("a red circle", ["image", "audio"], cfg={"image": 4.0, "audio": 1.0}, **settings)[0]
     assert torch.equal(other.image, both.image)
-
-
-def test_the_alignments_guidance_counts_once_whatever_the_scale_of_an_output(pipe):
-    """eps = u + cfg_m (c - u) + (g - 1) (c - alone), for each output m with its own cfg."""
-    network = JointDenoiser({n: pipe.model.component(n) for n in ("vision_denoiser", "audio_denoiser")}, register=False)
-    generator = torch.Generator().manual_seed(0)
-    x = {"image": torch.randn(1, 4, 8, 8, generator=generator), "audio": torch.randn(1, 8, 16, 8, generator=generator)}
-    c, u, t = torch.randn(1, 1, 128, generator=generator), torch.zeros(1, 1, 128), torch.tensor([500])
-    cfg, g = {"image": 4.0, "audio": 2.0}, 3.0
-
-    def predict(latents, timesteps, contexts):
-        push = {m: guidance_shares([False, True], scale) for m, scale in cfg.items()}
-        return network(latents, timesteps, contexts, alignment_guidance=g, push=push)
-
-    with torch.inference_mode():
-        made = guided(predict, c, u, cfg)(x, t)
-        plain, without, alone = network(x, t, c), network(x, t, u), network(x, t, c, wiring="off")
-    for m, scale in cfg.items():
-        expected = without[m] + scale * (plain[m] - without[m]) + (g - 1) * (plain[m] - alone[m])
-        torch.testing.assert_close(made[m], expected, rtol=0, atol=1e-4)
 
 
 def test_rescaling_brings_the_spread_back(pipe):
@@ -169,15 +165,15 @@ def test_rescaling_brings_the_spread_back(pipe):
 
 
 def test_who_listens_to_whom_and_when(pipe):
-    settings = {"steps": 2, "seed": 3, "cfg": 1.0, "order": "together"}
+    settings = {"steps": 2, "seed": 3, "cfg": 1.0, "schedule": TOGETHER}
     run = lambda **more: pipe("a red circle", ["image", "audio"], **settings, **more)[0]  # noqa: E731
-    cross, off, one = run(), run(wiring="off"), run(alignment_pairs="image<audio=0")
+    cross, off, one = run(), run(wiring="off"), run(alignment_directions="image<audio=0")
     torch.testing.assert_close(one.image, off.image, rtol=0, atol=1e-4)
     assert (one.audio - off.audio).abs().max() > 1e-4 and (cross.image - off.image).abs().max() > 1e-3
     never, late = run(alignment_end=0.0), run(alignment_start=0.4)
     torch.testing.assert_close(never.image, off.image, rtol=0, atol=1e-4)
     assert (late.image - off.image).abs().max() > 1e-4 and (late.image - cross.image).abs().max() > 1e-4
-    assert torch.equal(run(alignment_pairs={("image", "audio"): 0.0}).image, one.image)
+    assert torch.equal(run(alignment_directions={("image", "audio"): 0.0}).image, one.image)
 
 
 def test_numbers_by_output():
@@ -187,26 +183,26 @@ def test_numbers_by_output():
     for text in ("", "one", "image=", "image=5=6", "smell=1", "1,2", "image=1,image=2", "image"):
         with pytest.raises(CoDiError, match="cfg"):
             parse_each("cfg", text)
-    settings = Settings.resolve(CoDiConfig.mini(), ["image", "text"], cfg="image=5")
-    assert settings.scales == {"image": 5.0, "text": 2.0} and settings.told()["cfg_each"] == [["image", 5.0], ["text", 2.0]]
-    assert not {"cfg_each", "keep", "denoise", "alignment_pairs"} & set(Settings.resolve(CoDiConfig.mini(), ["video"]).told())
+    settings = Settings.resolve(CoDiConfig.mini(), ["image", "text"], cfg="image=5, text=2")
+    assert dict(settings.cfg) == {"image": 5.0, "text": 2.0}
+    assert not {"given", "strength", "alignment_directions"} & set(Settings.resolve(CoDiConfig.mini(), ["video"]).to_dict())
 
 
 @pytest.mark.parametrize("options, message", [
     (["--keep-image", "nowhere.png"], "no file at nowhere.png"),
     (["--keep-audio", "IMAGE"], "p.png"),
     (["--keep-text", "a red star " * 40], "one latent holds 62 at most"),
-    (["--outputs", "text", "--keep-text", "a star"], "are kept as they are"),
-    (["--denoise", "image=0.5"], "no image to keep"),
-    (["--keep-text", "a", "--denoise", "audio=0.5"], "no audio to keep"),
+    (["--outputs", "text", "--keep-text", "a star"], "are given"),
+    (["--denoise", "image=0.5"], "no image is given"),
+    (["--keep-text", "a", "--denoise", "audio=0.5"], "no audio is given"),
     (["--keep-text", "a", "--denoise", "1.5"], "between 0"),
     (["--keep-text", "a", "--denoise", "nan"], "between 0"),
     (["--keep-text", "a", "--denoise", "some"], "no number"),
     (["--cfg", "audio=2"], "the outputs are image, text"),
-    (["--cfg", "image=inf"], "cfg of image inf must be a finite number"),
+    (["--cfg", "image=inf"], "cfg of image is inf"),
     (["--cfg", "smell=2"], "unknown output 'smell'"),
     (["--cfg-rescale", "2"], "between 0 and 1"),
-    (["--alignment-pairs", "image<image=1"], "cannot listen"),
+    (["--alignment-pairs", "image<image=1"], "cannot attend"),
     (["--alignment-pairs", "image>audio"], "no direction"),
     (["--alignment-pairs", "image<audio=-1"], "0 or more"),
     (["--alignment-start", "0.8", "--alignment-end", "0.2"], "start comes before end"),
@@ -225,10 +221,10 @@ def test_one_output_is_kept_once(generate, files, capsys):
     assert "given twice" in capsys.readouterr().err
 
 
-def test_latents_that_are_not_of_this_run(pipe):
-    settings = Settings.resolve(pipe.model.config, ["image", "text"], keep=["text"])
-    with pytest.raises(CoDiError, match="keeps text, and image was given"):
-        pipe.given([Prompt("image", drawn(3, 64, 64))], settings)
+def test_values_that_are_not_of_this_run(pipe):
+    settings = Settings.resolve(pipe.model.config, ["image", "text"], given=["text"])
+    with pytest.raises(CoDiError, match="takes text as given, and got image"):
+        pipe.encode_given([Prompt("image", drawn(3, 64, 64))], settings)
     with pytest.raises(CoDiError, match="NaN"):
         fitted(pipe.model.config, Prompt("audio", (torch.full((900,), torch.nan), 16000)))
 
@@ -258,5 +254,5 @@ def test_a_manifest_keeps_and_sets_what_the_command_does(generate, folder, files
     ours, theirs = np.load(made / "a" / "a_raw.npz")["image"], np.load(generate.out / "000_raw.npz")["image"]
     assert np.array_equal(ours, theirs)
     told = json.loads((made / "a" / "item.json").read_text())["request"]
-    assert told["keep"] == {"image": files["image"]} and told["denoise"] == [["image", 0.6]]
+    assert told["keep"] == {"image": files["image"]} and told["strength"] == {"image": 0.6}
     assert main(command) == 0 and json.loads((tmp_path / "b" / "batch.json").read_text())["there_already"] == 3

@@ -77,8 +77,8 @@ def _read(frames: Any, count: int, rate: float | None, span: Span, fit: Fit | No
         progress(0.1 + 0.9 * len(kept) / len(moments))
     if last is None:
         raise CoDiError(f"{name} holds no frame that can be decoded. Give {KINDS['video']}")
-    if rate is not None:
-        seconds = min(seconds, max(last.end - span.start, times[-1] + TIE))
+    if rate is not None and len(kept) < len(moments):  # the video ends before the span
+        seconds = max(last.end - span.start, times[-1] + TIE)
     return Video(torch.stack(kept), torch.tensor(times, dtype=torch.float64), seconds)
 
 
