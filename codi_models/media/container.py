@@ -104,19 +104,21 @@ class Track:
         self.container.seek(0)
 
     def decoded(self) -> Iterator[Any]:
-        """Frames from here on. What cannot be decoded before the first one is passed over, as after a cut; later it is an error."""
+        """Frames from here on. Packets that cannot be decoded are passed over, as players do, while they are fewer than the others; so
+        are those before the first frame, as after a cut."""
         import av
 
-        any_yet = False
+        good = bad = 0
         for packet in self.container.demux(self.stream):
             try:
                 frames = packet.decode()
             except av.error.FFmpegError:
-                if any_yet:
+                bad += good > 0
+                if bad > good:
                     raise
                 continue
             for frame in frames:
-                any_yet = True
+                good += 1
                 self.count(1)
                 yield frame
 
