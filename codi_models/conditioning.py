@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,11 +27,11 @@ class Prompt:
     """One prompt and its weight in the mixture.
 
     value by kind: text a string; image (3, H, W) in 0..1; audio ((N,) in -1..1, sample rate); video (F, 3, H, W) in 0..1, at the
-    model's frame rate where time matters, or a `media.Video`; a string or Path as image, audio or video is a file to read.
+    model's frame rate where time matters, or a `media.Video`; a string, Path or open file as image, audio or video is read.
     start, length: the part of a video or audio, in seconds; without a length all that there is, or that fits."""
 
     kind: str
-    value: str | Path | Tensor | tuple[Tensor, int] | media.Video
+    value: media.Source | Tensor | tuple[Tensor, int] | media.Video
     weight: float = 1.0
     start: float = 0.0
     length: float | None = None
@@ -55,7 +54,7 @@ class Prompt:
     def read(self, config: CoDiConfig, progress: media.Progress = lambda _: None) -> Prompt:
         """The prompt with its file, if it is one, read as the encoders take it: of a video frames that are spread evenly over its time,
         at the size of the encoder. Raises CoDiError as `media` does."""
-        if self.kind == "text" or not isinstance(self.value, (str, Path)):
+        if self.kind == "text" or not media.is_source(self.value):
             return self
         value: Any
         if self.kind == "audio":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,6 +20,8 @@ from .media import (
     Video,
     audio_seconds,
     frames_at_rate,
+    is_source,
+    name_of,
     partly,
     read_audio,
     read_image,
@@ -62,7 +63,7 @@ def fitted(
 
     if prompt.kind == "image":
         value = prompt.value
-        return read_image(value, fit=fit) if isinstance(value, (str, Path)) else fit(rgb(cast(Tensor, value)))
+        return read_image(value, fit=fit) if is_source(value) else fit(rgb(cast(Tensor, value)))
     count = frames or usual.frames
     made = _frames(prompt, count, usual.frame_rate, fit, progress, note)
     return torch.cat([made, made[-1:].expand(count - len(made), -1, -1, -1)])
@@ -71,7 +72,7 @@ def fitted(
 def _frames(prompt: Prompt, count: int, rate: float, fit: Fit, progress: Progress, note: Note) -> Tensor:
     """At most `count` frames at the model's rate: (K, 3, S, S)."""
     value, span = prompt.value, prompt.span
-    if isinstance(value, (str, Path)):
+    if is_source(value):
         video = read_video(value, count, rate=rate, span=span, fit=fit, progress=progress)
         if video.seconds > count / rate - 0.05:  # all that fits: there may be more
             _note(note, prompt, video.seconds, video_seconds(value, progress))
@@ -89,7 +90,7 @@ def _fitted_audio(config: CoDiConfig, prompt: Prompt, progress: Progress, note: 
     value, rate, span = prompt.value, config.mel.sample_rate, prompt.span
     samples = config.mel.frames * config.mel.hop_length
     held = min(samples / rate, span.end - span.start)
-    if isinstance(value, (str, Path)):
+    if is_source(value):
         wave = read_audio(value, rate=rate, span=Span(span.start, held), progress=progress).samples
         total = audio_seconds(value, progress)
     else:
@@ -105,8 +106,8 @@ def _fitted_audio(config: CoDiConfig, prompt: Prompt, progress: Progress, note: 
 
 
 def _note(note: Note, prompt: Prompt, taken: float, total: float) -> None:
-    what = prompt.value if isinstance(prompt.value, (str, Path)) else prompt.kind
-    if line := partly(str(what), prompt.span, taken, total):
+    what = name_of(prompt.value) if is_source(prompt.value) else prompt.kind
+    if line := partly(what, prompt.span, taken, total):
         note(line)
 
 

@@ -4,7 +4,7 @@ Pixels are float32 in 0..1, channels first: an image (3, H, W), video (F, 3, H, 
 seconds from the beginning of the file: what its video and its audio show at one time belongs together."""
 
 from .audio import read_audio
-from .container import Source, audio_seconds
+from .container import Source, audio_seconds, is_source, name_of
 from .fitting import fill, rgb
 from .limits import Limits
 from .resampling import SAMPLE_RATES, resample
@@ -27,7 +27,9 @@ __all__ = [
     "fill",
     "frames_at_rate",
     "frames_spread",
+    "is_source",
     "moments_at_rate",
+    "name_of",
     "partly",
     "read_audio",
     "read_image",

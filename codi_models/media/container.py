@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from ..errors import CoDiError
 from .limits import Limits
@@ -26,6 +26,11 @@ KINDS = {
 }
 GAP = 0.1  # seconds; smaller steps between the times of audio packets are rounding
 THREADS = 4  # of a decoder: each holds frames
+
+
+def is_source(value: object) -> TypeGuard[Source]:
+    """Whether a value is a file to read."""
+    return isinstance(value, (str, Path)) or hasattr(value, "read")
 
 
 def name_of(source: Source) -> str:
