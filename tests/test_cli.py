@@ -14,7 +14,6 @@ import pytest
 import torch
 from codi.codi_models import media
 from codi.codi_models.__main__ import main
-from codi.codi_models.conditioning import Prompt
 from codi.codi_models.files import sha256
 from codi.codi_models.pipeline import CoDiPipeline
 from PIL import Image
@@ -44,7 +43,7 @@ def test_a_sentence_to_everything(generate, folder, capsys):
     assert np.abs(picture - raw["image"]).max() <= 0.5 / 255 + 1e-6
     with wave.open(str(generate.out / "001_audio.wav")) as file:
         assert (file.getsampwidth(), file.getframerate(), file.getnchannels(), file.getnframes()) == (2, 16000, 1, 20480)
-    assert media.read_video(generate.out / "001_video.mp4", 30).shape == (8, 3, 64, 64)
+    assert media.read_video(generate.out / "001_video.mp4", 30).frames.shape == (8, 3, 64, 64)
     assert media.read_audio(generate.out / "001_video.mp4")[1] == 16000  # the sound is in the clip
     run = json.loads((generate.out / "run.json").read_text())
     assert run["prompts"] == [{"kind": "text", "value": "a red circle", "weight": 1.0}]
@@ -265,4 +264,4 @@ def test_ctrl_c_on_a_real_process(folder, tmp_path):
     assert {file for sample in run["samples"] for file in sample["files"]} | {"run.json"} == names
     for name in names:
         if name.endswith(".mp4"):
-            assert Prompt("video", tmp_path / "out" / name).read(30).value.shape == (8, 3, 64, 64)
+            assert media.read_video(tmp_path / "out" / name, 30).frames.shape == (8, 3, 64, 64)

@@ -55,7 +55,7 @@ def test_what_is_kept_is_written_as_it_was_given(generate, files, kept):
     elif kept == "audio":
         assert (generate.out / "000_audio.wav").read_bytes() == open(files["audio"], "rb").read()
     else:
-        given = media.read_video(files["video"], 8)
+        given = media.read_video(files["video"], 8).frames
         assert np.array_equal((raw["video"] * 255).round(), (given.permute(0, 2, 3, 1).numpy() * 255).round())
     assert all(np.isfinite(raw[o]).all() and raw[o].std() > 0 for o in set(others) - {"text"})
 
@@ -124,6 +124,28 @@ def test_media_of_other_sizes_are_fitted(pipe):
     assert torch.equal(shown["video"][2], shown["video"][4]) and not shown["audio"][4000:].any()
     assert torch.equal(latents["image"][0], encode_media(pipe.model, Prompt("image", shown["image"]), size=32))
     assert torch.equal(fitted(pipe.model.config, Prompt("image", shown["image"]), size=32), shown["image"])
+
+
+def test_a_span_in_memory_is_taken_by_time(pipe):
+    config, lines = pipe.model.config, []
+    frames = torch.linspace(0, 1, 20)[:, None, None, None].expand(20, 3, 8, 8)
+    taken = fitted(config, Prompt("video", frames, start=0.8, length=0.64), size=8, frames=8, note=lines.append)
+    assert torch.allclose(taken[:5, 0, 0, 0], torch.tensor([5.0, 6, 7, 8, 8]) / 19, atol=1 / 255) and not lines
+    faster = media.Video(frames, torch.arange(20, dtype=torch.float64) / 12.5, 1.6)
+    taken = fitted(config, Prompt("video", faster), size=8, frames=8, note=lines.append)
+    assert torch.allclose(taken[:, 0, 0, 0], torch.arange(1, 17, 2) / 19, atol=1 / 255)
+    assert lines == ["video: 0.00 to 1.28 s of 1.60 s are taken; set start to take another part"]
+    wave = torch.arange(48000) / 48000
+    taken = fitted(config, Prompt("audio", (wave, 16000), start=1.0, length=0.5), note=lines.append)
+    assert torch.equal(taken[:8000], wave[16000:24000]) and not taken[8000:].any() and len(lines) == 1
+    fitted(config, Prompt("audio", (wave, 16000), start=1.0), note=lines.append)
+    assert lines[1].startswith("audio: 1.00 to 2.28 s of 3.00 s")
+    for bad in ({"start": -1.0}, {"start": float("nan")}, {"length": 0.0}, {"length": float("inf")}):
+        with pytest.raises(CoDiError, match=next(iter(bad))):
+            Prompt("audio", (wave, 16000), **bad)
+    for kind, value in (("audio", (wave, 16000)), ("video", frames)):
+        with pytest.raises(CoDiError, match="start 9 s lies behind the end"):
+            fitted(config, Prompt(kind, value, start=9.0))
 
 
 def test_guidance_by_output(pipe):

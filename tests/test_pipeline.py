@@ -157,10 +157,10 @@ def test_unusual_prompts_work(pipe, unusual):
 def test_prompts_from_files(pipe, tmp_path):
     clip = torch.rand(8, 3, 64, 64)
     media.write_png(tmp_path / "a.png", clip[0])
-    picture = encode_prompt(pipe.model, Prompt("image", str(tmp_path / "a.png")).read(8))
+    picture = encode_prompt(pipe.model, Prompt("image", str(tmp_path / "a.png")).read(pipe.model.config))
     torch.testing.assert_close(picture, encode_prompt(pipe.model, Prompt("image", clip[0])), atol=0.02, rtol=0)
     media.write_wav(tmp_path / "a.wav", torch.rand(20480) - 0.5, 16000)
-    assert encode_prompt(pipe.model, Prompt("audio", tmp_path / "a.wav").read(8)).isfinite().all()
+    assert encode_prompt(pipe.model, Prompt("audio", tmp_path / "a.wav").read(pipe.model.config)).isfinite().all()
 
 
 @pytest.mark.parametrize("wrong", [
