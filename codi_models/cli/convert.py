@@ -10,10 +10,10 @@ from typing import Any
 
 from ..autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GPT2_VOCAB
 from ..config import CoDiConfig
-from ..conversion.convert import convert
+from ..conversion.convert import PRECISIONS, convert
 from ..conversion.layout import ENCODERS_FILE, published_file
 from ..conversion.matching import LISTED
-from ..model import COMPONENTS, DTYPES
+from ..model import COMPONENTS
 
 _WHERE = "\n".join(f"  {name:21}{published_file(name)}" for name in COMPONENTS)
 EPILOG = f"""
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
             dtype=args.dtype,
             config=config,
             components=chosen,
-            allow_unexpected=args.allow_unexpected,
+            strict=args.strict,
             allow_half=args.allow_half,
             listed=sys.maxsize if args.all_keys else LISTED,
             progress=bars,
@@ -113,9 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--out", required=True, metavar="DIR", help="model folder, for instance models/codi/codi of ComfyUI; it is made where it is missing"
     )
-    add("--dtype", default="fp16", choices=list(DTYPES), help="precision of the written weights (default fp16)")
+    add(
+        "--dtype",
+        default="fp16",
+        choices=list(PRECISIONS),
+        help="precision of the written weights (default fp16; fp8: the denoisers' matrices)",
+    )
     add("--components", metavar="A,B,...", help="only these (default: all that the files hold)")
-    add("--allow-unexpected", action="store_true", help="leave out keys that the published checkpoint does not have, instead of stopping")
+    add("--strict", action="store_true", help="stop at tensors that the published layout does not have, instead of leaving them out")
+    add("--allow-unexpected", action="store_true", help=argparse.SUPPRESS)  # what happens without --strict since 0.4
     add("--allow-half", action="store_true", help="with --dtype fp32: accept weights that have half precision only")
     add("--all-keys", action="store_true", help=f"list all keys in messages, not just {LISTED} of a kind")
     add("--config", metavar="FILE", help="config.json of a model of other sizes (default: the official ones)")
