@@ -1,4 +1,4 @@
-"""`python -m codi_models convert`: the published .pth files into a model folder."""
+"""`python codi.py convert`: the published .pth files into a model folder."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ What a use needs:
   prompts of sound                clap
   images and clips                vision_denoiser, image_autoencoder
   sound                           audio_denoiser, audio_autoencoder, vocoder
-  captions                        text_denoiser, text_autoencoder, and its vocabularies: python -m codi_models download tokenizers
+  captions                        text_denoiser, text_autoencoder, and its vocabularies: python codi.py download tokenizers
 
 Only tensors are read (weights-only, memory-mapped): a .pth that holds other objects is refused. Every key and shape is checked.
 Each component becomes one file, written whole or not at all. Run the command again after an interruption, or with more files
 later: what was already converted from the same file (by SHA-256) in the same dtype is left alone.
 
 Example, sound only:
-  python -m codi_models convert {ENCODERS_FILE} {published_file("audio_denoiser")} --out models/codi/codi \\
+  python codi.py convert {ENCODERS_FILE} {published_file("audio_denoiser")} --out models/codi/codi \\
       --components clip,audio_denoiser,audio_autoencoder,vocoder
 """
 
@@ -72,7 +72,7 @@ def report(folder: Path, states: dict[str, str]) -> None:
         print(f"{name:21}{size}  {state}")
     lacking = [name for name in (BERT_VOCAB, GPT2_VOCAB, GPT2_MERGES) if not (folder / name).exists()]
     if lacking and (folder / "text_autoencoder.safetensors").exists():
-        print(f"captions also need {', '.join(lacking)}: python -m codi_models download tokenizers --out {folder}")
+        print(f"captions also need {', '.join(lacking)}: python codi.py download tokenizers --out {folder}")
     print(f"model folder: {folder}")
 
 
@@ -102,7 +102,7 @@ class Bars:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m codi_models convert",
+        prog="python codi.py convert",
         description="Turns any subset of the published CoDi files into a model folder with one safetensors file per component.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -114,6 +114,12 @@ def _pieces(place: Place, tensor: Planned) -> Iterator[Tensor]:
         yield from () if numbers is None else flat_pieces(numbers)
 
 
+def planned_bytes(components: Collection[str], dtype: str, config: CoDiConfig | None = None) -> int:
+    """Bytes of the weights of components once they are converted. Builds networks without data, which takes a second."""
+    sizes = layout(config or CoDiConfig.official())
+    return sum(tensor.nbytes for name in components for tensor in _plan(name, sizes, dtype))
+
+
 def _plan(name: str, layout: Layout, dtype: str) -> list[Planned]:
     return [Planned(e.key, _precision(e, dtype) if e.floating else torch.int64, e.shape) for e in layout.of(name).values()]
 

@@ -77,7 +77,7 @@ def _load_old(file: IO[bytes], path: Path) -> Any:
     return _Tensors(file, lambda key, dtype, count: _elements(mapped, places[key], dtype, count)).load()
 
 
-def _elements(mapped: torch.UntypedStorage, start: int, dtype: torch.dtype, count: int) -> Tensor:
+def _elements(mapped: Any, start: int, dtype: torch.dtype, count: int) -> Tensor:
     end = start + count * dtype.itemsize
     if end > mapped.nbytes():
         raise EOFError(f"it ends before byte {end}")
