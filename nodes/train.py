@@ -14,9 +14,9 @@ import folder_paths
 import torch
 from comfy_api.latest import io, ui
 
-from ..codi_models.config import MODALITIES
 from ..codi_models.errors import CoDiError
 from ..codi_models.figures import draw_curve, to_image
+from ..codi_models.modalities import MODALITIES
 from ..codi_models.model import SHIPPED
 from ..codi_models.training import OWN_STAGES
 from .host import folders, handle

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from codi.codi_models.bounce_world import bounce, judge, neighbours, render
+from codi.codi_models.bounce_world import judge, neighbours, render
+from codi.codi_models.bounce_world import world as bounce
 
 
 def _pairs(scenes: bounce.Scenes) -> set[tuple[str, str]]:

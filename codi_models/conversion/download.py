@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ..autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GPT2_SPECIALS, GPT2_VOCAB
+from ..components import COMPONENTS
 from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..files import sha256, whole_file, write_text
-from ..model import COMPONENTS
 from .hub import Changed, Hub, Unavailable
 from .layout import published_file
 from .releases import COMMIT, HALF_FOLDER, RELEASES, REPOSITORY

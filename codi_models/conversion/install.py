@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..checkpoints import read_metadata
+from ..components import COMPONENTS
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..model import COMPONENTS
 from .convert import Result, convert, planned_bytes
 from .download import DOWNLOADS, Pins, Progress, Wanted, check_room, fetch
 from .hub import Hub

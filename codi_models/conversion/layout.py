@@ -9,34 +9,19 @@ from functools import cached_property, lru_cache
 
 import torch
 
+from ..components import COMPONENTS, build_component
 from ..config import CoDiConfig
-from ..model import COMPONENTS, build_component
 
 Shape = tuple[int, ...]
 
-PREFIXES = {
-    "clip": "clip.model.",
-    "clap": "clap.",
-    "image_autoencoder": "autokl.",
-    "audio_autoencoder": "audioldm.",
-    "vocoder": "audioldm.vocoder.",
-    "text_autoencoder": "optimus.",
-    "vision_denoiser": "model.diffusion_model.unet_image.",
-    "audio_denoiser": "model.diffusion_model.unet_audio.",
-    "text_denoiser": "model.diffusion_model.unet_text.",
-}
+PREFIXES = {name: entry.published_prefix for name, entry in COMPONENTS.items()}
 """What stands before a component's keys in the published files."""
 
 PUBLISHED_FORM: dict[str, Callable[[str, Shape], tuple[str, Shape]]] = {}
 """Component -> function from its own key and shape to the published key (without prefix) and shape, where they differ. The numbers are
 the same in the same order."""
 
-_FILES = {
-    "vision_denoiser": "CoDi_video_diffuser_8frames.pth",
-    "audio_denoiser": "CoDi_audio_diffuser_m.pth",
-    "text_denoiser": "CoDi_text_diffuser.pth",
-}
-ENCODERS_FILE = "CoDi_encoders.pth"
+ENCODERS_FILE = COMPONENTS["clip"].published_file
 
 TIED = {"optimus.decoder.lm_head.weight": "optimus.decoder.transformer.wte.weight"}
 """Published keys of one parameter: later in the published loading order -> the one that is kept. Where they differ, the later decides."""
@@ -152,7 +137,7 @@ def left_out(key: str) -> str | None:
 
 def published_file(component: str) -> str:
     """Name of the file of the published release that holds a component."""
-    return _FILES.get(component, ENCODERS_FILE)
+    return COMPONENTS[component].published_file
 
 
 def _copy(lead: str) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..components import COMPONENTS
 from ..errors import CoDiError
-from ..model import COMPONENTS
 from .branches import absent_branches
 from .extras import SecondSet, groups, second_sets, size_of
 from .kinds import earlier, full_precision_release, lacks_alignment, looks_like

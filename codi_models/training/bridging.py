@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..bounce_world import bounce, gliding, neighbours, render
 from ..encoders.preprocess import clip_normalize
-from ..model import SHARED_SPACE_FILE, SharedSpace
+from ..encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from .captions import CaptionTables
 from .facets import fit_facets
 from .loop import Objective

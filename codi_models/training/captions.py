@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..autoencoders.tokenizers import TextTokenizers
 from ..bounce_world import neighbours
+from ..encoders.shared_space import SharedSpace
 from ..encoders.tokenizer import CLIPTokenizer
-from ..model import SharedSpace
 from .workspace import Workspace
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import read_weights, save_weights
+from ..encoders.shared_space import SHARED_SPACE_FILE
 from ..errors import CoDiError
 from ..files import sha256
 from ..latents import ENCODERS, encode_media
-from ..model import SHARED_SPACE_FILE, CoDi
+from ..model import CoDi
 from ..prompts import Prompt, encode_prompt
 from .records import Record
 

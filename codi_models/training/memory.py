@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..components import build_component
 from ..config import DENOISER_OF, CoDiConfig
 from ..denoisers.layers import ResBlock, SpatialTransformer
 from ..denoisers.temporal import TemporalModule
-from ..model import build_component
 from ..settings import Settings, latent_shapes
 from .own import freeze_but_alignment
 

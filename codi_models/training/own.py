@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..checkpoints import read_weights, save_weights
 from ..config import DENOISER_OF
 from ..denoisers.alignment import alignment_parameters
+from ..encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from ..errors import CoDiError
-from ..model import SHARED_SPACE_FILE, SharedSpace
 from .bridging import contrastive
 from .denoising import Noising, conditions, timesteps
 from .encoded import Encoded

@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from ..bounce_world import neighbours
+from ..components import COMPONENTS, build_component, load_component, save_component
 from ..config import CoDiConfig
+from ..encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from ..errors import CoDiError
 from ..facets import FACETS_FILE, Facets
 from ..files import whole_file
-from ..model import COMPONENTS, SHARED_SPACE_FILE, SharedSpace, build_component, load_component, save_component
 
 
 class Workspace:
