@@ -118,11 +118,14 @@ def wanted_vocabularies(out: Path, config: CoDiConfig | None = None) -> list[Wan
                 f"{out} holds a model with vocabularies of {text.encoder_vocab} and {text.decoder_vocab - len(GPT2_SPECIALS)} entries: "
                 "the official ones do not fit it. Give the folder of the official model as --out"
             )
-    wanted, commits = [], Pins.read(out).commits
+    wanted, pins = [], Pins.read(out)
     for name, (repository, path, size, digest) in _VOCABULARIES.items():
         target = out / name
+        commit = pins.commits.get(repository) or "main"
+        own = pins.files.get(f"{repository}@{commit}/{path}", {})
+        size, digest = own.get("size", size), own.get("sha256", digest)
         if not target.exists():
-            wanted.append(Wanted(repository, commits.get(repository) or "main", path, size, digest, target))
+            wanted.append(Wanted(repository, commit, path, size, digest, target))
         elif target.is_dir():
             raise CoDiError(f"{target} is a folder: move it away, then run the command again")
         elif sha256(target) != digest:

@@ -64,6 +64,7 @@ class Hub:
         tries = 0
         total: int | None = size
         while True:
+            count(0)  # where a stop is noticed between two tries
             have = _size(part)
             if total is not None and have == total:
                 return
