@@ -54,23 +54,27 @@ function words() {
     ` and ${gigabytes(memory)} of memory needed. Weights: ZinengTang/CoDi, MIT licence.${lies}`;
 }
 
+/** Text, request and tooltip of each button. */
+function offers() {
+  if (state.state === "running") return [["Cancel", { action: "stop" }, "What was fetched so far is kept."]];
+  if (!state.missing?.length) return [];
+  const again = ["stopped", "failed"].includes(state.state) ? "Go on: " : "", found = state.found ?? [];
+  const download = [`${again}Download and convert ${gigabytes(state.download ?? 0)}`, { action: "start", source: "download" }, state.folder];
+  const size = gigabytes(found.reduce((sum, f) => sum + f.size, 0)), names = found.map((f) => f.file).join("\n");
+  return found.length ? [download, [`Convert what lies there (${size})`, { action: "start", source: "found" }, names]] : [download];
+}
+
 function draw({ node, root, text, bar, buttons }) {
-  const shown = wanted(node) || (state.state === "running" && wanted(node));
+  const shown = wanted(node);
   root.style.display = shown ? "flex" : "none";
   text.textContent = words();
   text.style.color = state.state === "failed" ? "var(--error-text, #f66)" : "";
   bar.style.display = state.state === "running" ? "block" : "none";
   Object.assign(bar, { max: Math.max(1, state.total ?? 1), value: state.done ?? 0 });
-  buttons.replaceChildren();
-  if (state.state === "running") buttons.append(button("Cancel", { action: "stop" }, "What was fetched so far is kept."));
-  else if (state.missing?.length) {
-    const again = ["stopped", "failed"].includes(state.state) ? "Go on: " : "";
-    buttons.append(button(`${again}Download and convert ${gigabytes(state.download ?? 0)}`, { action: "start", source: "download" }));
-    if (state.found?.length) {
-      const size = state.found.reduce((sum, f) => sum + f.size, 0);
-      const names = state.found.map((f) => f.file).join("\n");
-      buttons.append(button(`Convert what lies there (${gigabytes(size)})`, { action: "start", source: "found" }, names));
-    }
+  const offered = JSON.stringify(offers());
+  if (buttons.dataset.offered !== offered) {  // a button that is replaced while it is pressed does nothing
+    buttons.dataset.offered = offered;
+    buttons.replaceChildren(...offers().map((offer) => button(...offer)));
   }
   const missing = HEIGHT - (node.codiInstallHeight ?? 0);
   if (shown && missing > 0) (node.codiInstallHeight = HEIGHT), node.setSize([Math.max(node.size[0], 320), node.size[1] + missing]);
