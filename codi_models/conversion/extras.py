@@ -51,7 +51,7 @@ def second_sets(strays: Sequence[Found], layout: Layout, found: dict[str, Found]
     endings: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
     for key, entry in layout.entries.items():
         for start in _ends(key):
-            endings[key[start:], entry.published_shape].append(key)
+            endings[key[start:], entry.shape].append(key)
     votes: dict[tuple[str, str], list[tuple[Found, str]]] = defaultdict(list)
     for stray in strays:
         for start in _ends(stray.key):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -11,15 +10,10 @@ import torch
 
 from ..components import COMPONENTS, build_component
 from ..config import CoDiConfig
-
-Shape = tuple[int, ...]
+from ..libraries import stored_state
 
 PREFIXES = {name: entry.published_prefix for name, entry in COMPONENTS.items()}
 """What stands before a component's keys in the published files."""
-
-PUBLISHED_FORM: dict[str, Callable[[str, Shape], tuple[str, Shape]]] = {}
-"""Component -> function from its own key and shape to the published key (without prefix) and shape, where they differ. The numbers are
-the same in the same order."""
 
 ENCODERS_FILE = COMPONENTS["clip"].published_file
 
@@ -62,12 +56,11 @@ AVERAGE, TRAINING = "moving average (EMA)", "state of training"
 
 @dataclass(frozen=True)
 class Entry:
-    """One weight: its component, its key and shape in that component's own file, its shape in the published one."""
+    """One weight: its component, its key in that component's own file, its shape."""
 
     component: str
     key: str
-    shape: Shape
-    published_shape: Shape
+    shape: tuple[int, ...]
     floating: bool
 
 
@@ -87,12 +80,9 @@ class Layout:
         self.config = config
         self.entries: dict[str, Entry] = {}
         for component in COMPONENTS:
-            form = PUBLISHED_FORM.get(component, lambda key, shape: (key, shape))
-            for key, value in build_component(component, config, device="meta").state_dict().items():
-                shape = tuple(value.shape)
-                published, published_shape = form(key, shape)
-                entry = Entry(component, key, shape, published_shape, value.is_floating_point())
-                self.entries[PREFIXES[component] + published] = entry
+            for key, value in stored_state(build_component(component, config, device="meta")).items():
+                entry = Entry(component, key, tuple(value.shape), value.is_floating_point())
+                self.entries[PREFIXES[component] + key] = entry
 
     def of(self, component: str) -> dict[str, Entry]:
         """Weights of one component by published key."""

@@ -174,16 +174,16 @@ def _component(
     filled = {key: Filled(DEFAULTS.get(key, 0)) for key in absent if key in DEFAULTS or not entries[key].floating}
     branches = absent_branches(absent, layout.entries)
     filled |= {key: Filled(0) for keys in branches.values() for key in keys}
-    if missing := [f"{key} {entries[key].published_shape}" for key in absent if key not in filled]:
+    if missing := [f"{key} {entries[key].shape}" for key in absent if key not in filled]:
         reason = (
             f". It looks like a file of June 2023, before latent alignment{earlier(sources)}: give today's file of that name"
             if lacks_alignment(absent, name, layout)
             else f"{_renamed(missing, strays)}. They cannot be made up: if another file holds them, give it too, else give another revision"
         )
         problems.append(f"{name}: {len(missing)} of {len(entries)} keys are missing in {files}: {_list(missing, listed)}{reason}")
-    wrong = {key: f for key, f in there.items() if f.shape != entries[key].published_shape}
+    wrong = {key: f for key, f in there.items() if f.shape != entries[key].shape}
     if wrong:
-        lines = [f"{f.source.path.name}: {key} is {f.shape}, expected {entries[key].published_shape}" for key, f in wrong.items()]
+        lines = [f"{f.source.path.name}: {key} is {f.shape}, expected {entries[key].shape}" for key, f in wrong.items()]
         problems.append(
             f"{name}: {len(wrong)} keys have another shape: {_list(lines, listed)}{_mixed_up(name, wrong, layout)}. "
             "It is another model, or one of other sizes (--config)"
@@ -222,7 +222,7 @@ def _foreign(source: Source) -> str:
 def _mixed_up(name: str, wrong: dict[str, Found], layout: Layout) -> str:
     for other in COMPONENTS:
         places = [(layout.entries.get(PREFIXES[other] + key.removeprefix(PREFIXES[name])), f) for key, f in wrong.items()]
-        if other != name and all(entry is not None and entry.published_shape == f.shape for entry, f in places):
+        if other != name and all(entry is not None and entry.shape == f.shape for entry, f in places):
             return f"; these are the shapes of {other}: the two were mixed up"
     return ""
 
