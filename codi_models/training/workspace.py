@@ -9,30 +9,33 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..bounce_world import neighbours
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..facets import FACETS_FILE, Facets
 from ..files import whole_file
 from ..model import COMPONENTS, SHARED_SPACE_FILE, SharedSpace, build_component, load_component, save_component
+from .dataset import Dataset
 
 
 class Workspace:
-    """A model folder in the making. Weights are stored in float16, which is what ships; the next stage trains on what ships."""
+    """A model folder in the making. Weights are stored in float16, which is what ships; the next run trains on what ships.
 
-    def __init__(self, folder: Path, config: CoDiConfig, device: torch.device):
+    With a configuration and a data set, what the folder lacks is made: config.json, and vocabularies built from the data's texts."""
+
+    def __init__(self, folder: Path, device: torch.device, config: CoDiConfig | None = None, data: Dataset | None = None):
         self.folder, self.device = folder, device
+        if config is None or data is None:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             if not (folder / "config.json").exists():
                 self._write_config(config)
-            if not (folder / "clip_bpe.txt.gz").exists():
+            if not (folder / "clip_bpe.txt.gz").exists() and "text" in data.has:
                 from ..autoencoders.tokenizers import build_vocabularies
                 from ..encoders.tokenizer import build_clip_vocabulary
 
-                text, (captions, _, _) = config.text_autoencoder, neighbours.captions()
-                build_vocabularies(captions, folder, text.encoder_vocab, text.decoder_vocab)
-                build_clip_vocabulary(captions, folder, vocab_size=config.clip.vocab_size)
+                text, texts = config.text_autoencoder, data.corpus()
+                build_vocabularies(texts, folder, text.encoder_vocab, text.decoder_vocab)
+                build_clip_vocabulary(texts, folder, vocab_size=config.clip.vocab_size)
 
     def _lock(self) -> Any:
         from filelock import FileLock
@@ -45,7 +48,7 @@ class Workspace:
 
     @property
     def config(self) -> CoDiConfig:
-        """As it stands on disk: autoencoder stages that run beside this one write their scales into it."""
+        """As it stands on disk: autoencoder runs that run beside this one write their scales into it."""
         return CoDiConfig.load(self.folder / "config.json")
 
     @property
@@ -53,23 +56,8 @@ class Workspace:
         """Shared prompt space of the trained encoders."""
         return SharedSpace.load(self.folder / SHARED_SPACE_FILE)
 
-    @property
-    def facets(self) -> Facets:
-        """Facets of the shared space. Raises CoDiError if bridging alignment has not fitted them."""
-        found = Facets.load(self.folder / FACETS_FILE)
-        if found is None:
-            raise CoDiError(f"{self.folder} has no {FACETS_FILE} yet: run the stages of bridging alignment first")
-        return found
-
-    def save_facets(self, facets: Facets) -> None:
-        """Write the facets and make them the model's own composition."""
-        with self._lock():
-            facets.save(self.folder / FACETS_FILE)
-            config = self.config
-            self._write_config(dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, composition="facets")))
-
     def has(self, component: str) -> bool:
-        """Whether a stage has written this component."""
+        """Whether a run has written this component."""
         return (self.folder / f"{component}.safetensors").exists()
 
     def network(self, component: str) -> Any:
@@ -81,9 +69,9 @@ class Workspace:
         return network.to(self.device).train().requires_grad_(True)
 
     def trained(self, component: str) -> Any:
-        """The component as an earlier stage left it: evaluation mode, no gradients. Raises CoDiError if that stage is missing."""
+        """The component as an earlier run left it: evaluation mode, no gradients. Raises CoDiError if that run is missing."""
         if component not in COMPONENTS or not self.has(component):
-            raise CoDiError(f"{self.folder} has no {component} yet: run the earlier training stages first")
+            raise CoDiError(f"{self.folder} has no {component} yet: train the earlier runs first")
         return self.network(component).eval().requires_grad_(False)
 
     def save(self, component: str, network: nn.Module, *, scale: float | None = None) -> None:
