@@ -1,0 +1,126 @@
+"""Bridging alignment (paper section 3.3). Text is the bridge: text-image, text-audio and text-video pairs only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..config import MODALITIES, CoDiConfig
+from ..encoders.preprocess import clip_image, clip_video, repeat_pad, resample
+from ..encoders.tokenizer import CLIPTokenizer
+from ..errors import CoDiError
+from ..model import SHARED_SPACE_FILE, SharedSpace
+from .dataset import Dataset, draw_from
+from .loop import Objective
+from .workspace import Workspace
+
+MEANS_OF = 2048  # samples that the mean embeddings are taken over
+GAIN = 6.0  # dB by which audio is made louder or softer: what it is of does not depend on it
+
+
+def contrastive(a: Tensor, b: Tensor, scale: Tensor | float, same: Tensor | None = None) -> Tensor:
+    """Symmetric InfoNCE between paired rows of a and b, both (B, D) and L2-normalised.
+
+    same: (B,) ids; rows with equal ids share the target, for a caption that stands twice in a batch is no negative of itself.
+    """
+    logits = scale * a @ b.T  # (B, B)
+    ids = torch.arange(len(a), device=a.device) if same is None else same
+    target = (ids[:, None] == ids[None]).to(logits.dtype)
+    target = target / target.sum(1, keepdim=True)  # symmetric, so it serves both directions
+    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+def embed(clip: Any, clap: Any, config: CoDiConfig, kind: str, media: Tensor) -> Tensor:
+    """Media of a data set -> unit embeddings (B, D), their modality's mean not removed."""
+    if kind == "image":
+        return clip.encode_image(clip_image(media, config.clip.image_size).to(media.device))[:, 0]
+    if kind == "video":
+        return clip.encode_video(clip_video(media.transpose(1, 2), config.clip.image_size).to(media.device))[:, 0]
+    wave = resample(media, config.mel.sample_rate, config.clap.sample_rate)
+    return clap.encode_audio(repeat_pad(wave, clap.clip_samples))[:, 0]
+
+
+class Bridging(Objective):
+    """Contrastive training of CLIP (text, image, video) and CLAP (audio) into one space."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        batch: dict[str, int] = field(default_factory=lambda: {"image": 64, "audio": 32, "video": 32})
+        """Pairs of a step of each modality with text; those that the data lack are left out."""
+        freeze_text: bool = False  # leave the text encoder as it is: so do all embeddings learnt from text
+        every: int = 1  # steps after which each modality has had its turn: 1 for all in every step
+
+    def __init__(self, space: Workspace, data: Dataset, options: Options) -> None:
+        super().__init__()
+        self.workspace, self.data, self.options, self.config = space, data, options, space.config
+        self.kinds = [kind for kind in options.batch if _paired(data, kind)]
+        if "text" not in data.has or not self.kinds:
+            raise CoDiError(
+                "no example has a caption and something else: bridging alignment pulls images, videos and audio towards their texts; "
+                f"the data have {', '.join(data.has)}"
+            )
+        self.clip: Any = space.network("clip")
+        self.clap: Any = space.network("clap")
+        self.tokenizer = CLIPTokenizer(space.folder, self.config.clip)
+        self.clap.requires_grad_("audio" in self.kinds)
+        if options.freeze_text:
+            visual = bool({"image", "video"} & set(self.kinds))
+            for name, parameter in self.clip.named_parameters():
+                parameter.requires_grad_(visual and name.startswith(("vision_model.", "visual_projection.")))
+
+    def pairs(self, kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (B, D) of media of one kind and of their texts, and ids (B,) that are equal where the texts are."""
+        rows = self.data.rows([kind, "text"], count, generator).tolist()
+        media = self.data.media(kind, rows).to(generator.device)
+        if kind == "audio":
+            gain = torch.empty(count, 1, device=media.device).uniform_(-GAIN, GAIN, generator=generator)
+            media = media * 10 ** (gain / 20)
+        texts = self.data.prompts(rows, draw_from(generator))
+        index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        text = self.clip.encode_text(self.tokenizer(texts).to(generator.device))[:, 0]
+        same = torch.tensor([index[t] for t in texts], device=generator.device)
+        return embed(self.clip, self.clap, self.config, kind, media), text, same
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        scale = self.clip.logit_scale.exp().clamp(max=100.0)
+        if self.options.freeze_text:
+            scale = scale.detach()
+        logs = {}
+        for number, kind in enumerate(self.kinds):
+            if (step + number) % self.options.every == 0:
+                other, text, same = self.pairs(kind, self.options.batch[kind], generator)
+                logs[kind] = contrastive(other.float(), text.float(), scale, same)
+        return sum(logs.values(), torch.zeros((), device=generator.device)), logs
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """The two encoders, and each modality's mean embedding: subtracting it closes the modality gap.
+
+        A modality's mean comes to lie where its texts' mean does; a text encoder that stays as it is keeps its mean."""
+        generator = torch.Generator(self.workspace.device).manual_seed(0)
+        found = {}
+        for kind in self.kinds:
+            count = min(self.options.batch[kind], MEANS_OF)
+            parts = [self.pairs(kind, count, generator)[:2] for _ in range(0, MEANS_OF if len(self.data) > MEANS_OF else 256, count)]
+            found[kind] = [torch.cat(column).float().mean(0).cpu() for column in zip(*parts, strict=True)]
+        for name, net in (("clip", self.clip), ("clap", self.clap)):
+            if any(p.requires_grad for p in net.parameters()):
+                self.workspace.save_learnt(name, net)
+        before = self.workspace.space.means
+        if self.options.freeze_text and not before:
+            return
+        texts = torch.stack([text for _, text in found.values()]).mean(0)
+        means = dict(before) if before else {m: torch.zeros_like(texts) for m in MODALITIES}
+        means["text"] = before["text"] if self.options.freeze_text else texts
+        means |= {kind: own - (text - means["text"]) for kind, (own, text) in found.items()}
+        if not before and "video" not in found and "image" in found:
+            means["video"] = means["image"]
+        SharedSpace(means).save(self.workspace.folder / SHARED_SPACE_FILE)
+
+
+def _paired(data: Dataset, kind: str) -> bool:
+    return "text" in data.has and kind in data.has and bool((data.has[kind] & data.has["text"]).any())
