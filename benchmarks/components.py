@@ -15,7 +15,8 @@ from measure import alternate, in_a_process, machine, peak_bytes, table
 
 import torch  # isort: skip
 from codi_models.config import CoDiConfig  # isort: skip
-from codi_models.model import COMPONENTS, DTYPES, load_component  # isort: skip
+from codi_models.components import COMPONENTS, load_component  # isort: skip
+from codi_models.model import DTYPES  # isort: skip
 from codi_models.parity.half import forward_passes, write_recipe  # isort: skip
 
 

@@ -32,7 +32,7 @@ from codi_models.config import DENOISER_OF, CoDiConfig  # isort: skip
 from codi_models.bounce_world.evaluation import plots  # isort: skip
 from codi_models.files import write_text  # isort: skip
 from codi_models.joint import JointDenoiser  # isort: skip
-from codi_models.model import build_component  # isort: skip
+from codi_models.components import build_component  # isort: skip
 from codi_models.parity.recipe import fill  # isort: skip
 
 Runs = Mapping[str, Callable[[], Any]]

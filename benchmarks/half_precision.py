@@ -18,7 +18,7 @@ from measure import machine, table
 
 import torch  # isort: skip
 from codi_models.config import CoDiConfig  # isort: skip
-from codi_models.model import COMPONENTS  # isort: skip
+from codi_models.components import COMPONENTS  # isort: skip
 from codi_models.parity.half import half_errors, joint_errors  # isort: skip
 
 

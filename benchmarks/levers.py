@@ -27,7 +27,7 @@ from codi_models.checkpoints import without_random_init  # isort: skip
 from codi_models.denoisers import convolution  # isort: skip
 from codi_models.denoisers.layers import CrossAttention, ResBlock, SpatialTransformer  # isort: skip
 from codi_models.joint import JointDenoiser  # isort: skip
-from codi_models.model import build_component  # isort: skip
+from codi_models.components import build_component  # isort: skip
 from codi_models.parity.recipe import fill  # isort: skip
 
 TOLERANCE = {"float32": 1e-4, "float16": 0.2, "bfloat16": 0.3}

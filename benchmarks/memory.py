@@ -30,7 +30,8 @@ from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from codi_models.config import CoDiConfig  # noqa: E402
 from codi_models.joint import JointDenoiser  # noqa: E402
-from codi_models.model import COMPONENTS, DTYPES, build_component  # noqa: E402
+from codi_models.components import COMPONENTS, build_component  # noqa: E402
+from codi_models.model import DTYPES  # noqa: E402
 from codi_models.settings import Settings, denoisers_of, latent_shapes  # noqa: E402
 
 FULL = ("audio_autoencoder", "vocoder")  # the host keeps them in float32

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .conditioning import Prompt, encode_prompt
 from .errors import CoDiError
 from .model import CoDi
-from .prompts import Prompt, encode_prompt
 
 
 def encode_outputs(model: CoDi, outputs: Mapping[str, Sequence | Tensor]) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ def best(score: Tensor, count: int) -> list[int]:
 def principal_axes(points: Tensor) -> tuple[Tensor, tuple[float, float]]:
     """Points (n, D) on their two main axes (PCA): coordinates (n, 2), and the share of the variance that each axis shows.
 
-    The axes' signs are settled (the largest coordinate is positive), so that equal points give equal pictures.
+    The axes' signs are fixed (the largest coordinate is positive), so that equal points give equal pictures.
     Raises CoDiError for fewer than two points."""
     if points.ndim != 2 or len(points) < 2:
         raise CoDiError(f"a picture of the shared space needs at least two points, got {tuple(points.shape)}")

@@ -1,18 +1,97 @@
-"""Prompts of any kind as points of one shared space, and mixtures of them (paper section 3.1, composable conditioning)."""
+"""Prompts of any kind as points of one shared space, and mixtures of them (paper sections 3.1 and 3.3)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from . import media
 from .errors import CoDiError
+from .modalities import MODALITIES
+from .model import CoDi
 
+PROMPT_KINDS = ("text", *(name for name in MODALITIES if name != "text"))
 MIX_METHODS = ("linear", "renormalised", "spherical", "add-subtract")
 _SPHERICAL_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and its weight in the mixture.
+
+    value by kind: text a string; image (3, H, W) in 0..1; audio ((N,) in -1..1, sample rate); video (F, 3, H, W) in 0..1;
+    a string or Path as image, audio or video is a file to read."""
+
+    kind: str
+    value: str | Path | Tensor | tuple[Tensor, int]
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in PROMPT_KINDS:
+            raise CoDiError(f"unknown kind of prompt {self.kind!r}: give one of {', '.join(PROMPT_KINDS)}")
+
+    @property
+    def encoder(self) -> str:
+        """Component that encodes prompts of this kind."""
+        return MODALITIES[self.kind].encoder
+
+    def read(self, frames: int) -> Prompt:
+        """The prompt with its file, if it is one, read; of a clip `frames` frames. Raises CoDiError as `media` does."""
+        if self.kind == "text" or not isinstance(self.value, (str, Path)):
+            return self
+        if self.kind == "image":
+            return Prompt(self.kind, media.read_image(self.value), self.weight)
+        if self.kind == "audio":
+            return Prompt(self.kind, media.read_audio(self.value), self.weight)
+        return Prompt(self.kind, media.read_video(self.value, frames), self.weight)
+
+
+@torch.inference_mode()
+def encode_prompt(model: CoDi, prompt: Prompt) -> Tensor:
+    """A read prompt -> (1, 1, D), unit length, in the shared space. Raises CoDiError for tensors of another shape."""
+    value = prompt.value
+    if prompt.kind == "text":
+        from .encoders.tokenizer import encode_prompts
+
+        embedding = encode_prompts(model.clip, model.clip_tokenizer, [str(value)])
+    elif prompt.kind == "audio":
+        from .encoders.preprocess import encode_audio
+
+        if not (isinstance(value, tuple) and isinstance(value[0], Tensor) and value[0].ndim == 1 and value[0].numel()):
+            raise CoDiError("an audio prompt is a pair: a waveform (N,) with at least one sample, and its sample rate")
+        embedding = encode_audio(model.clap, value[0][None].to(model.device), value[1])
+    else:
+        from .encoders.preprocess import clip_image, clip_video, spread
+
+        if not (isinstance(value, Tensor) and value.ndim == (3 if prompt.kind == "image" else 4)):
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise CoDiError(f"an image prompt is pixels (3, H, W), a video prompt (F, 3, H, W), in 0..1; got {given} as {prompt.kind}")
+        size = model.config.clip.image_size
+        if prompt.kind == "image":
+            embedding = model.clip.encode_image(clip_image(value[None], size).to(model.device, model.dtype))
+        else:
+            frames = spread(value[None], model.config.sampling.frames)
+            embedding = model.clip.encode_video(clip_video(frames, size).to(model.device, model.dtype))
+    return model.space.align(embedding.float(), prompt.kind)
+
+
+def unconditional(model: CoDi, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """What guidance leads away from, with the weights to mix it by.
+
+    As published, each kind of prompt has its own: the empty text, grey pixels, silence. Where the modality gap is closed
+    (`model.space` has means), and where there is no prompt, the empty text."""
+    if model.space.means or not prompts:
+        return [Prompt("text", "")]
+    clap = model.config.clap
+    grey, silence = torch.full((3, 8, 8), 0.5), torch.zeros(round(clap.clip_seconds * clap.sample_rate))
+    absent = {"text": "", "image": grey, "video": grey[None], "audio": (silence, clap.sample_rate)}
+    return [Prompt(prompt.kind, absent[prompt.kind], prompt.weight) for prompt in prompts]  # type: ignore[arg-type]
 
 
 def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, method: str = "linear") -> Tensor:
@@ -26,28 +105,28 @@ def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, me
     Raises CoDiError for weights that are not finite or sum to zero, shapes that differ, and prompts that cancel out."""
     if not embeddings:
         raise CoDiError("nothing to mix: give at least one prompt")
-    portions = shares(weights, len(embeddings), whole=method != "add-subtract")
+    parts = fractions(weights, len(embeddings), normalise=method != "add-subtract")
     shapes = {tuple(e.shape) for e in embeddings}
     if len(shapes) > 1 or embeddings[0].ndim != 3:
         raise CoDiError(f"prompts to mix must all be (B, 1, D) of one model and one batch size, got {sorted(shapes)}")
     if method not in MIX_METHODS:
         raise CoDiError(f"unknown mixing method {method!r}: give one of {', '.join(MIX_METHODS)}")
     points = torch.stack(tuple(embeddings)).float()  # (n, B, 1, D)
-    share = points.new_tensor(portions)[:, None, None, None]  # (n, 1, 1, 1)
-    blend = (points * share).sum(dim=0)  # (B, 1, D)
+    fraction = points.new_tensor(parts)[:, None, None, None]  # (n, 1, 1, 1)
+    blend = (points * fraction).sum(dim=0)  # (B, 1, D)
     if method == "add-subtract" and blend.norm(dim=-1).min() < 1e-4:
-        raise CoDiError(f"these prompts with weights {list(weights or portions)} cancel out: no direction is left. Change a weight")
+        raise CoDiError(f"these prompts with weights {list(weights or parts)} cancel out: no direction is left. Change a weight")
     if method in ("renormalised", "spherical"):
-        if blend.norm(dim=-1).min() < 1e-4 * max(map(abs, portions)):
-            raise CoDiError(f"these prompts with weights {list(weights or portions)} cancel out: no direction is left. Change a weight")
+        if blend.norm(dim=-1).min() < 1e-4 * max(map(abs, parts)):
+            raise CoDiError(f"these prompts with weights {list(weights or parts)} cancel out: no direction is left. Change a weight")
         blend = normalize(blend, dim=-1)
         if method == "spherical":
-            blend = _spherical_mean(normalize(points, dim=-1), share, blend)
+            blend = _spherical_mean(normalize(points, dim=-1), fraction, blend)
     return blend.to(embeddings[0].dtype)
 
 
-def shares(weights: Sequence[float] | None, count: int, *, whole: bool = True) -> list[float]:
-    """Weights divided by their sum, or with `whole` off as they are.
+def fractions(weights: Sequence[float] | None, count: int, *, normalise: bool = True) -> list[float]:
+    """Weights divided by their sum, or without `normalise` as they are.
 
     Raises CoDiError for another number of them, NaN or infinite ones, and a sum of zero."""
     weights = [1.0] * count if weights is None else [float(w) for w in weights]
@@ -55,7 +134,7 @@ def shares(weights: Sequence[float] | None, count: int, *, whole: bool = True) -
         raise CoDiError(f"{len(weights)} weights for {count} prompts: give one weight per prompt")
     if not all(map(math.isfinite, weights)):
         raise CoDiError(f"weights must be finite numbers, got {weights}")
-    if not whole:
+    if not normalise:
         return weights
     largest = max(map(abs, weights)) or 1.0
     scaled = [w / largest for w in weights]  # only ratios matter; sums of huge numbers would overflow, products of tiny ones vanish
@@ -65,15 +144,15 @@ def shares(weights: Sequence[float] | None, count: int, *, whole: bool = True) -
     return [w / total for w in scaled]
 
 
-def _spherical_mean(points: Tensor, share: Tensor, start: Tensor) -> Tensor:
-    """Point m of the sphere where sum_i share_i log_m(points_i) = 0, by damped fixed-point steps along the tangent."""
-    mean, damping = start, float(share.abs().sum())
+def _spherical_mean(points: Tensor, fraction: Tensor, start: Tensor) -> Tensor:
+    """Point m of the sphere where sum_i fraction_i log_m(points_i) = 0, by damped fixed-point steps along the tangent."""
+    mean, damping = start, float(fraction.abs().sum())
     for _ in range(_SPHERICAL_STEPS):
         cosine = (points * mean).sum(dim=-1, keepdim=True).clamp(-1, 1)  # (n, B, 1, 1)
         tangent = points - cosine * mean
         # The angle from both sine and cosine: acos alone loses half the digits between near neighbours.
         sine = tangent.norm(dim=-1, keepdim=True)
-        step = (share * torch.atan2(sine, cosine) * tangent / sine.clamp_min(1e-12)).sum(dim=0) / damping  # (B, 1, D)
+        step = (fraction * torch.atan2(sine, cosine) * tangent / sine.clamp_min(1e-12)).sum(dim=0) / damping  # (B, 1, D)
         length = step.norm(dim=-1, keepdim=True)
         mean = normalize(length.cos() * mean + length.sin() * step / length.clamp_min(1e-12), dim=-1)
         if length.max() < 1e-6:

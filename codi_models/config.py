@@ -6,20 +6,11 @@ import dataclasses
 import json
 import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import CoDiError
-
-MODALITIES = ("video", "image", "text", "audio")
-"""Order of joint latents everywhere: visual first and audio last, as ComfyUI's own joint latents have it."""
-
-DENOISER_OF = {"video": "vision_denoiser", "image": "vision_denoiser", "text": "text_denoiser", "audio": "audio_denoiser"}
-"""Component that denoises a modality. Image and video share one UNet; a 4-d latent bypasses its temporal modules."""
-
-COMPOSITIONS = ("plain", "facets")
-"""How prompts reach the denoisers: as the encoders give them, or taken apart and put together anew (see `facets`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +65,11 @@ class AutoencoderConfig:
     attention: tuple[bool, ...] = ()  # per level, highest resolution first; empty = in the middle only
     norm_groups: int = 32
     scale: float  # diffusion space = latent space * scale
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels, or mel bins, of one latent element along one side."""
+        return 2 ** (len(self.channel_mult) - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,26 +177,41 @@ class CLAPConfig:
     clip_seconds: float = 10.0
 
 
+SCHEDULES = ("linear", "linear_zsnr", "cosine")
+PREDICTIONS = ("eps", "v")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig:
+    """Noise levels that the denoisers were trained at, and what they predict there; see `diffusion.NoiseSchedule`."""
+
+    schedule: str = "linear"  # one of SCHEDULES
+    prediction: str = "eps"  # one of PREDICTIONS
+    shifts: dict[str, float] = field(default_factory=dict, hash=False)  # modality -> shift of its log SNR while sampling; 0 where it is not named
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise CoDiError(f"unknown noise schedule {self.schedule!r}: it is one of {', '.join(SCHEDULES)}")
+        if self.prediction not in PREDICTIONS:
+            raise CoDiError(f"unknown prediction type {self.prediction!r}: it is one of {', '.join(PREDICTIONS)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """What the nodes and the command line start from."""
+    """How this model is sampled where nothing else is asked for: the defaults of nodes and command line alike."""
 
     image_size: int = 512  # pixels
     video_size: int = 256
     frames: int = 8
     frame_rate: float = 4.0
-    sampler: str = "ddim"
+    sampler: str = "ddim"  # see diffusion.SAMPLERS
+    scheduler: str = "ddim_uniform"  # see diffusion.SCHEDULERS
     steps: int = 50
     cfg: float = 7.5
     wiring: str = "cross"
-    alignment: float = 1.0  # strength of the connectors
-    alignment_guidance: float = 1.0  # eps = off + g * (on - off); 1 needs no extra pass
-    alignment_emphasis: str = ""  # factors of g - 1 for single outputs, such as "audio=0.25", see joint.JointDenoiser.reach
-    order: str = "together"  # in which outputs are made, see order.parse_order
-    cfg_each: str = ""  # scales of outputs that differ from `cfg`, such as "text=2", see settings.parse_each
-    composition: str = "plain"  # one of COMPOSITIONS
-    facets: str = ""  # names of those that pictures and clips are asked for apart, such as "shape, colour"
-    facets_from: float = 0.5  # part of the run from which they are
+    alignment: float = 1.0  # strength of the latent alignment
+    alignment_guidance: float = 1.0  # 1 needs no extra pass
+    schedule: str = "together"  # which outputs are denoised together, see stages.parse_schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +230,7 @@ class CoDiConfig:
     audio_denoiser: UNetConfig
     text_denoiser: TextUNetConfig
     sampling: SamplingConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
 
     @staticmethod
     def official() -> CoDiConfig:
@@ -270,10 +282,8 @@ class CoDiConfig:
             ),
             audio_denoiser=UNetConfig(in_channels=8, model_channels=48, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
-            sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25,
-                                     sampler="dpmpp_2m", steps=8, cfg=3.0, alignment_guidance=3.0, order="in turn",
-                                     alignment_emphasis="image=2, video=2, audio=0.5", cfg_each="image=3.75, text=2, audio=1.25",
-                                     facets="shape, colour"),
+            sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25, sampler="dpmpp_2m", scheduler="sgm_uniform",
+                                    steps=8, cfg=3.0, alignment_guidance=3.0, schedule="sequential"),
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
@@ -287,7 +297,26 @@ class CoDiConfig:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise CoDiError(f"{path} is not a readable CoDi config.json: {error}") from error
-        return typing.cast(CoDiConfig, _build(CoDiConfig, data, str(path)))
+        return typing.cast(CoDiConfig, _build(CoDiConfig, _from_0_3(data), str(path)))
+
+
+_RENAMED = {"picture_autoencoder": "image_autoencoder", "sound_autoencoder": "audio_autoencoder"}
+_DROPPED = ("alignment_emphasis", "cfg_each", "composition", "facets", "facets_from")
+_SCHEDULES_0_3 = {"in turn": "sequential"}
+
+
+def _from_0_3(data: Any) -> Any:
+    """The content of a config.json that version 0.3 or an earlier one wrote, with today's names; any other as it is."""
+    if not isinstance(data, dict):
+        return data
+    data = {_RENAMED.get(name, name): value for name, value in data.items()}
+    if isinstance(sampling := data.get("sampling"), dict):
+        sampling = {name: value for name, value in sampling.items() if name not in _DROPPED}
+        if "order" in sampling:
+            order = sampling.pop("order")
+            sampling["schedule"] = _SCHEDULES_0_3.get(order, order)
+        data["sampling"] = sampling
+    return data
 
 
 def _build(kind: type, data: Any, where: str) -> Any:
@@ -312,10 +341,14 @@ def _build(kind: type, data: Any, where: str) -> Any:
             if wrong := [x for v in value for x in (v if isinstance(v, list) else [v]) if not isinstance(x, int | float)]:
                 raise CoDiError(f"{where}: {name} must hold numbers, got {wrong[0]!r}")
             value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        elif typing.get_origin(hint) is dict:
+            if not isinstance(value, dict) or not all(isinstance(x, int | float) for x in value.values()):
+                raise CoDiError(f"{where}: {name} must be an object of numbers, got {value!r}")
         elif not isinstance(value, (int, float) if hint is float else hint):
             raise CoDiError(f"{where}: {name} must be {hint.__name__}, got {value!r}")
         values[name] = value
-    missing = [n for n, f in fields.items() if n not in values and f.default is dataclasses.MISSING]
+    needed = {n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
+    missing = sorted(needed - set(values))
     if missing:
         raise CoDiError(f"{where}: missing fields {missing} of {kind.__name__}")
     return kind(**values)

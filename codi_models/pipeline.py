@@ -6,22 +6,21 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .conditioning import mix, shares
-from .decoding import DECODERS, decode_audio, decode_pixels, decode_text
-from .diffusion import Contexts, Denoise, guided, initial_noise, is_held, keeping, sample
+from .conditioning import Prompt, encode_prompt, fractions, mix, unconditional
+from .diffusion import TIMESTEPS, Denoise, Latents, NoiseSchedule, initial_noise, sample
 from .errors import CoDiError
-from .joint import JointDenoiser, guidance_shares
-from .latents import ENCODERS, encode_media, fitted
+from .guidance import GuidedDenoiser
+from .joint import JointDenoiser
+from .latents import decode_audio, decode_pixels, decode_text, encode_media, fitted
+from .modalities import MODALITIES, denoisers_of
 from .model import CoDi
-from .prompts import Prompt, encode_prompt, prompted, unconditional
-from .settings import Settings, denoisers_of, latent_shapes
+from .settings import Settings, latent_shapes, snr_scales
 
 Callback = Callable[[int, int], None]
 """Called after every denoising step with the steps done and the steps of the whole run."""
@@ -60,37 +59,36 @@ class CoDiPipeline:
         prompts: str | Sequence[Prompt] = (),
         outputs: Sequence[str] = ("image",),
         *,
-        keep: Mapping[str, Any] | None = None,
+        given: Mapping[str, Any] | None = None,
         callback: Callback | None = None,
         **settings: Any,
     ) -> list[Sample]:
         """All samples of a run. `prompts`: a sentence, or any number of prompts of any kind; none means unconditional.
 
-        keep: outputs that are given, output -> value as in `Prompt`, for all samples; the others are generated to fit them.
-        `settings` as in `Settings.settled`. Raises CoDiError before anything is loaded where the request cannot be met."""
-        kept = [Prompt(output, value) for output, value in (keep or {}).items()]
-        settled = Settings.settled(self.model.config, outputs, keep=[prompt.kind for prompt in kept], **settings)
-        return list(self.stream(prompts, settled, keep=kept, callback=callback))
+        given: outputs that the user gives, output -> value as in `Prompt`, for all samples; the others are generated to fit them.
+        `settings` as in `Settings.resolve`. Raises CoDiError before anything is loaded where the request cannot be met."""
+        media = [Prompt(output, value) for output, value in (given or {}).items()]
+        resolved = Settings.resolve(self.model.config, outputs, given=[prompt.kind for prompt in media], **settings)
+        return list(self.stream(prompts, resolved, given=media, callback=callback))
 
     def stream(
-        self, prompts: str | Sequence[Prompt], settings: Settings, *, keep: Sequence[Prompt] = (), callback: Callback | None = None
+        self, prompts: str | Sequence[Prompt], settings: Settings, *, given: Sequence[Prompt] = (), callback: Callback | None = None
     ) -> Iterator[Sample]:
         """Samples in order, batch by batch. Sample i is drawn from seed `settings.seed + i` whatever batch it is in.
 
-        keep: a value for each output of `settings.keep`."""
+        given: a value for each output of `settings.given`."""
         self.seconds = {}
         prompts = [Prompt("text", prompts)] if isinstance(prompts, str) else list(prompts)
-        if prompts:
-            whole = settings.mix != "add-subtract"  # a mistyped weight is told before anything is loaded
-            shares([prompt.weight for prompt in prompts], len(prompts), whole=whole)
+        if prompts:  # a mistyped weight is told before anything is loaded
+            fractions([prompt.weight for prompt in prompts], len(prompts), normalise=settings.mix != "add-subtract")
         with self._stage("read"):
             prompts = [prompt.read(self.model.config.sampling.frames) for prompt in prompts]
-            keep = [prompt.read(settings.frames) for prompt in keep]
+            given = [prompt.read(settings.frames) for prompt in given]
         with self._stage("load"):
             self.load(prompts, settings)
         with self._stage("encode"):
-            wanted, nothing = self.condition(prompts, settings.mix, settings.composition)
-            kept, media = self.given(keep, settings)
+            cond, uncond = self.condition(prompts, settings.mix)
+            latents, media = self.encode_given(given, settings)
         seeds = range(settings.seed, settings.seed + settings.count)
         done = 0
         for start in range(0, settings.count, settings.batch_size):
@@ -100,145 +98,104 @@ class CoDiPipeline:
                 if callback is not None:
                     callback(before + step, steps * -(-settings.count // settings.batch_size))
 
-            own = {output: latent.expand(len(batch), *latent.shape[1:]) for output, latent in kept.items()}
+            own = {output: latent.expand(len(batch), *latent.shape[1:]) for output, latent in latents.items()}
             shown = {output: [value] * len(batch) for output, value in media.items()}
-            samples, ran = self.generate(wanted, nothing, settings, batch, keep=own, shown=shown, callback=tick)
+            samples, ran = self.generate(cond, uncond, settings, batch, given=own, shown=shown, callback=tick)
             done += ran
             yield from samples
 
     def generate(
-        self, wanted: Tensor, nothing: Tensor | None, settings: Settings, seeds: Sequence[int], *,
-        keep: Mapping[str, Tensor] | None = None, shown: Mapping[str, Sequence[Any]] | None = None,
+        self, cond: Tensor, uncond: Tensor | None, settings: Settings, seeds: Sequence[int], *,
+        given: Mapping[str, Tensor] | None = None, shown: Mapping[str, Sequence[Any]] | None = None,
         callback: Callback = lambda *_: None,
     ) -> tuple[list[Sample], int]:  # fmt: skip
         """One batch from embedded prompts, and the number of denoising steps that were run.
 
-        wanted: (1, 1, D) for all samples, or (B, 1, D) with one prompt a sample; nothing: what guidance leads away from, or None.
-        keep: output -> latents (B, ...) in diffusion space (see `given`) that stay as they are, or are made anew as far as
-        `settings.denoise` says; the other outputs are generated to fit them. shown: output -> B values that the samples hold instead of
-        decoded latents. Raises CoDiError for kept latents of other outputs or shapes, and where nothing is left to generate."""
-        kept = self._kept(keep or {}, settings, len(seeds))
+        cond: (1, 1, D) for all samples, or (B, 1, D) with one prompt a sample; uncond: what guidance leads away from, or None.
+        given: output -> latents (B, ...) in diffusion space (see `encode_given`). shown: output -> B values that the samples hold
+        instead of decoded latents. Raises CoDiError for given latents of other outputs or shapes."""
+        noise = initial_noise(latent_shapes(self.model.config, settings), seeds, device=self.model.device)
         with self._stage("denoise"):
-            latents, ran = self._denoise(wanted, nothing, settings, seeds, callback, kept)
+            latents, ran = self.denoise(cond, uncond, settings, noise, seeds=seeds, given=given, callback=callback)
         samples = self._decode({output: z for output, z in latents.items() if output not in (shown or {})}, seeds)
         for output, values in (shown or {}).items():
             for one, value in zip(samples, values, strict=True):
                 setattr(one, output, value)
         return samples, ran
 
-    def given(self, keep: Sequence[Prompt], settings: Settings) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Latents (1, ...) in diffusion space of read values for `settings.keep`; and the values themselves, at the sizes of the run,
+    def encode_given(self, given: Sequence[Prompt], settings: Settings) -> tuple[Latents, dict[str, Any]]:
+        """Latents (1, ...) in diffusion space of read values for `settings.given`; and the values themselves, at the sizes of the run,
         of those that stay as they are: an autoencoder would change them a little.
 
         Raises CoDiError where there is not one value for each, and for values that are no such media."""
-        kinds = [prompt.kind for prompt in keep]
-        if sorted(kinds) != sorted(settings.keep):
-            raise CoDiError(f"this run keeps {', '.join(settings.keep) or 'nothing'}, and {', '.join(kinds) or 'nothing'} was given")
-        sizes = {"image": settings.image_size, "video": settings.video_size}
+        kinds = [prompt.kind for prompt in given]
+        if sorted(kinds) != sorted(settings.given):
+            raise CoDiError(f"this run takes {', '.join(settings.given) or 'nothing'} as given, and got {', '.join(kinds) or 'nothing'}")
         latents, media = {}, {}
-        for prompt in keep:
-            fit: dict[str, Any] = {"size": sizes.get(prompt.kind), "frames": settings.frames}
-            latents[prompt.kind] = encode_media(self.model, prompt, **fit, whole=True)[None]
-            if prompt.kind in settings.fixed:
+        for prompt in given:
+            fit: dict[str, Any] = {"size": settings.size(prompt.kind, self.model.config).height, "frames": settings.frames}
+            latents[prompt.kind] = encode_media(self.model, prompt, **fit, strict=True)[None]
+            if prompt.kind in settings.unchanged:
                 media[prompt.kind] = fitted(self.model.config, prompt, **fit)
         return latents, media
 
-    def _kept(self, keep: Mapping[str, Tensor], settings: Settings, batch: int) -> dict[str, Tensor]:
-        shapes = {output: shape for output, shape in latent_shapes(self.model.config, settings).items() if output in settings.outputs}
-        for output, latent in keep.items():
-            if output not in shapes or tuple(latent.shape) != (batch, *shapes[output]):
-                asked = {name: (batch, *shape) for name, shape in shapes.items()}
-                raise CoDiError(f"a latent {tuple(latent.shape)} of {output} cannot be kept: this run has {asked}")
-        if not [output for output in shapes if output not in keep or dict(settings.denoise).get(output)]:
-            raise CoDiError(f"all outputs ({', '.join(shapes)}) are kept: ask for another one that is to be generated")
-        return {output: latent.to(self.model.device, torch.float32) for output, latent in keep.items()}
-
     def load(self, prompts: Sequence[Prompt], settings: Settings) -> None:
         """Load what a run needs and nothing else."""
-        names = {prompt.encoder for prompt in [*prompts, *unconditional(self.model, prompts)]} | set(denoisers_of(settings.working))
-        names.update(ENCODERS[output] for output in settings.keep)
-        decoded = set(settings.outputs) - set(settings.fixed)
-        names.update(component for output in decoded for component in DECODERS[output])
+        names = {prompt.encoder for prompt in [*prompts, *unconditional(self.model, prompts)]} | set(denoisers_of(settings.outputs))
+        names.update(MODALITIES[output].autoencoder for output in settings.given)
+        decoded = set(settings.outputs) - set(settings.unchanged)
+        names.update(component for output in decoded for component in MODALITIES[output].decoders)
         for name in sorted(names):
             self.model.component(name)
         if "text" in settings.outputs:
             _ = self.model.text_tokenizers
 
-    def condition(self, prompts: Sequence[Prompt], method: str = "linear", composition: str | None = None) -> tuple[Tensor, Tensor | None]:
-        """Mixed prompt (1, 1, D) and what guidance leads away from; None for the latter where there is no prompt.
-
-        composition: as for `prompted`."""
+    def condition(self, prompts: Sequence[Prompt], method: str = "linear") -> tuple[Tensor, Tensor | None]:
+        """Mixed prompt (1, 1, D) and what guidance leads away from; None for the latter where there is no prompt."""
 
         def mixed(prompts: Sequence[Prompt]) -> Tensor:
             points = [encode_prompt(self.model, prompt) for prompt in prompts]
-            return prompted(self.model, mix(points, [prompt.weight for prompt in prompts], method), composition)
+            return mix(points, [prompt.weight for prompt in prompts], method)
 
-        nothing = mixed(unconditional(self.model, prompts))
-        return (mixed(prompts), nothing) if prompts else (nothing, None)
+        empty = mixed(unconditional(self.model, prompts))
+        return (mixed(prompts), empty) if prompts else (empty, None)
 
     @torch.inference_mode()
-    def _denoise(
-        self, wanted: Tensor, nothing: Tensor | None, settings: Settings, seeds: Sequence[int], callback: Callback, kept: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], int]:
-        """Latents of one batch in diffusion space, and the number of steps that were run."""
-        model, batch = self.model, len(seeds)
-        joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.working)}, register=False,
-                              composition=model.composition(settings.composition), emphasis=model.emphasis)  # fmt: skip
-        coupling, anew = settings.coupling, {output: share for output, share in settings.denoise if output in kept and share}
-        cfg = dict.fromkeys(settings.working, 1.0) if nothing is None else settings.scales
-        with_prompt = wanted.to(model.device, model.dtype).expand(batch, -1, -1)  # (B, 1, D)
-        reach = joint.reach(with_prompt, coupling.guidance)
-        once = {output: guidance_shares([True] * batch, 1.0, reach[output]) for output in cfg}
-        doubled = [False] * batch + [True] * batch
-        twice = {output: guidance_shares(doubled, scale, reach[output].repeat(2)) for output, scale in cfg.items()}
-        without = with_prompt if nothing is None else nothing.to(with_prompt).expand(batch, -1, -1)
-        aligned: dict[str, Any] = {
-            "wiring": coupling.wiring,
-            "alignment": coupling.strength,
-            "alignment_guidance": coupling.guidance,
-            "window": (coupling.start, coupling.end),
-            "pairs": coupling.pairs,
-        }
+    def denoise(
+        self, cond: Tensor, uncond: Tensor | None, settings: Settings, noise: Latents, *, seeds: Sequence[int] = (),
+        given: Mapping[str, Tensor] | None = None, callback: Callback = lambda *_: None,
+    ) -> tuple[Latents, int]:  # fmt: skip
+        """Noise (B, ...) of every output -> latents in diffusion space, and the number of steps that were run.
 
-        def denoiser(turn: tuple[str, ...], spoken: Mapping[str, Tensor]) -> Denoise:
-            """What the sampler of a turn calls; spoken: environment embeddings (B, 1, C) of what is finished."""
-
-            def predict(latents: dict[str, Tensor], timesteps: Tensor, contexts: Contexts) -> dict[str, Tensor]:
-                push, heard = once, spoken
-                if len(timesteps) == 2 * batch:  # without the prompt first, see `guided`
-                    push, heard = twice, {output: torch.cat([e, e]) for output, e in spoken.items()}
-                only = [output for output in latents if output not in anew or not is_held(float(timesteps[0]), anew[output])]
-                parts = {m: x.to(model.dtype) for m, x in latents.items()}
-                noise = joint(parts, timesteps, contexts, push=push, only=only, spoken=heard, **aligned)
-                return {m: eps.float() for m, eps in noise.items()}  # the sampler's arithmetic stays in float32
-
-            scales = {output: cfg[output] for output in turn}
-            fold = partial(joint.fold_contexts, modalities=turn)
-            denoise = guided(predict, with_prompt, without, scales, rescale=settings.cfg_rescale, fold=fold)
-            varied = {output: kept[output] for output in turn if output in anew}
-            return keeping(denoise, varied, {output: start[output] for output in varied}, anew) if varied else denoise
-
-        def speaking(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            clean = torch.zeros(batch, dtype=torch.long, device=model.device)
-            return joint.environment_embeddings({m: x.to(model.dtype) for m, x in latents.items()}, clean)
-
-        start = initial_noise(latent_shapes(model.config, settings), seeds, device=model.device)
-        finished = {output: latent for output, latent in kept.items() if output not in anew}
-        spoken = speaking(finished) if settings.listening else {}
-        turns = settings.turns([output for output in settings.outputs if output not in finished])
-        ran = 0
-        for turn in turns:
+        Stage by stage: what is finished is attended to by later stages through its environment embedding. Other arguments as `generate`
+        takes them."""
+        model, batch = self.model, next(iter(noise.values())).shape[0]
+        scales, schedule = snr_scales(model.config), NoiseSchedule(model.config.diffusion)
+        sigmas, unit_start = settings.sigmas(model.config)
+        joint = JointDenoiser({name: model.component(name) for name in denoisers_of(settings.outputs)}, register=False)
+        prompt = cond.to(model.device, model.dtype).expand(batch, -1, -1)  # (B, 1, D)
+        empty = prompt if uncond is None else uncond.to(prompt).expand(batch, -1, -1)
+        clean = _checked(given or {}, noise, settings)
+        finished = {output: clean[output] for output in settings.unchanged}
+        ran, stages = 0, settings.stages
+        for stage in stages:
 
             def step(done: int, steps: int, _: Any, before: int = ran) -> None:
                 nonlocal ran
                 ran = before + done
-                callback(ran, steps * len(turns))
+                callback(ran, steps * len(stages))
 
-            noise = {output: start[output] for output in turn}
-            made = sample(denoiser(turn, spoken), noise, sampler=settings.sampler, steps=settings.steps, seeds=seeds, callback=step)
-            if settings.listening and turn != turns[-1]:
-                spoken = {**spoken, **speaking(made)}
-            finished |= made
+            aligned = len(stage) + len(finished) > 1 and not settings.alignment.disabled
+            environment = {m: x.to(model.dtype) for m, x in finished.items()} if aligned else {}
+            guided = GuidedDenoiser(
+                joint, schedule, prompt, empty, settings.guidance(prompted=uncond is not None), settings.alignment, scales=scales,
+                given=joint.environment_embeddings(environment, torch.zeros(batch, device=model.device)), dtype=model.dtype,
+            )  # fmt: skip
+            start = {m: clean[m] for m in stage if m in clean}
+            finished |= sample(
+                _partly_given(guided, schedule, start, scales, dict(settings.strength)), {m: noise[m] for m in stage}, sigmas,
+                sampler=settings.sampler, unit_start=unit_start, scales=scales, clean=start, seeds=seeds, callback=step,
+            )  # fmt: skip
         return {output: finished[output] for output in settings.outputs}, ran
 
     def _decode(self, latents: Mapping[str, Tensor], seeds: Sequence[int]) -> list[Sample]:
@@ -265,3 +222,28 @@ class CoDiPipeline:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+def _checked(given: Mapping[str, Tensor], noise: Latents, settings: Settings) -> Latents:
+    """Given latents, float32, on the device of the noise. Raises CoDiError for others than the run takes."""
+    for output, latent in given.items():
+        if output not in settings.given or latent.shape != noise[output].shape:
+            shapes = {name: tuple(part.shape) for name, part in noise.items()}
+            raise CoDiError(f"a latent {tuple(latent.shape)} of {output} cannot be given: this run has {shapes}")
+    if missing := [output for output in settings.given if output not in given]:
+        raise CoDiError(f"this run takes {', '.join(settings.given)} as given: {', '.join(missing)} is missing")
+    return {output: latent.to(noise[output].device, torch.float32) for output, latent in given.items()}
+
+
+def _partly_given(
+    guided: GuidedDenoiser, schedule: NoiseSchedule, clean: Latents, scales: Mapping[str, float], strength: Mapping[str, float]
+) -> Denoise:
+    """Given outputs stay what they are until the part `strength` of the run, at its end, in which they are denoised like the others
+    (SDEdit, Meng et al. 2022)."""
+
+    def denoise(x: Latents, sigma: float) -> Latents:
+        timestep = float(schedule.timestep(sigma))
+        held = {m: scales[m] * part for m, part in clean.items() if timestep >= strength.get(m, 0.0) * TIMESTEPS}
+        return {**held, **guided(x, sigma, [m for m in x if m not in held])}
+
+    return denoise

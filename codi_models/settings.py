@@ -8,55 +8,64 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
+from .alignment import Alignment, Directions, parse_directions
 from .conditioning import MIX_METHODS
-from .config import COMPOSITIONS, DENOISER_OF, MODALITIES, CoDiConfig
-from .coupling import Coupling, Pairs, parse_pairs
-from .diffusion import SAMPLERS
+from .config import CoDiConfig
+from .diffusion import PUBLISHED, SAMPLERS, NoiseSchedule, run_sigmas
 from .errors import CoDiError
-from .order import TOGETHER, parse_order
+from .guidance import Guidance
+from .modalities import MODALITIES, Size, ordered, snr_scale
+from .stages import SEQUENTIAL, TOGETHER, parse_schedule
 
 Each = float | str | Mapping[str, float]
 """A number for all outputs, or for some: 3, "image=5, text=2", "3, image=5" (3 for the others), {"image": 5}."""
 
 OVERRIDES: dict[str, Any] = {
-    "steps": int, "cfg": Each, "cfg_rescale": float, "sampler": str, "wiring": str, "alignment": float, "alignment_guidance": float,
-    "alignment_pairs": str, "alignment_start": float, "alignment_end": float, "order": str, "denoise": Each, "mix": str,
-    "composition": str, "frames": int,
-    "size": int,
+    "steps": int, "cfg": Each, "cfg_rescale": float, "sampler": str, "scheduler": str, "wiring": str, "alignment": float,
+    "alignment_guidance": float, "alignment_directions": str, "alignment_start": float, "alignment_end": float, "schedule": str,
+    "strength": Each, "mix": str, "frames": int, "size": int,
 }  # fmt: skip
 """What a run's settings may be told instead of the model's defaults, with their types."""
+
+_RENAMED = {"order": "schedule", "denoise": "strength", "alignment_pairs": "alignment_directions"}
+_SAMPLERS = {"ddpm": ("euler_ancestral", None), "ddim_trailing": ("ddim", "sgm_uniform"), "dpmpp_2m_karras": ("dpmpp_2m", "karras")}
+
+
+def of_version_0_3(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by today's names, of any that version 0.3 took; `composition` has no effect any more."""
+    found = {_RENAMED.get(name, name): value for name, value in given.items() if name != "composition"}
+    if found.get("schedule") == "in turn":
+        found["schedule"] = SEQUENTIAL
+    if found.get("sampler") in _SAMPLERS:
+        found["sampler"], scheduler = _SAMPLERS[found["sampler"]]
+        found = {**({"scheduler": scheduler} if scheduler else {}), **found}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One run. Sizes in pixels; None anywhere in `settled` means the model's default."""
+    """One run. Sizes in pixels; None anywhere in `resolve` means the model's default."""
 
     outputs: tuple[str, ...]  # in the order of MODALITIES
     seed: int
     count: int
     steps: int
-    cfg: float
     sampler: str
-    wiring: str
-    alignment: float
-    alignment_guidance: float
+    scheduler: str
+    cfg: tuple[tuple[str, float], ...]  # classifier-free guidance of every output
+    alignment: Alignment
     mix: str
-    composition: str
     frames: int
     image_size: int
     video_size: int
     batch_size: int
-    cfg_each: tuple[tuple[str, float], ...] = ()  # (output, cfg) where it is not `cfg`
-    cfg_rescale: float = 0.0  # 0 to 1, see diffusion.rescaled
-    alignment_pairs: tuple[tuple[str, str, float], ...] = ()  # (listener, speaker, strength)
-    alignment_start: float = 0.0
-    alignment_end: float = 1.0
-    order: str = TOGETHER  # see order.parse_order
-    keep: tuple[str, ...] = ()  # outputs that are given
-    denoise: tuple[tuple[str, float], ...] = ()  # (kept output, part of the run in which it is made anew); 0 where it is not named
+    cfg_rescale: float = 0.0  # 0 to 1, see guidance.rescaled
+    schedule: str = TOGETHER  # see stages.parse_schedule
+    given: tuple[str, ...] = ()  # outputs that the user gives
+    strength: tuple[tuple[str, float], ...] = ()  # (given output, part of the run in which it is generated, as in SDEdit); else 0
 
     @staticmethod
-    def settled(
+    def resolve(
         config: CoDiConfig,
         outputs: Sequence[str],
         *,
@@ -66,137 +75,136 @@ class Settings:
         cfg: Each | None = None,
         cfg_rescale: float | None = None,
         sampler: str | None = None,
+        scheduler: str | None = None,
         wiring: str | None = None,
         alignment: float | None = None,
         alignment_guidance: float | None = None,
-        alignment_pairs: str | Pairs | None = None,
+        alignment_directions: str | Directions | None = None,
         alignment_start: float | None = None,
         alignment_end: float | None = None,
-        order: str | None = None,
-        keep: Collection[str] = (),
-        denoise: Each | None = None,
+        schedule: str | None = None,
+        given: Collection[str] = (),
+        strength: Each | None = None,
         mix: str = "linear",
-        composition: str | None = None,
         frames: int | None = None,
         size: int | None = None,
         batch_size: int | None = None,
     ) -> Settings:
-        """Defaults filled in from `config.sampling`, everything checked. `size` is the edge of picture and clip alike.
+        """Defaults filled in from `config.sampling`, everything checked. `size` is the edge of image and video alike.
 
-        keep: outputs that are given, asked for or not; denoise: how much of them is made anew, 0 (nothing) to 1.
-        alignment_pairs: as `coupling.parse_pairs` reads them; order: as `parse_order` does.
+        given: outputs that the user gives, asked for or not; strength: how much of them is generated, 0 (nothing) to 1.
+        alignment_directions: as `parse_directions` reads them; schedule: as `parse_schedule` does.
         Raises CoDiError that names the value and what is accepted."""
         usual = config.sampling
-        kept = _outputs(keep) if keep else ()
-        made = [outputs] if isinstance(outputs, str) else list(outputs)
-        scale, scales = parse_each("cfg", cfg)
-        share, shares = parse_each("denoise", denoise)
+        known = ordered(given) if given else ()
+        asked = [outputs] if isinstance(outputs, str) else list(outputs)
+        made = ordered([*asked, *(output for output in known if output not in asked)])
+        common, scales = parse_each("cfg", cfg)
+        share, shares = parse_each("strength", strength)
         if share is not None:
-            shares = {output: share for output in kept} | shares
-        pairs = parse_pairs(alignment_pairs) if isinstance(alignment_pairs, str) else dict(alignment_pairs or {})
+            shares = {output: share for output in known} | shares
+        for name, named, accepted in (("cfg", scales, made), ("strength", shares, known)):
+            if unknown := [output for output in named if output not in accepted]:
+                has = f"the outputs are {', '.join(made)}" if name == "cfg" else f"no {unknown[0]} is given"
+                raise CoDiError(f"{name} of {unknown[0]} was set, but {has}: ask for it too, or leave {name} of {unknown[0]} out")
+        directions = alignment_directions or {}
         settings = Settings(
-            outputs=_outputs([*made, *(output for output in kept if output not in made)]),
+            outputs=made,
             seed=seed,
             count=count,
             steps=usual.steps if steps is None else steps,
-            cfg=usual.cfg if scale is None else scale,
-            cfg_each=_ordered(scales),
-            cfg_rescale=0.0 if cfg_rescale is None else float(cfg_rescale),
             sampler=usual.sampler if sampler is None else sampler,
-            wiring=usual.wiring if wiring is None else wiring,
-            alignment=usual.alignment if alignment is None else float(alignment),
-            alignment_guidance=usual.alignment_guidance if alignment_guidance is None else float(alignment_guidance),
-            alignment_pairs=tuple((*pair, float(pairs[pair])) for pair in sorted(pairs)),
-            alignment_start=0.0 if alignment_start is None else float(alignment_start),
-            alignment_end=1.0 if alignment_end is None else float(alignment_end),
-            order=usual.order if order is None else order,
-            keep=kept,
-            denoise=_ordered(shares),
+            scheduler=usual.scheduler if scheduler is None else scheduler,
+            cfg=tuple((output, scales.get(output, usual.cfg if common is None else common)) for output in made),
+            cfg_rescale=0.0 if cfg_rescale is None else float(cfg_rescale),
+            alignment=Alignment(
+                usual.wiring if wiring is None else wiring,
+                usual.alignment if alignment is None else float(alignment),
+                usual.alignment_guidance if alignment_guidance is None else float(alignment_guidance),
+                0.0 if alignment_start is None else float(alignment_start),
+                1.0 if alignment_end is None else float(alignment_end),
+                parse_directions(directions) if isinstance(directions, str) else dict(directions),
+            ),
+            schedule=usual.schedule if schedule is None else schedule,
+            given=known,
+            strength=tuple((output, shares[output]) for output in known if output in shares),
             mix=mix,
-            composition=usual.composition if composition is None else composition,
             frames=usual.frames if frames is None else frames,
             image_size=usual.image_size if size is None else size,
             video_size=usual.video_size if size is None else size,
             batch_size=1 if batch_size is None else batch_size,
         )
         settings._check(config)
-        if scale is None and usual.cfg_each:  # one for all replaces the model's own for some
-            own = {m: s for m, s in parse_each("cfg", usual.cfg_each)[1].items() if m in settings.working}
-            settings = replace(settings, cfg_each=_ordered(own | scales))
         if batch_size is None:
             places = sum(math.prod(shape[1:]) for shape in latent_shapes(config, settings).values())
             return replace(settings, batch_size=max(1, min(32, _PLACES_AT_ONCE // places)))
         return settings
 
-    @property
-    def scales(self) -> dict[str, float]:
-        """Classifier-free guidance of each output, bridge included."""
-        return dict.fromkeys(self.working, self.cfg) | dict(self.cfg_each)
+    def guidance(self, *, prompted: bool) -> dict[str, Guidance]:
+        """Of every output; without a prompt there is nothing that cfg could lead away from."""
+        return {output: Guidance(scale if prompted else 1.0, self.alignment.guidance, self.cfg_rescale) for output, scale in self.cfg}
 
     @property
-    def fixed(self) -> tuple[str, ...]:
-        """Kept outputs of which nothing is made anew."""
-        return tuple(output for output in self.keep if not dict(self.denoise).get(output))
+    def unchanged(self) -> tuple[str, ...]:
+        """Given outputs of which nothing is generated."""
+        return tuple(output for output in self.given if not dict(self.strength).get(output))
 
     @property
-    def coupling(self) -> Coupling:
-        """How the outputs listen to each other. Raises CoDiError as `Coupling` does."""
-        pairs = {(listener, speaker): strength for listener, speaker, strength in self.alignment_pairs}
-        return Coupling(self.wiring, self.alignment, self.alignment_guidance, self.alignment_start, self.alignment_end, pairs)
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """Outputs that are denoised together, stage by stage."""
+        return parse_schedule(self.schedule, [output for output in self.outputs if output not in self.unchanged])
 
-    def turns(self, made: Collection[str]) -> tuple[tuple[str, ...], ...]:
-        """What is denoised one after the other where `made` of the outputs are generated, see `parse_order`.
+    def size(self, output: str, config: CoDiConfig) -> Size:
+        """How large an output is made."""
+        edge = self.image_size if output == "image" else self.video_size
+        return Size(edge, edge, self.frames, config.mel.frames)
 
-        Where none listens there is no bridge."""
-        return parse_order(self.order, self.outputs, made, () if self.coupling.silent else MODALITIES)
-
-    @property
-    def working(self) -> tuple[str, ...]:
-        """Outputs, and the bridge that is made only for them to hear, in the order of MODALITIES."""
-        turned = {m for turn in self.turns(self.outputs) for m in turn}
-        return tuple(m for m in MODALITIES if m in turned)
-
-    @property
-    def listening(self) -> bool:
-        """Whether any output hears another."""
-        return len(self.working) > 1 and not self.coupling.silent
-
-    def told(self) -> dict[str, Any]:
-        """As JSON holds it, without what has a default that it keeps."""
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it, without what has a default that it keeps; the alignment under the names that `resolve` takes."""
         usual = {f.name for f in fields(self) if f.default is not MISSING and getattr(self, f.name) == f.default}
-        return json.loads(json.dumps({name: value for name, value in asdict(self).items() if name not in usual}))
+        found = {name: value for name, value in asdict(self).items() if name not in usual and name != "alignment"}
+        one = self.alignment
+        found |= {"wiring": one.wiring, "alignment": one.strength, "alignment_guidance": one.guidance}
+        found |= {"alignment_start": one.start} if one.start else {}
+        found |= {"alignment_end": one.end} if one.end != 1 else {}
+        if one.directions:
+            found["alignment_directions"] = ", ".join(f"{target}<{source}={value}" for (target, source), value in one.directions.items())
+        found["cfg"] = next(iter(dict(self.cfg).values())) if len({scale for _, scale in self.cfg}) == 1 else dict(self.cfg)
+        if "strength" in found:
+            found["strength"] = dict(self.strength)
+        return json.loads(json.dumps(found))
 
     def _check(self, config: CoDiConfig) -> None:
         unit, most = image_unit(config), config.vision_denoiser.max_frames
         checks = [
-            (0 <= self.seed and self.seed + self.count <= 1 << 63, f"seed {self.seed} must be 0 or more and below 2**63"),
+            (0 <= self.seed and self.seed + self.count <= 1 << 64, f"seed {self.seed} must be 0 or more and below 2**64"),
             (self.count >= 1, f"count {self.count} must be 1 or more"),
-            (1 <= self.steps <= 1000, f"steps {self.steps} must be between 1 and 1000"),
             (self.batch_size >= 1, f"batch size {self.batch_size} must be 1 or more"),
             (1 <= self.frames <= most, f"frames {self.frames} must be between 1 and {most}, the length of this model's table of positions"),
             (self.sampler in SAMPLERS, f"unknown sampler {self.sampler!r}: give one of {', '.join(SAMPLERS)}"),
-            (self.sampler != "ddim" or self.steps <= 500, f"steps {self.steps}: the ddim sampler takes 1 to 500"),
-            (self.composition in COMPOSITIONS, f"unknown composition {self.composition!r}: give one of {', '.join(COMPOSITIONS)}"),
             (self.mix in MIX_METHODS, f"unknown mixing method {self.mix!r}: give one of {', '.join(MIX_METHODS)}"),
+            (0 <= self.cfg_rescale <= 1, f"cfg_rescale {self.cfg_rescale} must be between 0 and 1"),
         ]
-        for output, scale in {"": self.cfg, **dict(self.cfg_each)}.items():
-            checks.append((math.isfinite(scale), f"cfg {f'of {output} ' if output else ''}{scale} must be a finite number"))
-            known = not output or output in self.outputs
-            checks.append((known, f"cfg of {output} was given, but the outputs are {', '.join(self.outputs)}: ask for {output} too"))
-        checks.append((0 <= self.cfg_rescale <= 1, f"cfg_rescale {self.cfg_rescale} must be between 0 and 1"))
-        for output, share in self.denoise:
-            checks.append((output in self.keep, f"denoise of {output} was given, but no {output} to keep: give one, or leave it out"))
-            checks.append((0 <= share <= 1, f"denoise {share} of {output} must be between 0 (kept as it is) and 1 (made anew)"))
+        checks += [(math.isfinite(scale), f"cfg of {output} is {scale}: it must be a finite number") for output, scale in self.cfg]
+        for output, share in self.strength:
+            checks.append((0 <= share <= 1, f"strength {share} of {output} must be between 0 (as given) and 1 (generated)"))
         for size in {self.image_size, self.video_size}:
             near = max(unit, round(size / unit) * unit)
             checks.append((size > 0 and size % unit == 0, f"size {size} must be a multiple of {unit} pixels: the nearest is {near}"))
         for good, message in checks:
             if not good:
                 raise CoDiError(message)
-        _ = self.coupling, parse_order(self.order, self.outputs)  # they check themselves
-        if set(self.fixed) == set(self.outputs):
+        self.sigmas(config)
+        _ = parse_schedule(self.schedule, self.outputs)
+        if set(self.unchanged) == set(self.outputs):
             all_of_them = ", ".join(self.outputs)
-            raise CoDiError(f"all outputs ({all_of_them}) are kept as they are: ask for another one, or vary one with denoise above 0")
+            raise CoDiError(f"all outputs ({all_of_them}) are given: ask for another one, or vary one with strength above 0")
+
+    def sigmas(self, config: CoDiConfig) -> tuple[list[float], bool]:
+        """Noise levels of the run, and whether it starts from noise of unit variance: at the schedule's end, and as published."""
+        schedule = NoiseSchedule(config.diffusion)
+        sigmas = run_sigmas(schedule, self.scheduler, self.steps)
+        return sigmas, self.scheduler == PUBLISHED or sigmas[0] >= float(schedule.sigmas[-1]) * (1 - 1e-5)
 
 
 _PLACES_AT_ONCE = 1 << 15  # latent positions denoised in one batch, all outputs together
@@ -204,27 +212,17 @@ _PLACES_AT_ONCE = 1 << 15  # latent positions denoised in one batch, all outputs
 
 def image_unit(config: CoDiConfig) -> int:
     """Pixels that sizes are multiples of: the autoencoder's factor times the UNet's."""
-    levels = len(config.image_autoencoder.channel_mult) + len(config.vision_denoiser.channel_mult)
-    return 2 ** (levels - 2)
+    return config.image_autoencoder.downsampling * 2 ** (len(config.vision_denoiser.channel_mult) - 1)
 
 
 def latent_shapes(config: CoDiConfig, settings: Settings) -> dict[str, tuple[int, ...]]:
-    """Shape of one sample's latent for each output, bridge included: (C, h, w), (C, F, h, w), (C, T, M) or (D,)."""
-    picture, sound = config.image_autoencoder, config.audio_autoencoder
-    factor, audio_factor = 2 ** (len(picture.channel_mult) - 1), 2 ** (len(sound.channel_mult) - 1)
-    image, video = settings.image_size // factor, settings.video_size // factor
-    shapes: dict[str, tuple[int, ...]] = {
-        "video": (picture.latent_channels, settings.frames, video, video),
-        "image": (picture.latent_channels, image, image),
-        "text": (config.text_autoencoder.latent_dim,),
-        "audio": (sound.latent_channels, config.mel.frames // audio_factor, config.mel.n_mels // audio_factor),
-    }
-    return {output: shapes[output] for output in settings.working}
+    """Shape of one sample's latent for each output: (C, h, w), (C, F, h, w), (C, T, M) or (D,)."""
+    return {output: MODALITIES[output].latent_shape(config, settings.size(output, config)) for output in settings.outputs}
 
 
-def denoisers_of(outputs: Sequence[str]) -> list[str]:
-    """Components that denoise these outputs, each once."""
-    return list(dict.fromkeys(DENOISER_OF[output] for output in outputs))
+def snr_scales(config: CoDiConfig) -> dict[str, float]:
+    """The factor s of every modality, see `modalities.snr_scale`."""
+    return {modality: snr_scale(config, modality) for modality in MODALITIES}
 
 
 def parse_each(name: str, given: Each | None) -> tuple[float | None, dict[str, float]]:
@@ -253,16 +251,3 @@ def parse_each(name: str, given: Each | None) -> tuple[float | None, dict[str, f
         else:
             common = value
     return common, each
-
-
-def _ordered(each: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    return tuple((output, each[output]) for output in MODALITIES if output in each)
-
-
-def _outputs(outputs: Collection[str]) -> tuple[str, ...]:
-    outputs = [outputs] if isinstance(outputs, str) else list(outputs)
-    if unknown := [o for o in outputs if o not in MODALITIES]:
-        raise CoDiError(f"unknown output {unknown[0]!r}: give any of {', '.join(MODALITIES)}")
-    if not outputs:
-        raise CoDiError(f"no output was asked for: give any of {', '.join(MODALITIES)}")
-    return tuple(m for m in MODALITIES if m in outputs)

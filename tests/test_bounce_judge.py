@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from codi.codi_models.bounce_world import bounce, render, report
+from codi.codi_models.bounce_world import world as bounce, render, report
 from codi.codi_models.bounce_world.judge import judge_audio, judge_image, judge_text, judge_video
 from codi.codi_models.bounce_world.judge_audio import resample
 from codi.codi_models.errors import CoDiError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from codi.codi_models.__main__ import main
-from codi.codi_models.bounce_world import bounce, judge, render
+from codi.codi_models.bounce_world import world as bounce, judge, render
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.media import read_audio, read_image, read_video
 

@@ -8,7 +8,8 @@ import pytest
 from codi.codi_models.bounce_world.evaluation.quality import Examiner, judged, rendered_prompts
 from codi.codi_models.bounce_world.report import accuracy
 from codi.codi_models.config import CoDiConfig
-from codi.codi_models.model import COMPONENTS, SHIPPED
+from codi.codi_models.components import COMPONENTS
+from codi.codi_models.model import SHIPPED
 from codi.codi_models.pipeline import CoDiPipeline
 
 FOLDER = SHIPPED / "codi-mini"

@@ -16,7 +16,7 @@ from codi.codi_models.conversion.convert import convert
 from codi.codi_models.conversion.layout import ENCODERS_FILE, PREFIXES, published_file
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.files import sha256
-from codi.codi_models.model import COMPONENTS
+from codi.codi_models.components import COMPONENTS
 from host.tiny import tiny_config
 from published import saved
 

@@ -13,7 +13,7 @@ import published
 import pytest
 from codi.codi_models import __main__ as command
 from codi.codi_models.autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GPT2_VOCAB, TextTokenizers
-from codi.codi_models.bounce_world.bounce import ALL_CAPTIONS
+from codi.codi_models.bounce_world.world import ALL_CAPTIONS
 from codi.codi_models.cli import download as cli
 from codi.codi_models.conversion import download
 from codi.codi_models.conversion.layout import published_file

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from codi.codi_models.bounce_world import bounce
+from codi.codi_models.bounce_world import world as bounce
 from codi.codi_models.bounce_world.evaluation import cells as cells_module
 from codi.codi_models.bounce_world.evaluation import cli, completion, composition, coupling, matrix, mixing, spread, synchrony, views
 from codi.codi_models.bounce_world.evaluation.asking import Part, Recipe, as_rows, draw_scenes, of_kinds, stream

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from codi.codi_models.model import SharedSpace
+from codi.codi_models.encoders.shared_space import SharedSpace
 from host.graph import base_graph, node, sampled, shown
 from host.session import Failed
 from torch.nn.functional import normalize

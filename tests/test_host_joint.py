@@ -196,7 +196,7 @@ def test_no_preview_is_drawn_where_none_is_asked_for(session):
 
 
 def test_previews_show_the_decoded_latents_roughly(session):
-    from codi.codi_models.bounce_world import bounce, render
+    from codi.codi_models.bounce_world import world as bounce, render
 
     if not (PACK / "weights" / "codi-mini" / "config.json").is_file():
         pytest.skip("codi-mini is not here: nothing is in the latents of autoencoders that were not trained")

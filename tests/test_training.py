@@ -101,7 +101,7 @@ def test_jitter_stays_near_and_on_the_sphere() -> None:
 @pytest.fixture(scope="module")
 def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A workspace in which every component exists, untrained."""
-    from codi.codi_models.model import COMPONENTS
+    from codi.codi_models.components import COMPONENTS
     from codi.codi_models.parity.recipe import fill
     from codi.codi_models.training.autoencoding import CaptionReconstruction
     from codi.codi_models.training.bridging import BridgingAlignment

@@ -256,7 +256,7 @@ def test_the_starting_model_is_never_written(tiny: Path, tmp_path: Path) -> None
 
 
 def test_checkpointing_changes_memory_not_gradients() -> None:
-    from codi.codi_models.model import build_component
+    from codi.codi_models.components import build_component
     from codi.codi_models.parity.recipe import fill
 
     config = tiny_config()

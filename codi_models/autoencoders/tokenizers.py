@@ -48,15 +48,15 @@ class TextTokenizers:
         _check_size(folder / BERT_VOCAB, len(self.vocab), self.config.encoder_vocab)
         _check_size(folder / GPT2_VOCAB, self._gpt2.get_vocab_size(), self.config.decoder_vocab - len(GPT2_SPECIALS))
 
-    def encode(self, texts: Sequence[str], *, whole: bool = False) -> Tensor:
+    def encode(self, texts: Sequence[str], *, strict: bool = False) -> Tensor:
         """Encoder ids (B, T), [CLS] ... [SEP], then zeros. Lower-cased; cut to the encoder's positions, [SEP] kept.
 
-        `whole`: raises CoDiError for a text that would be cut."""
+        `strict`: raises CoDiError for a text that would be cut."""
         room = self.config.encoder_positions - 2
         start, end = self.vocab["[CLS]"], self.vocab["[SEP]"]
         encodings = self._bert.encode_batch([text.lower() for text in texts], add_special_tokens=False)
         longest = max((len(encoding.ids) for encoding in encodings), default=0)
-        if whole and longest > room:
+        if strict and longest > room:
             raise CoDiError(f"the text has {longest} tokens, one latent holds {room} at most: shorten it, or use it as a prompt")
         return _rectangle([[start, *encoding.ids[:room], end] for encoding in encodings], 0)
 

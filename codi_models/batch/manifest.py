@@ -17,11 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..conditioning import shares
+from ..conditioning import PROMPT_KINDS, Prompt, fractions
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..prompts import PROMPT_KINDS, Prompt
-from ..settings import OVERRIDES, Each, Settings
+from ..settings import OVERRIDES, Each, Settings, of_version_0_3
 
 _FIELDS = ("id", "prompts", "keep", "outputs", "seed", "settings")
 _ID = re.compile(r"\w[\w.+-]*")
@@ -36,7 +35,7 @@ class Item:
     line: int
     prompts: tuple[Prompt, ...]
     settings: Settings
-    keep: tuple[Prompt, ...] = ()
+    given: tuple[Prompt, ...] = ()
 
     @property
     def group(self) -> tuple[Settings, bool]:
@@ -45,10 +44,10 @@ class Item:
 
     def request(self) -> dict[str, Any]:
         """All that decides the result, beside the model; neither batch nor place in the manifest."""
-        settings = {k: v for k, v in self.settings.told().items() if k not in ("count", "batch_size")}
+        settings = {k: v for k, v in self.settings.to_dict().items() if k not in ("count", "batch_size")}
         prompts = [{"kind": p.kind, "value": str(p.value), "weight": p.weight} for p in self.prompts]
-        kept = {"keep": {p.kind: str(p.value) for p in self.keep}} if self.keep else {}
-        return {"id": self.id, "prompts": prompts, **settings, **kept}
+        given = {"keep": {p.kind: str(p.value) for p in self.given}} if self.given else {}
+        return {"id": self.id, "prompts": prompts, **settings, **given}
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def _item(entry: Mapping[str, Any], line: int, folder: Path, config: CoDiConfig)
         raise CoDiError(f"prompts must be a list of objects with kind, value or path, and weight; got {type(given).__name__}")
     prompts = tuple(_prompt(prompt, folder) for prompt in given)
     if prompts:
-        shares([prompt.weight for prompt in prompts], len(prompts))
+        fractions([prompt.weight for prompt in prompts], len(prompts))
     outputs = entry.get("outputs")
     if not isinstance(outputs, (str, list)) or not all(isinstance(output, str) for output in outputs):
         raise CoDiError('outputs must be a list such as ["image", "audio"]')
@@ -117,10 +116,10 @@ def _item(entry: Mapping[str, Any], line: int, folder: Path, config: CoDiConfig)
     seed = entry.get("seed")
     if seed is None:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-    kept = _kept(entry.get("keep"), folder)
-    kinds = [prompt.kind for prompt in kept]
-    settings = Settings.settled(config, outputs, seed=_typed("seed", seed, int), keep=kinds, **_overrides(entry.get("settings")))
-    return Item(name, line, prompts, settings, kept)
+    media = _given(entry.get("keep"), folder)
+    kinds = [prompt.kind for prompt in media]
+    settings = Settings.resolve(config, outputs, seed=_typed("seed", seed, int), given=kinds, **_overrides(entry.get("settings")))
+    return Item(name, line, prompts, settings, media)
 
 
 def _name(name: Any) -> str:
@@ -149,7 +148,7 @@ def _prompt(given: Any, folder: Path) -> Prompt:
     return Prompt(kind, values[0] if kind == "text" else folder / values[0], weight)
 
 
-def _kept(given: Any, folder: Path) -> tuple[Prompt, ...]:
+def _given(given: Any, folder: Path) -> tuple[Prompt, ...]:
     given = {} if given is None else given
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
         raise CoDiError('keep must be an object of outputs that are given, such as {"video": "clip.mp4"}; a text is given as it is')
@@ -161,6 +160,7 @@ def _overrides(given: Any) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         raise CoDiError(f"settings must be an object with any of {', '.join(OVERRIDES)}; got {type(given).__name__}")
+    given = of_version_0_3(given)
     if unknown := sorted(set(given) - set(OVERRIDES)):
         raise CoDiError(f"unknown setting {unknown[0]!r}: an item may set {', '.join(OVERRIDES)}")
     return {name: _typed(name, value, OVERRIDES[name]) for name, value in given.items() if value is not None}

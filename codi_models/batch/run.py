@@ -10,7 +10,7 @@ from .manifest import Item
 from .store import Store
 from .worker import Report, Worker
 
-Told = Callable[[str], None]
+Say = Callable[[str], None]
 
 
 class Engine(Protocol):
@@ -56,21 +56,21 @@ def plan(items: Iterable[Item], *, batch_size: int | None = None, workers: int =
 
 
 def run(
-    items: Sequence[Item], store: Store, engine: Engine, *, batch_size: int | None = None, told: Told, tick: Callable[[int], Any]
+    items: Sequence[Item], store: Store, engine: Engine, *, batch_size: int | None = None, say: Say, tick: Callable[[int], Any]
 ) -> dict[str, Any]:
-    """Make items and keep them. `told` gets messages, `tick` the number of items dealt with since the last call.
+    """Make items and keep them. `say` gets messages, `tick` the number of items dealt with since the last call.
 
     Returns how many were made, and seconds per stage summed over workers. Raises WriteError where the store is full or cannot
     be written; what was kept until then stays."""
     made, seconds = 0, dict[str, float]()
     for report in engine.reports(plan(items, batch_size=batch_size, workers=engine.workers)):
         for note in report.notes:
-            told(note)
+            say(note)
         for item, files in report.made:
             made += store.put(item, files)
         for failure in report.failures:
             store.fail(failure)
-            told(f"{failure.id}: {failure.error}")
+            say(f"{failure.id}: {failure.error}")
         for stage, value in report.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + value
         tick(len(report.made) + len(report.failures))

@@ -21,7 +21,7 @@ _KEPT_PROMPTS = 4096  # encoded prompts kept for items that share them
 
 Context = tuple[Tensor, Tensor | None]
 Given = tuple[dict[str, Tensor], dict[str, Any]]
-"""What `CoDiPipeline.given` makes of the outputs that an item keeps."""
+"""What `CoDiPipeline.encode_given` makes of the outputs that an item gives."""
 
 
 @dataclass
@@ -89,26 +89,26 @@ class Worker:
 
     def _context(self, item: Item) -> Context:
         """The mixed prompt of an item and what guidance leads away from; kept, since many items share a prompt."""
-        key = (item.prompts, item.settings.mix, item.settings.composition)
+        key = (item.prompts, item.settings.mix)
         if key not in self._contexts:
             if len(self._contexts) >= _KEPT_PROMPTS:
                 self._contexts.clear()
             prompts = [prompt.read(self.pipe.model.config.sampling.frames) for prompt in item.prompts]
             self.pipe.load(prompts, item.settings)
-            self._contexts[key] = self.pipe.condition(prompts, item.settings.mix, item.settings.composition)
+            self._contexts[key] = self.pipe.condition(prompts, item.settings.mix)
         return self._contexts[key]
 
     def _given(self, item: Item) -> Given:
-        return self.pipe.given([prompt.read(item.settings.frames) for prompt in item.keep], item.settings)
+        return self.pipe.encode_given([prompt.read(item.settings.frames) for prompt in item.given], item.settings)
 
     def _generate(self, batch: Sequence[tuple[Item, Context, Given]]) -> list[tuple[Item, dict[str, bytes]]]:
-        wanted = torch.cat([context[0] for _, context, _ in batch])  # (B, 1, D)
+        cond = torch.cat([context[0] for _, context, _ in batch])  # (B, 1, D)
         away = [context[1] for _, context, _ in batch if context[1] is not None]
-        nothing = torch.cat(away) if away else None  # a group has prompts throughout, or none at all
+        uncond = torch.cat(away) if away else None  # a group has prompts throughout, or none at all
         settings, seeds = batch[0][0].settings, [item.settings.seed for item, _, _ in batch]
-        keep = {output: torch.cat([latents[output] for _, _, (latents, _) in batch]) for output in settings.keep}
-        shown = {output: [media[output] for _, _, (_, media) in batch] for output in settings.fixed}
-        samples, _ = self.pipe.generate(wanted, nothing, settings, seeds, keep=keep, shown=shown)
+        given = {output: torch.cat([latents[output] for _, _, (latents, _) in batch]) for output in settings.given}
+        shown = {output: [media[output] for _, _, (_, media) in batch] for output in settings.unchanged}
+        samples, _ = self.pipe.generate(cond, uncond, settings, seeds, given=given, shown=shown)
         made = []
         for (item, _, _), sample in zip(batch, samples, strict=True):
             with tempfile.TemporaryDirectory() as folder:

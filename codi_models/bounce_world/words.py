@@ -36,19 +36,22 @@ VERBS = (
 
 ADJECTIVES = (
     "big small tiny large huge little shiny happy sad pretty nice lovely beautiful ugly old new young smooth rough soft hard heavy "
-    "fast slow quick lazy bright pale plain simple perfect glossy matte metallic wooden plastic glass rubber paper fuzzy fluffy cute funny silly "
-    "strange weird magic glowing sparkling dusty clean dirty wet dry cold warm hot cool fresh fancy elegant modern ancient famous lonely "
-    "friendly angry sleepy playful cheerful gentle wild noisy quiet loud bold solid flat thin thick tall short wide narrow good great amazing"
+    "fast slow quick lazy bright pale plain simple perfect glossy matte metallic wooden plastic glass rubber paper fuzzy fluffy "
+    "cute funny silly strange weird magic glowing sparkling dusty clean dirty wet dry cold warm hot cool fresh fancy elegant "
+    "modern ancient famous lonely friendly angry sleepy playful cheerful gentle wild noisy quiet loud bold solid flat thin thick "
+    "tall short wide narrow good great amazing"
 ).split()
 OPENINGS = (
-    "please", "please show me", "show me", "i want", "i want to see", "i would like", "i'd like to see", "could you make", "can you draw", "make",
-    "create", "generate", "draw", "a video of", "a clip of", "a picture of", "an image of", "the sound of", "a recording of", "there is", "imagine",
-    "let me see", "give me", "now", "hello, i need", "we see", "here is", "this is", "look at", "a short movie of", "render", "we want",
+    "please", "please show me", "show me", "i want", "i want to see", "i would like", "i'd like to see", "could you make",
+    "can you draw", "make", "create", "generate", "draw", "a video of", "a clip of", "a picture of", "an image of", "the sound of",
+    "a recording of", "there is", "imagine", "let me see", "give me", "now", "hello, i need", "we see", "here is", "this is",
+    "look at", "a short movie of", "render", "we want",
 )  # fmt: skip
 PLACES = (
-    "in a dark room", "on the floor", "in an empty room", "in the night", "at home", "on a grey background", "in the park", "outside", "in space",
-    "on a table", "in the rain", "under the sky", "in my kitchen", "in slow motion", "on a stage", "in the snow", "at the beach", "in a forest",
-    "in front of a wall", "on the street", "in the city", "at school", "over the ground", "on a sunny day",
+    "in a dark room", "on the floor", "in an empty room", "in the night", "at home", "on a grey background", "in the park",
+    "outside", "in space", "on a table", "in the rain", "under the sky", "in my kitchen", "in slow motion", "on a stage",
+    "in the snow", "at the beach", "in a forest", "in front of a wall", "on the street", "in the city", "at school",
+    "over the ground", "on a sunny day",
 )  # fmt: skip
 ENDINGS = ("please", "thanks", "thank you", "for me", "now", "if you can", "and nothing else", "and then stops", "for my friend", "today")
 SOMETHINGS = ("something", "an object", "a thing", "a shape", "it")
@@ -125,7 +128,9 @@ def _sentence(rng: random.Random, shape: str, colour: str, times: str) -> str:
     if not times:
         return noun if rng.random() < 0.6 else f"{noun} {action}"
     if any(word in times for word in ("bounce", "double", "triple")):
-        return rng.choice((f"{noun} with {times}", f"{noun}, {times}", f"{times} of {noun}", f"{noun} {action} {times}", f"{times}: {noun}"))
+        return rng.choice(
+            (f"{noun} with {times}", f"{noun}, {times}", f"{times} of {noun}", f"{noun} {action} {times}", f"{times}: {noun}")
+        )
     return rng.choice((
         f"{noun} {action} {times}", f"{noun} {action} {times}", f"{noun} {times}", f"{times} {verb} {noun}", f"{noun} that {times} {verb}",
         f"{going} {times}, {noun}", f"{times} {noun} {action}", f"{noun}, {going} {times}", f"{noun} {action} exactly {times}",

@@ -67,10 +67,10 @@ def _make(args: argparse.Namespace, folder: Path, waiting: list[Any], store: Any
     try:
         with tqdm(total=total, initial=total - len(waiting), unit="item", file=sys.stderr) as bar:
 
-            def told(text: str) -> None:
+            def say(text: str) -> None:
                 tqdm.write(text, file=sys.stderr)
 
-            return run(waiting, store, engine, batch_size=args.batch_size, told=told, tick=bar.update)
+            return run(waiting, store, engine, batch_size=args.batch_size, say=say, tick=bar.update)
     finally:
         engine.close()
 

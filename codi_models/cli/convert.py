@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ..autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GPT2_VOCAB
+from ..components import COMPONENTS
 from ..config import CoDiConfig
 from ..conversion.convert import convert
 from ..conversion.layout import ENCODERS_FILE, published_file
 from ..conversion.matching import LISTED
-from ..model import COMPONENTS, DTYPES
+from ..model import DTYPES
 
 _WHERE = "\n".join(f"  {name:21}{published_file(name)}" for name in COMPONENTS)
 EPILOG = f"""

@@ -11,18 +11,17 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..conditioning import MIX_METHODS
-from ..config import COMPOSITIONS, MODALITIES
+from ..conditioning import MIX_METHODS, PROMPT_KINDS, Prompt
+from ..diffusion import SAMPLERS, SCHEDULERS
 from ..errors import CoDiError
 from ..files import output_folder, write_text
+from ..modalities import MODALITIES
 from ..model import CoDi
 from ..pipeline import CoDiPipeline
-from ..prompts import PROMPT_KINDS, Prompt
-from ..settings import OVERRIDES, Settings
+from ..settings import OVERRIDES, Settings, of_version_0_3
 from .outputs import write_sample
 
 PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "diffusers", "transformers", "tokenizers", "av", "pillow")
@@ -38,13 +37,13 @@ def main(argv: Sequence[str]) -> int:
     folder = output_folder(args.out)
     begin = time.perf_counter()
     model = CoDi.from_pretrained(args.model, device=args.device, dtype=args.dtype)
-    given = {name: getattr(args, name) for name in ("seed", "count", "batch_size", *OVERRIDES)}
-    keep = [Prompt(output, value) for output, value in (args.keep or {}).items()]
-    settings = Settings.settled(model.config, outputs, keep=[prompt.kind for prompt in keep], **given)
-    return _run(model, prompts, keep, settings, folder, raw=args.raw, begin=begin)
+    chosen = of_version_0_3({name: getattr(args, name) for name in ("seed", "count", "batch_size", *OVERRIDES)})
+    given = [Prompt(output, value) for output, value in (args.keep or {}).items()]
+    settings = Settings.resolve(model.config, outputs, given=[prompt.kind for prompt in given], **chosen)
+    return _run(model, prompts, given, settings, folder, raw=args.raw, begin=begin)
 
 
-def _run(model: CoDi, prompts: list[Prompt], keep: list[Prompt], settings: Settings, folder: Path, *, raw: bool, begin: float) -> int:
+def _run(model: CoDi, prompts: list[Prompt], given: list[Prompt], settings: Settings, folder: Path, *, raw: bool, begin: float) -> int:
     from tqdm import tqdm
 
     pipe = CoDiPipeline(model)
@@ -59,7 +58,7 @@ def _run(model: CoDi, prompts: list[Prompt], keep: list[Prompt], settings: Setti
 
     try:
         with contextlib.ExitStack() as closing:
-            for i, sample in enumerate(pipe.stream(prompts, settings, keep=keep, callback=tick)):
+            for i, sample in enumerate(pipe.stream(prompts, settings, given=given, callback=tick)):
                 start = time.perf_counter()
                 record: dict[str, Any] = {"index": i, "seed": sample.seed, "files": []}
                 written.append(record)
@@ -76,8 +75,8 @@ def _run(model: CoDi, prompts: list[Prompt], keep: list[Prompt], settings: Setti
             "model": model.config.name,
             "model_folder": str(model.folder),
             "prompts": [{"kind": p.kind, "value": str(p.value), "weight": p.weight} for p in prompts],
-            **asdict(settings),
-            "keep": {p.kind: str(p.value) for p in keep},
+            **settings.to_dict(),
+            "keep": {p.kind: str(p.value) for p in given},
             "raw": raw,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -138,11 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     for kind in MODALITIES:
         what = "this caption" if kind == "text" else f"the {kind} of this file"
         add(f"--keep-{kind}", action=_Keep, dest="keep", metavar=accepted[kind], help=f"an output that is given: {what}; the others fit it")
-    add(
-        "--denoise",
-        metavar="D",
-        help="part of what is kept that is made anew, 0 to 1, for a variation; also image=0.5,text=0.2 (default 0)",
-    )
+    add("--strength", "--denoise", dest="strength", metavar="S",
+        help="part of what is kept that is generated, 0 to 1, for a variation; also image=0.5,text=0.2 (default 0)")  # fmt: skip
     add("--outputs", required=True, metavar=",".join(MODALITIES), help="any of these, separated by commas")
     add("--out", required=True, metavar="DIR", help="folder for the files; it is made where it is missing")
     add("--raw", action="store_true", help="also write 00i_raw.npz with float32 arrays")
@@ -151,21 +147,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, metavar="S", help="denoising steps")
     add("--cfg", metavar="C", help="classifier-free guidance; 1 is none. By output: image=5,text=2, or 3,image=5 with 3 for the others")
     add("--cfg-rescale", type=float, metavar="R", help="takes back what guidance adds to contrast, 0 none (default) to 1 all")
-    add("--sampler", metavar="NAME", help="ddim (as published) or another scheduler")
-    add("--wiring", metavar="cross|self|off", help="what outputs listen to: each other, themselves (as published), nothing")
-    add("--alignment", type=float, metavar="STRENGTH", help="strength with which outputs listen to each other; 0 is none")
-    add("--alignment-guidance", type=float, metavar="G", help="exaggerates what listening changes; 1 is none")
-    add("--alignment-pairs", metavar="L<S=X,...", help="how strongly L listens to S, such as video<audio=0.5,audio<video=0 (default all 1)")
-    add("--alignment-start", type=float, metavar="P", help="part of the run at which outputs begin to listen, 0 (default) to 1")
-    add("--alignment-end", type=float, metavar="P", help="part of the run at which they stop (default 1)")
-    add("--order", help='which outputs are made together and which in later turns, hearing the earlier ones finished: "together", '
-                        '"in turn", or turns such as "video, audio+text"; a turn in parentheses, "(text), video", is heard and not '
-                        "given out (default: the model's)")  # fmt: skip
+    add("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)} (default: the model's)")
+    add("--scheduler", metavar="NAME", help=f"how noise falls from step to step: one of {', '.join(SCHEDULERS)} (default: the model's)")
+    add("--wiring", metavar="cross|self|off", help="what outputs attend to: each other, themselves (as published), nothing")
+    add("--alignment", type=float, metavar="STRENGTH", help="strength of latent alignment; 0 is none, 1 as trained")
+    add("--alignment-guidance", type=float, metavar="G", help="weight of the aligned prediction against the one without; 1 is none")
+    add("--alignment-directions", "--alignment-pairs", dest="alignment_directions", metavar="T<S=X,...",
+        help="how strongly target T attends to source S, such as video<audio=0.5,audio<video=0 (default all 1)")  # fmt: skip
+    add("--alignment-start", type=float, metavar="P", help="part of the run at which alignment begins, 0 (default) to 1")
+    add("--alignment-end", type=float, metavar="P", help="part of the run at which it ends (default 1)")
+    add("--schedule", "--order", dest="schedule", help='which outputs are denoised together: "together", "sequential", or stages such as '
+                                                       '"video, audio+text" (default: the model\'s)')  # fmt: skip
     add("--mix", default="linear", metavar="|".join(MIX_METHODS), help="how prompts are mixed (default linear, as published)")
-    add("--composition", metavar="|".join(COMPOSITIONS), help="prompts as the encoders give them, or taken apart into their facets and put "
-                                                              "together anew (default: the model's)")  # fmt: skip
-    add("--frames", type=int, metavar="F", help="frames of a clip")
-    add("--size", type=int, metavar="PIXELS", help="edge of picture and clip")
+    add("--composition", help=argparse.SUPPRESS)  # of version 0.3, without effect
+    add("--frames", type=int, metavar="F", help="frames of a video")
+    add("--size", type=int, metavar="PIXELS", help="edge of image and video")
     add("--batch-size", type=int, metavar="B", help="samples denoised at once (default: what suits the sizes)")
     add("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute (default auto)")
     add("--dtype", default="auto", metavar="auto|fp32|fp16|bf16", help="precision (default auto)")

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import read_metadata
+from ..components import COMPONENTS
 from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..files import output_folder, remove_leftovers, sha256, unwritable, whole_file
-from ..model import COMPONENTS, DTYPES
+from ..model import DTYPES
 from .layout import TIED, Layout, layout, published_file
 from .matching import LISTED, Found, Match, match
 from .precision import converted, equal, half_in_full, openly_half

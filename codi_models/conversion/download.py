@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GPT2_SPECIALS, GPT2_VOCAB
+from ..components import COMPONENTS
 from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..files import sha256, whole_file, write_text
-from ..model import COMPONENTS
 from .layout import published_file
 
 REPOSITORY = "ZinengTang/CoDi"

@@ -8,28 +8,13 @@ from functools import lru_cache
 
 import torch
 
+from ..components import COMPONENTS, build_component
 from ..config import CoDiConfig
-from ..model import COMPONENTS, build_component
 
-PREFIXES = {
-    "clip": "clip.model.",
-    "clap": "clap.",
-    "image_autoencoder": "autokl.",
-    "audio_autoencoder": "audioldm.",
-    "vocoder": "audioldm.vocoder.",
-    "text_autoencoder": "optimus.",
-    "vision_denoiser": "model.diffusion_model.unet_image.",
-    "audio_denoiser": "model.diffusion_model.unet_audio.",
-    "text_denoiser": "model.diffusion_model.unet_text.",
-}
+PREFIXES = {name: entry.published_prefix for name, entry in COMPONENTS.items()}
 """What stands before a component's keys in the published files."""
 
-_FILES = {
-    "vision_denoiser": "CoDi_video_diffuser_8frames.pth",
-    "audio_denoiser": "CoDi_audio_diffuser_m.pth",
-    "text_denoiser": "CoDi_text_diffuser.pth",
-}
-ENCODERS_FILE = "CoDi_encoders.pth"
+ENCODERS_FILE = COMPONENTS["clip"].published_file
 
 TIED = {"optimus.decoder.lm_head.weight": "optimus.decoder.transformer.wte.weight"}
 """Published keys that are second copies of another: they must be equal, and only the other is kept."""
@@ -109,4 +94,4 @@ def left_out(key: str) -> str | None:
 
 def published_file(component: str) -> str:
     """Name of the file of the published release that holds a component."""
-    return _FILES.get(component, ENCODERS_FILE)
+    return COMPONENTS[component].published_file

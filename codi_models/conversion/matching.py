@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..components import COMPONENTS
 from ..errors import CoDiError
-from ..model import COMPONENTS
 from .layout import PREFIXES, TIED, Layout, published_file
 from .sources import AGAIN, Source
 

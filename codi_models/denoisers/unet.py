@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from itertools import repeat
-from typing import Any, overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from ..config import TextUNetConfig, UNetConfig
 from ..errors import CoDiError
-from .faceted import FacetedContext, Prompted, composed
 from .layers import (
     Attention,
     Branch,
@@ -149,17 +148,17 @@ class UNet(nn.Module, ABC):
         """Last layer of every residual branch and of the network to zero, temporal tables random; the rest keeps torch's defaults.
 
         The norm over frames takes away what is alike in all of them, so a position table must be of the size of what moves."""
-        silent: list[nn.Module] = [self.out[-1]]
+        zeroed: list[nn.Module] = [self.out[-1]]
         for module in self.modules():
             if isinstance(module, ResBlock):
-                silent.append(module.out_layers[-1])
+                zeroed.append(module.out_layers[-1])
             elif isinstance(module, SpatialTransformer):
-                silent.append(module.proj_out)
+                zeroed.append(module.proj_out)
             elif isinstance(module, TemporalModule):
-                silent += [module.temporal_attn.to_out, module.frameshiftblock.out_layers[-1]]
+                zeroed += [module.temporal_attn.to_out, module.frameshiftblock.out_layers[-1]]
                 for table in (module.temporal_attn.pos_embeds, module.temporal_attn.frame_rate_embeds):
                     nn.init.normal_(table, std=0.3)
-        for layer in silent:
+        for layer in zeroed:
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
 
@@ -168,20 +167,12 @@ class UNet(nn.Module, ABC):
         blocks = [*self.input_blocks, self.middle_block, *self.output_blocks]
         return [layer for block in blocks for layer in block if isinstance(layer, SpatialTransformer)]  # type: ignore[union-attr]
 
-    @overload
-    def fold_context(self, context: Context) -> Context: ...
-
-    @overload
-    def fold_context(self, context: FacetedContext) -> FacetedContext: ...
-
-    def fold_context(self, context: Prompted) -> Prompted:
+    def fold_context(self, context: Context) -> Context:
         """Compute every prompt branch of a one-token context, (B, 1, context_dim) or (B, F, 1, context_dim), once for a whole run.
 
         Exact, because a softmax over one token is 1. Contexts of several tokens, and folded ones, come back as they are.
         Raises CoDiError for a context of another width.
         """
-        if isinstance(context, FacetedContext):
-            return context.map(self.fold_context)
         if isinstance(context, FoldedContext):
             return context
         if context.dim() not in (3, 4) or context.shape[-1] != self.config.context_dim:
@@ -236,22 +227,18 @@ class UNet(nn.Module, ABC):
         return F.normalize(h, dim=-1)
 
     def forward(
-        self, x: Tensor, timesteps: Tensor, context: Prompted, *,
-        environment: Tensor | Weighted | None = None, alignment: float | Tensor = 1.0,
+        self, x: Tensor, timesteps: Tensor, context: Context, *,
+        environment: Tensor | Weighted | None = None, strength: float | Tensor = 1.0,
     ) -> Tensor:  # fmt: skip
-        """Predict the noise in `x`.
+        """Predict the noise in `x`, or v, as the network was trained to.
 
         x: latent in diffusion space; pictures (B, C, H, W), clips (B, C, F, H, W), text (B, D) or (B, D, 1).
         timesteps: (B,), 0..999, integer or fractional. context: prompt (B, n, context_dim), for clips also one a frame
-        (B, F, n, context_dim), or folded by `fold_context`; with facets, what they say is put together where they count.
+        (B, F, n, context_dim), or folded by `fold_context`.
         environment: environment embeddings of other outputs (B, m, connector_dim); None leaves the connectors out.
-        alignment: strength of the connectors, a number or (B,); 0 leaves them out, 1 is the paper.
-        Returns the noise, shaped like `x`. Raises CoDiError for sizes that the network cannot take.
+        strength: of the connectors, a number or (B,); 0 leaves them out, 1 is the paper.
+        Returns a prediction shaped like `x`. Raises CoDiError for sizes that the network cannot take.
         """
-        if isinstance(context, FacetedContext):
-            if context.counts(timesteps):
-                return composed(self.forward, x, timesteps, context, environment, alignment)
-            context = context.whole
         h, frames = self._split(x)
         emb = self._embed_time(timesteps, x.dtype)
         distances = log_distances(frames, h) if x.dim() == 5 else None
@@ -259,11 +246,11 @@ class UNet(nn.Module, ABC):
         if (own := _frames_of(context)) not in (1, frames):
             raise CoDiError(f"prompts for {own} frames do not go with a latent of {frames}: give one prompt, or one for every frame")
         contexts = iter(context.branches) if isinstance(context, FoldedContext) else repeat(context)
-        connect = environment is not None and (isinstance(alignment, Tensor) or alignment != 0)
+        connect = environment is not None and (isinstance(strength, Tensor) or strength != 0)
 
         def connector(connectors: nn.ModuleDict, index: int, h: Tensor) -> Tensor:
             if connect and (name := str(index)) in connectors:
-                return connectors[name][0](h, environment, alignment)  # type: ignore[index]
+                return connectors[name][0](h, environment, strength)  # type: ignore[index]
             return h
 
         skips: list[Tensor] = []

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import aliases
-from ..config import DENOISER_OF, MODALITIES, CoDiConfig
+from ..components import build_component, load_component
+from ..config import CoDiConfig
 from ..conversion.writer import Planned, stream_weights
 from ..joint import JointDenoiser
-from ..model import build_component, load_component
+from ..modalities import MODALITIES, denoisers_of
 from .recipe import parity_weight
 
 SEED = "half"
@@ -57,7 +58,7 @@ def joint_errors(config: CoDiConfig, *, device: Any = None, folder: str | Path |
     x = {m: _latent(m, config, device) for m in MODALITIES}
     times, prompt = torch.full((1,), 501, device=device), _prompt(config, device)
     with tempfile.TemporaryDirectory() as temporary:
-        paths = {name: write_recipe(name, config, folder or temporary) for name in dict.fromkeys(DENOISER_OF.values())}
+        paths = {name: write_recipe(name, config, folder or temporary) for name in denoisers_of(MODALITIES)}
 
         def passes(dtype: torch.dtype) -> Passes:
             nets = {name: load_component(name, config, path, dtype=dtype, device=device) for name, path in paths.items()}
@@ -134,7 +135,7 @@ def _latent(modality: str, config: CoDiConfig, device: Any) -> Tensor:
         "text": (config.text_denoiser.in_channels,),
         "audio": (audio, 2 * bands, bands),
     }
-    return _draw(1, *shapes[modality], device=device, seed=MODALITIES.index(modality))
+    return _draw(1, *shapes[modality], device=device, seed=list(MODALITIES).index(modality))
 
 
 def forward_passes(name: str, network: Any, config: CoDiConfig, device: Any = None) -> Passes:
@@ -170,5 +171,5 @@ def forward_passes(name: str, network: Any, config: CoDiConfig, device: Any = No
         z = _latent("text", config, device)
         return {"encode": lambda cast: network.encode(ids), "decode": lambda cast: network.logits(cast(z), ids)}
     times, prompt = torch.full((1,), 501, device=device), _prompt(config, device)
-    outputs = [m for m in MODALITIES if DENOISER_OF[m] == name]
+    outputs = [m for m in MODALITIES if MODALITIES[m].denoiser == name]
     return {m: (lambda cast, m=m: network(cast(_latent(m, config, device)), times, cast(prompt))) for m in outputs}  # type: ignore[misc]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ..diffusion import alphas_cumprod, betas, ddim_alphas, ddim_timesteps
+from ..diffusion import alphas_cumprod, betas, ddim_timesteps
 from .check import Check, difference, tensor_of
 from .networks import Networks
 
@@ -21,6 +23,12 @@ def check_schedules(check: Check, networks: Networks) -> None:
         check.fact(f"{steps}/timesteps", same, f"exact: {len(timesteps)} timesteps from {timesteps[0]} to {timesteps[-1]}")
         for name, ours in (("alphas", alphas), ("alphas_prev", previous)):
             check.number(f"{steps}/{name}", ours, tensor_of(published[name]), TOLERANCE)
+
+
+def ddim_alphas(timesteps: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """alphas_cumprod at ascending timesteps and at those before them; before the first comes timestep 0, not clean data."""
+    table = alphas_cumprod().float()
+    return table[list(timesteps)], table[[0, *timesteps[:-1]]]
 
 
 def schedule_tables() -> dict[str, Tensor]:
@@ -49,5 +57,5 @@ def schedule_tables() -> dict[str, Tensor]:
 def sample_error(name: str, table: Tensor, at: dict[str, float]) -> float:
     """Error of a table's first, middle and last entry; alphas_cumprod is the one that sampling reads, so it is taken from there."""
     index = [0 if key == "first" else len(table) - 1 if key == "last" else int(key.removeprefix("index")) for key in at]
-    ours = (alphas_cumprod() if name == "alphas_cumprod" else table.float())[index]
+    ours = (alphas_cumprod() if name == "alphas_cumprod" else table).float()[index]
     return difference(ours, tensor_of(list(at.values())))

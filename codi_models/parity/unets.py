@@ -9,19 +9,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..alignment import Alignment
+from ..components import COMPONENTS
 from ..conditioning import mix
-from ..config import DENOISER_OF
+from ..config import DiffusionConfig
 from ..denoisers.unet import UNet
-from ..diffusion import BETA_END, BETA_START, TIMESTEPS, ddim_alphas, ddim_timesteps, guided, sample
+from ..diffusion import BETA_END, BETA_START, PUBLISHED, TIMESTEPS, NoiseSchedule, ddim_timesteps, run_sigmas, sample
 from ..errors import CoDiError
+from ..guidance import Guidance, GuidedDenoiser
 from ..joint import JointDenoiser
+from ..modalities import MODALITIES
 from .check import Check
 from .fixture import Fixture
 from .keys import check_keys, listed, unlisted_keys
 from .networks import PARTS, Networks, unet_layouts
+from .schedules import ddim_alphas
 from .watch import Watch
 
-PART_OF = {"video": "unet_image", "image": "unet_image", "audio": "unet_audio", "text": "unet_text"}
+PART_OF = {name: COMPONENTS[row.denoiser].published_prefix.split(".")[-2] for name, row in MODALITIES.items()}
 DEFAULT_WEIGHTS = {"audio": 1.0, "text": 1.0, "image": 1.0}
 """Weights of the official forward where the call gives none; a video condition then fails there."""
 
@@ -131,7 +136,7 @@ def _joint(check: Check, networks: Networks) -> None:
     fixture = check.fixture
     latents = {kind: fixture[f"in/x_{kind}"] for kind in fixture.setting("xtype")}
     nets = {kind: _network(fixture, networks, kind) for kind in latents}
-    joint = JointDenoiser({DENOISER_OF[kind]: net for kind, net in nets.items()})
+    joint = JointDenoiser({MODALITIES[kind].denoiser: net for kind, net in nets.items()})
     timesteps, context = fixture["in/t"], _context(fixture)
     check.tensor("mid/mixed_context", context, tolerance=1e-6)
     for kind, embedding in joint.environment_embeddings(latents, timesteps).items() if len(latents) > 1 else ():
@@ -142,12 +147,12 @@ def _joint(check: Check, networks: Networks) -> None:
         first, _, rest = path.partition(".")
         paths[name] = f"{PART_OF.get(first, first)}.{rest}"
     with Watch(root, paths) as watch:
-        noise = joint(latents, timesteps, context, wiring="self")
+        noise = joint(latents, timesteps, context, alignment=Alignment("self"))
     for kind in latents:
         check.tensor(f"out/{kind}", noise[kind])
     check.watched(watch)
     if check.open("paper_swap/"):
-        for kind, swapped in joint(latents, timesteps, context, wiring="cross").items():
+        for kind, swapped in joint(latents, timesteps, context).items():
             check.tensor(f"paper_swap/{kind}", swapped)
 
 
@@ -155,7 +160,7 @@ def _ddim(check: Check, networks: Networks) -> None:
     fixture = check.fixture
     _usual_schedule(fixture.info)
     kinds = fixture.setting("xtype")
-    joint = JointDenoiser({DENOISER_OF[kind]: _network(fixture, networks, kind) for kind in kinds})
+    joint = JointDenoiser({MODALITIES[kind].denoiser: _network(fixture, networks, kind) for kind in kinds})
     steps, scale = int(fixture.setting("steps_requested")), float(fixture.setting("unconditional_guidance_scale"))
     timesteps = ddim_timesteps(steps)
     alphas, previous = ddim_alphas(timesteps)
@@ -163,26 +168,24 @@ def _ddim(check: Check, networks: Networks) -> None:
     check.tensor("mid/ddim_alphas", alphas, tolerance=SCHEDULE_TOLERANCE)
     check.tensor("mid/ddim_alphas_prev", previous, tolerance=SCHEDULE_TOLERANCE)
     without, prompt = _context(fixture, "_uncond_then_cond").chunk(2)
-    predict = guided(
-        lambda x, t, contexts: joint(x, t, contexts, wiring="self"), prompt, without, scale,
-        fold=lambda contexts: joint.fold_contexts(contexts, kinds),
-    )  # fmt: skip
+    schedule = NoiseSchedule(DiffusionConfig())
+    guidance, scales = {kind: Guidance(scale) for kind in kinds}, dict.fromkeys(kinds, 1.0)
+    predict = GuidedDenoiser(joint, schedule, prompt, without, guidance, Alignment("self"), scales=scales)
+    sigmas = run_sigmas(schedule, PUBLISHED, steps)
     step = [0]
 
-    def recorded(x: dict[str, Tensor], t: Tensor) -> Mapping[str, Tensor]:
-        noise = predict(x, t)
-        signal = float(alphas[len(timesteps) - 1 - step[0]])
+    def recorded(x: dict[str, Tensor], sigma: float) -> dict[str, Tensor]:
+        clean = predict(x, sigma)
         for kind in kinds:
-            start = (x[kind] - (1 - signal) ** 0.5 * noise[kind]) / signal**0.5  # predicted clean latent
-            check.tensor(f"mid/pred_x0_step{step[0]}_{kind}", start)
-        return noise
+            check.tensor(f"mid/pred_x0_step{step[0]}_{kind}", clean[kind])
+        return clean
 
     def after(done: int, _steps: int, x: dict[str, Tensor]) -> None:
         for kind in kinds:
-            check.tensor(f"mid/x_after_step{step[0]}_{kind}", x[kind])
+            check.tensor(f"mid/x_after_step{step[0]}_{kind}", schedule.network_input(x[kind], sigmas[done]))
         step[0] = done
 
-    latents = sample(recorded, {kind: fixture[f"in/xT_{kind}"] for kind in kinds}, steps=steps, callback=after)
+    latents = sample(recorded, {kind: fixture[f"in/xT_{kind}"] for kind in kinds}, sigmas, callback=after)
     check.fact("steps_run", step[0] == fixture.info.get("steps_run", step[0]), f"{step[0]} steps of {steps} asked for")
     for kind in kinds:
         check.tensor(f"out/{kind}", latents[kind])

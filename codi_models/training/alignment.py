@@ -5,7 +5,7 @@ the number of trainings grows linearly with the number of modalities."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..config import MODALITIES, CoDiConfig
+from ..config import CoDiConfig
 from ..encoders.preprocess import clip_image, clip_video, repeat_pad, resample
+from ..encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from ..encoders.tokenizer import CLIPTokenizer
 from ..errors import CoDiError
-from ..model import SHARED_SPACE_FILE, SharedSpace
+from ..modalities import MODALITIES
 from .dataset import Dataset, draw_from
 from .loop import Objective
 from .workspace import Workspace

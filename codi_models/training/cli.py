@@ -46,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", action="append", default=[], help="only this run of the recipe, may be repeated")
     parser.add_argument("--pause-after", type=float, help="save and stop after this many minutes; the same command goes on from there")
     parser.add_argument("--again", action="store_true", help="train finished runs further, starting from their weights")
-    parser.add_argument(
-        "--samples", type=float, default=10.0, help="minutes between samples in the log; 0 for none (default: %(default)s)"
-    )
+    parser.add_argument("--samples", type=float, default=10.0, help="minutes between samples in the log; 0 for none (default: %(default)s)")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out media that cannot be read instead of stopping")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--report", metavar="MODEL", help="train nothing: what the denoisers of a model know at each noise level")

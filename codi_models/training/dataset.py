@@ -1,4 +1,4 @@
-"""What training knows of its data: items with any of text, image, audio and video. Files are one such data set, a world made by rule another."""
+"""What training knows of its data: items with any of text, image, audio and video. Files are one data set, a world made by rule another."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Noising:
 
 
 def prompt_weights(modality: str) -> dict[str, float]:
-    """How often a denoiser is prompted with which modality: text and the sample itself; text by all four, of which each is a text-x pair."""
+    """How often a denoiser is prompted with which modality: text and the sample itself; that of text with all four."""
     return dict(text=2, image=1, audio=1, video=1) if modality == "text" else {"text": 3, modality: 2}
 
 

@@ -14,15 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints import read_weights, save_weights
+from ..encoders.shared_space import SHARED_SPACE_FILE
 from ..encoders.tokenizer import encode_prompts
 from ..errors import CoDiError
 from ..files import sha256
-from ..model import SHARED_SPACE_FILE, CoDi
+from ..modalities import MODALITIES
+from ..model import CoDi
 from .bridging import embed
 from .dataset import Dataset, Progress
 from .workspace import Workspace
 
-AUTOENCODERS = {"image": "image_autoencoder", "video": "image_autoencoder", "audio": "audio_autoencoder", "text": "text_autoencoder"}
 SHARD = 256  # items of a file in the cache
 PART = 32  # items that are encoded at once
 
@@ -76,19 +77,19 @@ def encode_dataset(
         return space_of.align(own.float()[:, None], kind)[:, 0]
 
     def encoded(kind: str, rows: list[int], rng: random.Random) -> Tensor:
-        net: Any = model.component(AUTOENCODERS[kind])
+        net: Any = model.component(MODALITIES[kind].autoencoder)
         if kind == "text":
             z = net.encode(model.text_tokenizers.encode(data.texts(rows, rng)).to(space.device))
         else:
             media = data.media(kind, rows).to(space.device)
             z = net.encode(media if kind == "audio" else media * 2 - 1)
-        return z.float() * getattr(config, AUTOENCODERS[kind]).scale
+        return z.float() * MODALITIES[kind].latent_scale(config)
 
     space_of = model.space
     for kind in kinds:
-        jobs.append(("embedding", kind, embedded, ["clap" if kind == "audio" else "clip"]))
+        jobs.append(("embedding", kind, embedded, [MODALITIES[kind].encoder]))
     for kind in latents:
-        jobs.append(("latent", kind, encoded, [AUTOENCODERS[kind]]))
+        jobs.append(("latent", kind, encoded, [MODALITIES[kind].autoencoder]))
     total, before = sum(int(data.has[kind].sum()) for _, kind, _, _ in jobs), 0
     results: dict[tuple[str, str], Tensor] = {}
     for what, kind, make, components in jobs:

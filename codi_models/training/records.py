@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from ..conditioning import PROMPT_KINDS, Prompt
 from ..errors import CoDiError
-from ..prompts import PROMPT_KINDS, Prompt
 
 MANIFEST = "manifest.jsonl"
 SUFFIXES = {

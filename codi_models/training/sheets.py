@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..autoencoders.tokenizers import TextTokenizers
+from ..modalities import MODALITIES
+from .workspace import Workspace
+
 SIDE = 96  # px of an image
 
 
@@ -22,3 +26,16 @@ def spectrograms(mel: Tensor) -> Tensor:
     decibels = 20 / 2.302585 * mel[:, 0].float().mT  # (B, M, T)
     grey = ((decibels - decibels.amax(dim=(1, 2), keepdim=True)) / 60 + 1).clamp(0, 1).flip(1)
     return torch.cat(list(grey), dim=1).expand(3, -1, -1).cpu()
+
+
+def decoded(space: Workspace, modality: str, z: Tensor) -> Tensor | list[str] | None:
+    """Latents (B, ...) in diffusion space as an image for the log, or as texts; None while the model folder has no decoder for them."""
+    name = MODALITIES[modality].autoencoder
+    if not space.has(name):
+        return None
+    net, config = space.trained(name), space.config
+    z = z / MODALITIES[modality].latent_scale(config)
+    if modality == "text":
+        ids = net.generate(z, temperature=0.0)
+        return TextTokenizers(space.folder, config.text_autoencoder).decode(ids)
+    return spectrograms(net.decode(z)) if modality == "audio" else grid(net.decode(z) / 2 + 0.5)

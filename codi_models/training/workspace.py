@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..checkpoints import read_weights, save_weights
+from ..components import COMPONENTS, build_component, component_path, load_component, save_component
 from ..config import CoDiConfig
+from ..encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from ..errors import CoDiError
 from ..files import whole_file
-from ..model import COMPONENTS, SHARED_SPACE_FILE, SharedSpace, build_component, load_component, save_component
 from .dataset import Dataset
 
 
@@ -58,12 +60,12 @@ class Workspace:
 
     def has(self, component: str) -> bool:
         """Whether a run has written this component."""
-        return (self.folder / f"{component}.safetensors").exists()
+        return component_path(self.folder, component).exists()
 
     def network(self, component: str) -> Any:
         """The component as trained so far, or freshly initialised; trainable, float32."""
         if self.has(component):
-            network = load_component(component, self.config, self.folder / f"{component}.safetensors", dtype=torch.float32)
+            network = load_component(component, self.config, component_path(self.folder, component), dtype=torch.float32)
         else:
             network = build_component(component, self.config, dtype=torch.float32)
         return network.to(self.device).train().requires_grad_(True)
@@ -83,6 +85,23 @@ class Workspace:
                 config = dataclasses.replace(config, **{component: part})
                 self._write_config(config)
             save_component(component, network, config, self.folder, dtype=torch.float16)
+
+    def save_learnt(self, component: str, network: nn.Module) -> None:
+        """Write what learnt of a component in the dtype that its file has; what did not learn stays in it bit for bit.
+
+        A component that has no file yet is written whole."""
+        path = component_path(self.folder, component)
+        if not path.exists():
+            return self.save(component, network)
+        with self._lock():
+            tensors, metadata = read_weights(path)
+            frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
+            learnt = {
+                name: value.detach().to("cpu", tensors[name].dtype)
+                for name, value in network.state_dict().items()
+                if name in tensors and name not in frozen
+            }
+            save_weights({**tensors, **learnt}, path, metadata=metadata)
 
     def hidden(self, owner: nn.Module, name: str, network: object) -> None:
         """Give `owner` a network that is no part of its module tree, so that it is neither trained nor saved with it."""

@@ -9,9 +9,9 @@ import comfy.model_management as mm
 import torch
 
 from ...codi_models.checkpoints import read_layout, read_metadata
+from ...codi_models.components import COMPONENTS
 from ...codi_models.conversion.layout import published_file
 from ...codi_models.errors import CoDiError
-from ...codi_models.model import COMPONENTS
 from .denoiser import DENOISERS, weight_dtype
 from .handle import CoDiHandle
 

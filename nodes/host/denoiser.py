@@ -12,12 +12,13 @@ from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ...codi_models.checkpoints import read_weights
+from ...codi_models.components import check_component
 from ...codi_models.config import DENOISER_OF, MODALITIES
 from ...codi_models.denoisers.unet2d import UNet2D
 from ...codi_models.denoisers.unet_text import TextUNet
 from ...codi_models.errors import CoDiError
 from ...codi_models.facets import Composition
-from ...codi_models.model import DTYPES, check_component
+from ...codi_models.model import DTYPES
 from .handle import CoDiHandle, open_handle
 from .latent_model import FRAMES, LatentModel, ScheduleConfig, wrap_sampling
 from .lora import denoiser_patcher

@@ -12,7 +12,8 @@ import comfy.ops
 import torch
 
 from ...codi_models.checkpoints import read_weights
-from ...codi_models.model import CoDi, build_component, check_component
+from ...codi_models.components import build_component, check_component
+from ...codi_models.model import CoDi
 from .folders import model_folder
 
 _ENCODERS = ("clip", "clap")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ...codi_models.autoencoders.mel import FLOOR
-from ...codi_models.bounce_world.bounce import SAMPLE_RATE, sample_nuisance, sample_scenes
+from ...codi_models.bounce_world.world import SAMPLE_RATE, sample_nuisance, sample_scenes
 from ...codi_models.bounce_world.render import render_audio, render_image
 from ...codi_models.config import CoDiConfig
 from .handle import CoDiHandle

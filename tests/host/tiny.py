@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from codi.codi_models.bounce_world.bounce import ALL_CAPTIONS
+from codi.codi_models.bounce_world.world import ALL_CAPTIONS
 from codi.codi_models.config import DENOISER_OF, CoDiConfig
-from codi.codi_models.model import CoDi, save_component
+from codi.codi_models.components import save_component
+from codi.codi_models.model import CoDi
 
 
 def tiny_config() -> CoDiConfig:

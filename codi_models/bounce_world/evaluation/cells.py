@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from ...checkpoints import read_weights
+from ...components import COMPONENTS
 from ...decoding import DECODERS
+from ...encoders.shared_space import SHARED_SPACE_FILE
 from ...facets import FACETS_FILE
 from ...files import sha256, write_text
-from ...model import COMPONENTS, SHARED_SPACE_FILE, CoDi
+from ...model import CoDi
 from ...settings import Settings, denoisers_of
 from ..world import ATTRIBUTES
 from .asking import Recipe
