@@ -106,7 +106,8 @@ def prepare(objective: Any, run: Run, device: torch.device) -> None:
 
         checkpoint_blocks(objective)
     if run.bf16:
-        objective.forward = torch.autocast(device.type, torch.bfloat16)(objective.forward)
+        autocast = torch.autocast(device.type, torch.bfloat16)
+        objective.forward, objective.samples = autocast(objective.forward), autocast(objective.samples)
 
 
 @contextlib.contextmanager

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 from codi.codi_models.bounce_world.world import ALL_CAPTIONS
-from codi.codi_models.config import DENOISER_OF, CoDiConfig
 from codi.codi_models.components import save_component
+from codi.codi_models.config import CoDiConfig
+from codi.codi_models.modalities import MODALITIES, denoisers_of
 from codi.codi_models.model import CoDi
 
 
@@ -37,7 +38,7 @@ def create_tiny(folder: Path) -> None:
     """Write the model folder. Fresh denoisers predict zero and ignore each other: theirs are drawn at random throughout."""
     model = CoDi.create(tiny_config(), folder, captions=ALL_CAPTIONS)
     generator = torch.Generator().manual_seed(1)
-    for name in sorted(set(DENOISER_OF.values())):
+    for name in denoisers_of(MODALITIES):
         network = model.component(name)
         with torch.no_grad():
             for parameter in network.parameters():
