@@ -161,7 +161,7 @@ def stages(official: Official, prompts: tuple[str, ...], settings: Settings) -> 
 def measure(official: Official, prompts: tuple[str, ...], outputs: tuple[str, ...], *, size: int, video_size: int, frames: int) -> dict:
     """Bytes by stage. `alone`: weights of the stage and its activations, the least that it can run in. `together`: as `alone`, but
     nothing that earlier stages loaded has been offloaded, which is what the host does while there is room."""
-    settings = Settings.settled(official.config, outputs, frames=frames, size=size)
+    settings = Settings.resolve(official.config, outputs, frames=frames, size=size)
     if size != video_size:
         settings = replace(settings, video_size=video_size)
     rows, resident = [], set[str]()

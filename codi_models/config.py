@@ -187,7 +187,9 @@ class DiffusionConfig:
 
     schedule: str = "linear"  # one of SCHEDULES
     prediction: str = "eps"  # one of PREDICTIONS
-    shifts: dict[str, float] = field(default_factory=dict, hash=False)  # modality -> shift of its log SNR while sampling; 0 where it is not named
+    shifts: dict[str, float] = field(
+        default_factory=dict, hash=False
+    )  # modality -> shift of its log SNR while sampling; 0 where it is not named
 
     def __post_init__(self) -> None:
         if self.schedule not in SCHEDULES:

@@ -42,6 +42,11 @@ class Guidance:
         return x - rescaled(x - guided, x - denoised["c"], self.rescale) if self.rescale and "c" in self.weights else guided
 
 
+def alignment_term(c: Tensor, c_off: Tensor, g: float) -> Tensor:
+    """What the guidance of the alignment adds to predictions that are guided by the prompt already."""
+    return (g - 1) * (c - c_off)
+
+
 def rescaled(noise: Tensor, conditional: Tensor, share: float) -> Tensor:
     """Guided noise (B, ...) brought back towards the spread of the noise with the prompt alone (Lin et al. 2023, section 3.4).
 

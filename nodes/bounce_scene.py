@@ -7,7 +7,8 @@ from fractions import Fraction
 import torch
 from comfy_api.latest import InputImpl, Types, io, ui
 
-from ..codi_models.bounce_world import world as bounce, render
+from ..codi_models.bounce_world import render
+from ..codi_models.bounce_world import world as bounce
 from .schema import Node, schema
 
 

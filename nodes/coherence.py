@@ -8,9 +8,9 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..codi_models.coherence import AMONG, best, principal_axes, scores, similarities
-from ..codi_models.config import MODALITIES
 from ..codi_models.errors import CoDiError
 from ..codi_models.figures import draw_matrix, draw_points, to_image
+from ..codi_models.modalities import MODALITIES
 from .host import shared
 from .host.handle import CoDiHandle
 from .schema import CodiModel, Node, schema

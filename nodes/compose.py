@@ -1,4 +1,4 @@
-"""Compose denoisers into a joint MODEL, and set how its outputs listen to each other."""
+"""Compose denoisers into a joint MODEL, and set its latent alignment."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..codi_models.config import MODALITIES
-from ..codi_models.coupling import WIRINGS, Coupling
+from ..codi_models.alignment import WIRINGS
+from ..codi_models.config import SamplingConfig
+from ..codi_models.modalities import MODALITIES
 from .host import compose
-from .schema import ADVANCED, Node, schema
+from .schema import ADVANCED, MODELS_OWN, UNSET, Node, own, schema
 
-_PAIRS = [(listener, speaker) for listener in MODALITIES for speaker in MODALITIES if listener != speaker]
+_DIRECTIONS = [(target, source) for target in MODALITIES for source in MODALITIES if target != source]
 
 
 def alignment_inputs() -> list[Any]:
@@ -19,20 +20,25 @@ def alignment_inputs() -> list[Any]:
     return [
         io.Combo.Input(
             "wiring",
-            options=list(WIRINGS),
-            default="cross",
-            tooltip="cross: every output attends to all the others (the paper). self: each to itself (as published). off: not at all.",
+            options=[MODELS_OWN, *WIRINGS],
+            default=MODELS_OWN,
+            tooltip="cross: every output attends to all the others (the paper). self: each to itself (as published). off: no alignment.",
         ),
         io.Float.Input(
-            "alignment", default=1.0, min=0.0, max=4.0, step=0.05, tooltip="Strength of the alignment; 0 switches it off, 1 is as trained."
+            "alignment",
+            default=UNSET,
+            min=UNSET,
+            max=4.0,
+            step=0.05,
+            tooltip="Strength of the alignment: 0 is none, 1 as trained, -1 the model's own.",
         ),
         io.Float.Input(
             "alignment_guidance",
-            default=3.0,
-            min=0.0,
+            default=UNSET,
+            min=UNSET,
             max=20.0,
             step=0.1,
-            tooltip="Pushes outputs to agree: noise = off + guidance * (aligned - off). 1 takes one pass, other values two.",
+            tooltip="Weight of the prediction with alignment against the one without: 1 takes no extra pass; -1 is the model's own.",
         ),
         *[
             io.Float.Input(
@@ -43,16 +49,24 @@ def alignment_inputs() -> list[Any]:
                 step=0.01,
                 optional=True,
                 extra_dict=ADVANCED,
-                tooltip=f"Part of the run at which outputs {does} listening to each other: 0 is the first step, 1 the last.",
+                tooltip=f"Part of the run at which the alignment {does}: 0 is the first step, 1 the last.",
             )
-            for name, value, does in (("start", 0, "begin"), ("end", 1, "stop"))
+            for name, value, does in (("start", 0, "begins"), ("end", 1, "ends"))
         ],
     ]
 
 
-def coupling(wiring: str, alignment: float, alignment_guidance: float, start: float, end: float) -> dict[str, Any]:
-    """The widgets of `alignment_inputs` as fields of Coupling."""
-    return {"wiring": wiring, "strength": alignment, "guidance": alignment_guidance, "start": start, "end": end}
+def alignment_settings(
+    usual: SamplingConfig, wiring: str, alignment: float, alignment_guidance: float, start: float, end: float
+) -> dict[str, Any]:
+    """The widgets of `alignment_inputs` as fields of Alignment, with the model's defaults filled in."""
+    return {
+        "wiring": own(wiring, usual.wiring),
+        "strength": own(alignment, usual.alignment),
+        "guidance": own(alignment_guidance, usual.alignment_guidance),
+        "start": start,
+        "end": end,
+    }
 
 
 class Compose(Node):
@@ -83,20 +97,22 @@ class Compose(Node):
         alignment_end: float = 1.0,
         models: dict | None = None,
     ) -> io.NodeOutput:
-        settings = Coupling(**coupling(wiring, alignment, alignment_guidance, alignment_start, alignment_end))
-        return io.NodeOutput(compose.compose([m for m in (models or {}).values() if m is not None], settings))
+        model = compose.compose([m for m in (models or {}).values() if m is not None])
+        usual = model.model.codi.config.sampling
+        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end)
+        return io.NodeOutput(compose.align(model, **settings))
 
 
 class Alignment(Node):
-    """Other alignment settings for a joint MODEL, for use with the stock samplers."""
+    """Latent alignment of a joint MODEL, for use with the stock samplers."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CoDiAlignment",
             display_name="CoDi Alignment",
-            description="Sets how the outputs of a joint MODEL listen to each other. The stock samplers follow it.",
-            search_aliases=["latent alignment", "wiring", "coupling"],
+            description="Sets which output of a joint MODEL attends to which, and how strongly. The stock samplers follow it.",
+            search_aliases=["latent alignment", "wiring", "cross-attention"],
             inputs=[io.Model.Input("model", tooltip="A joint MODEL."), *alignment_inputs()],
             outputs=[io.Model.Output(display_name="model", tooltip="The same MODEL with these settings.")],
         )
@@ -111,7 +127,9 @@ class Alignment(Node):
         alignment_start: float = 0.0,
         alignment_end: float = 1.0,
     ) -> io.NodeOutput:
-        return io.NodeOutput(compose.couple(model, **coupling(wiring, alignment, alignment_guidance, alignment_start, alignment_end)))
+        usual = compose.sampling_of(model)
+        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end)
+        return io.NodeOutput(compose.align(model, **settings))
 
 
 class AlignmentMatrix(Node):
@@ -122,20 +140,20 @@ class AlignmentMatrix(Node):
         return schema(
             node_id="CoDiAlignmentMatrix",
             display_name="CoDi Alignment Matrix",
-            description="How strongly each output listens to each of the others, in wiring cross; kept by CoDi Alignment and the samplers.",
+            description="How strongly each output attends to each of the others, in wiring cross; CoDi Alignment and the samplers keep it.",
             search_aliases=["audio to video strength", "alignment direction"],
             inputs=[
                 io.Model.Input("model", tooltip="A joint MODEL."),
                 *[
                     io.Float.Input(
-                        f"{listener}_hears_{speaker}",
+                        f"{target}_hears_{source}",
                         default=1.0,
                         min=0.0,
                         max=4.0,
                         step=0.05,
-                        tooltip=f"How strongly {listener} listens to {speaker}, times the strength of the alignment; 0 is not at all.",
+                        tooltip=f"How strongly {target} attends to {source}, times the strength of the alignment; 0 is not at all.",
                     )
-                    for listener, speaker in _PAIRS
+                    for target, source in _DIRECTIONS
                 ],
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The same MODEL with these settings.")],
@@ -143,5 +161,5 @@ class AlignmentMatrix(Node):
 
     @classmethod
     def execute(cls, model: Any, **strengths: float) -> io.NodeOutput:
-        pairs = {(a, b): strengths[f"{a}_hears_{b}"] for a, b in _PAIRS}
-        return io.NodeOutput(compose.couple(model, pairs=pairs))
+        directions = {(target, source): strengths[f"{target}_hears_{source}"] for target, source in _DIRECTIONS}
+        return io.NodeOutput(compose.align(model, directions=directions))

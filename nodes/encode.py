@@ -10,9 +10,9 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from ..codi_models.conditioning import Prompt, encode_prompt
 from ..codi_models.errors import CoDiError
 from ..codi_models.media import MAX_SECONDS
-from ..codi_models.prompts import Prompt, encode_prompt
 from .host.handle import CoDiHandle
 from .host.media import frames_of
 from .schema import CODI_TIP, CodiModel, Node, schema

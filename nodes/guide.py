@@ -6,9 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..codi_models.config import MODALITIES
+from ..codi_models.errors import CoDiError
+from ..codi_models.modalities import MODALITIES
+from .host import compose
 from .host.guider import ModalityGuider
-from .schema import Node, schema
+from .schema import UNSET, Node, own, schema
 
 
 class Guider(Node):
@@ -17,7 +19,14 @@ class Guider(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         scales: list[Any] = [
-            io.Float.Input(f"cfg_{m}", default=3.0, min=0.0, max=100.0, step=0.1, tooltip=f"How closely {m} follows the prompt; 1 is none.")
+            io.Float.Input(
+                f"cfg_{m}",
+                default=UNSET,
+                min=UNSET,
+                max=100.0,
+                step=0.1,
+                tooltip=f"How closely {m} follows the prompt; 1 is none, -1 the model's own.",
+            )
             for m in MODALITIES
         ]
         return schema(
@@ -40,12 +49,12 @@ class Guider(Node):
                 ),
                 io.Float.Input(
                     "alignment_guidance",
-                    default=1.0,
-                    min=0.0,
+                    default=UNSET,
+                    min=UNSET,
                     max=20.0,
                     step=0.1,
-                    tooltip="Pushes outputs to agree, by a pass in which they do not listen to each other. 1 takes no extra pass. "
-                    "Used instead of the MODEL's own.",
+                    tooltip="Weight of the prediction with latent alignment against the one without; 1 takes no extra pass, -1 is the "
+                    "MODEL's own.",
                 ),
             ],
             outputs=[io.Guider.Output(display_name="guider", tooltip="For SamplerCustomAdvanced.")],
@@ -55,7 +64,12 @@ class Guider(Node):
     def execute(
         cls, model: Any, positive: Any, negative: Any, cfg_rescale: float, alignment_guidance: float, **scales: float
     ) -> io.NodeOutput:
-        cfg = {m: scales[f"cfg_{m}"] for m in MODALITIES}
-        guider = ModalityGuider(model, cfg, rescale=cfg_rescale, alignment_guidance=alignment_guidance)
+        if getattr(getattr(model, "model", None), "codi", None) is None:
+            raise CoDiError("CoDi Guider needs a MODEL of CoDi: give one from Load CoDi (joint), CoDi Compose or CoDi Denoiser")
+        usual = model.model.codi.config.sampling
+        cfg = {m: own(scales[f"cfg_{m}"], usual.cfg) for m in MODALITIES}
+        if isinstance(model.model, compose.JointModel) and alignment_guidance != UNSET:
+            model = compose.align(model, guidance=alignment_guidance)
+        guider = ModalityGuider(model, cfg, rescale=cfg_rescale)
         guider.set_conds(positive, negative)
         return io.NodeOutput(guider)

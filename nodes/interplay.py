@@ -10,8 +10,8 @@ from comfy_api.latest import io
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..codi_models.config import MODALITIES
 from ..codi_models.errors import CoDiError
+from ..codi_models.modalities import MODALITIES
 from .host.handle import CoDiHandle
 from .host.shared import point_of
 from .host.vision_output import PromptEmbeds

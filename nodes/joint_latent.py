@@ -8,8 +8,8 @@ from typing import Any
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..codi_models.config import MODALITIES
 from ..codi_models.errors import CoDiError
+from ..codi_models.modalities import MODALITIES
 from .host import joining, latent_files
 from .host.handle import CoDiHandle
 from .schema import CodiModel, Node, schema

@@ -9,8 +9,8 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..codi_models.config import MODALITIES
 from ..codi_models.errors import CoDiError
+from ..codi_models.modalities import MODALITIES
 from .host import parts as latents
 from .host.handle import CoDiHandle
 from .host.masks import masks_of, spatial, with_masks

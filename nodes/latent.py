@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..codi_models.config import MODALITIES
+from ..codi_models.modalities import MODALITIES
 from .host import handle, parts
 from .schema import CODI_TIP, CodiModel, Node, schema
 
@@ -19,18 +19,20 @@ class EmptyJointLatent(Node):
         return schema(
             node_id="CoDiEmptyJointLatent",
             display_name="CoDi Empty Joint Latent",
-            description="Chooses what is generated, and how large. The defaults suit codi-mini.",
+            description="Chooses what is generated, and how large; by default as large as the model was trained for.",
             search_aliases=["empty latent", "outputs", "size", "duration"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 *[io.Boolean.Input(m, default=True, tooltip=f"Generate {m}.") for m in MODALITIES],
-                io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
-                io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
-                io.Int.Input("frames", default=8, min=1, max=256, tooltip="Frames of the clip."),
-                io.Float.Input("seconds", default=1.28, min=0.16, max=60.0, step=0.01, round=0.01, tooltip="Length of the sound."),
+                io.Int.Input("width", default=0, min=0, max=4096, step=8, tooltip="Pixels, of image and video; 0: the model's."),
+                io.Int.Input("height", default=0, min=0, max=4096, step=8, tooltip="Pixels, of image and video; 0: the model's."),
+                io.Int.Input("frames", default=0, min=0, max=256, tooltip="Frames of the video; 0: the model's."),
+                io.Float.Input(
+                    "seconds", default=0.0, min=0.0, max=60.0, step=0.01, round=0.01, tooltip="Length of the audio; 0: the model's."
+                ),
                 io.Int.Input("batch_size", default=1, min=1, max=64, tooltip="How many of each."),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="Joint LATENT: clip, image, text, sound, as far as chosen.")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="Joint LATENT: video, image, text, audio, as far as chosen.")],
         )
 
     @classmethod

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..codi_models.config import DENOISER_OF, MODALITIES
 from ..codi_models.errors import CoDiError
+from ..codi_models.modalities import MODALITIES, denoisers_of
 from .host import compose, costs, folders, handle
 from .host.denoiser import DENOISERS, denoiser_model
 from .host.vae import AudioVAE, ImageVAE
@@ -58,7 +58,7 @@ class LoadJoint(Node):
 
     @classmethod
     def execute(cls, name: str, dtype: str = "auto", **outputs: bool) -> io.NodeOutput:
-        needed = {DENOISER_OF[m] for m in MODALITIES if outputs.get(m)}
+        needed = denoisers_of([m for m in MODALITIES if outputs.get(m)])
         if not needed:
             raise CoDiError(f"no output chosen: switch on at least one of {', '.join(MODALITIES)}")
         codi = handle.open_handle(name)

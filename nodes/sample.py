@@ -8,11 +8,13 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..codi_models.order import ORDERS, TOGETHER
-from .compose import alignment_inputs, coupling
+from ..codi_models.stages import SCHEDULES, SEQUENTIAL
+from .compose import alignment_inputs, alignment_settings
 from .host import compose
-from .host.turns import sample_in_turns
-from .schema import Node, schema
+from .host.stages import sample_in_stages
+from .schema import ADVANCED, MODELS_OWN, UNSET, Node, own, schema
+
+_FORMER_ORDERS = {"in turn": SEQUENTIAL}  # in workflows that version 0.3 saved
 
 
 class JointSampler(Node):
@@ -23,7 +25,7 @@ class JointSampler(Node):
         return schema(
             node_id="CoDiJointSampler",
             display_name="CoDi Joint Sampler",
-            description="Generates all parts of a joint LATENT together. The same as KSampler after CoDi Alignment with these settings.",
+            description="Generates all parts of a joint LATENT with latent alignment: KSampler after CoDi Alignment with these settings.",
             search_aliases=["ksampler", "generate", "joint generation"],
             inputs=[
                 io.Model.Input("model", tooltip="A joint MODEL."),
@@ -38,17 +40,25 @@ class JointSampler(Node):
                     control_after_generate=True,
                     tooltip="Draws the noise that sampling starts from.",
                 ),
-                io.Int.Input("steps", default=25, min=1, max=1000, tooltip="Denoising steps."),
+                io.Int.Input("steps", default=UNSET, min=UNSET, max=1000, tooltip="Denoising steps; -1: the model's own."),
                 io.Float.Input(
-                    "cfg", default=3.0, min=0.0, max=100.0, step=0.1, tooltip="Classifier-free guidance: how closely to follow the prompt."
+                    "cfg",
+                    default=UNSET,
+                    min=UNSET,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="Classifier-free guidance: how closely to follow the prompt; -1: the model's own.",
                 ),
                 io.Combo.Input(
-                    "sampler_name", options=list(comfy.samplers.KSampler.SAMPLERS), default="ddim", tooltip="How a step is computed."
+                    "sampler_name",
+                    options=[MODELS_OWN, *comfy.samplers.KSampler.SAMPLERS],
+                    default=MODELS_OWN,
+                    tooltip="How a step is computed.",
                 ),
                 io.Combo.Input(
                     "scheduler",
-                    options=list(comfy.samplers.KSampler.SCHEDULERS),
-                    default="ddim_uniform",
+                    options=[MODELS_OWN, *comfy.samplers.KSampler.SCHEDULERS],
+                    default=MODELS_OWN,
                     tooltip="How noise falls from step to step.",
                 ),
                 io.Float.Input(
@@ -63,12 +73,18 @@ class JointSampler(Node):
                 ),
                 io.Combo.Input(
                     "order",
-                    options=list(ORDERS),
-                    default=TOGETHER,
+                    options=[MODELS_OWN, *SCHEDULES],
+                    default=MODELS_OWN,
                     optional=True,
-                    tooltip="together: all outputs at once, as in the paper. in turn: text, sound, clip, picture one after the other, each "
-                    "hearing the finished ones, in the same number of steps each; a picture and a clip without the others hear a caption "
-                    "that is not given out, where the MODEL can make one.",
+                    tooltip="together: all outputs at once, as in the paper. sequential: text, audio, video, image one after the other, "
+                    "each attending to the finished ones, in the same number of steps each.",
+                ),
+                io.String.Input(
+                    "stages",
+                    default="",
+                    optional=True,
+                    extra_dict=ADVANCED,
+                    tooltip="Stages of your own, such as: video, audio+text. Used instead of the order where it is not empty.",
                 ),
             ],
             outputs=[
@@ -76,6 +92,11 @@ class JointSampler(Node):
                 io.Latent.Output(display_name="independent", tooltip="The same without alignment; nothing where the switch is off."),
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, order: str | None = None) -> bool | str:
+        known = [MODELS_OWN, *SCHEDULES, *_FORMER_ORDERS]
+        return True if order is None or order in known else f"order {order[:80]!r} is unknown: give one of {', '.join(known)}"
 
     @classmethod
     def execute(
@@ -96,20 +117,23 @@ class JointSampler(Node):
         alignment_start: float = 0.0,
         alignment_end: float = 1.0,
         independent: bool = False,
-        order: str = TOGETHER,
+        order: str = MODELS_OWN,
+        stages: str = "",
     ) -> io.NodeOutput:
         from nodes import common_ksampler  # type: ignore[attr-defined]  # the host's module of that name
 
-        settings = coupling(wiring, alignment, alignment_guidance, alignment_start, alignment_end)
+        usual = compose.sampling_of(model)
+        steps, cfg = own(steps, usual.steps), own(cfg, usual.cfg)
+        sampler_name, scheduler = own(sampler_name, usual.sampler), own(scheduler, usual.scheduler)
+        schedule = stages.strip() or own(_FORMER_ORDERS.get(order, order), usual.schedule)
+        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end)
 
         def run(**changes: Any) -> Any:
-            coupled = compose.couple(model, **{**settings, **changes})
+            aligned = compose.align(model, **{**settings, **changes})
 
-            def turn(part: Any) -> Any:
-                return common_ksampler(coupled, seed, steps, cfg, sampler_name, scheduler, positive, negative, part, denoise=denoise)[0]
+            def stage(part: Any) -> Any:
+                return common_ksampler(aligned, seed, steps, cfg, sampler_name, scheduler, positive, negative, part, denoise=denoise)[0]
 
-            heard = not compose.coupling_of(coupled.model_options, coupled.model.codi.config.sampling).silent
-            lent = coupled.model.outputs if heard and denoise >= 1 else ()  # an empty part has nothing that less could keep
-            return sample_in_turns(turn, latent, coupled.model.codi.config, order, lent)
+            return sample_in_stages(stage, latent, aligned.model.codi.config, schedule)
 
         return io.NodeOutput(run(), run(wiring="off") if independent else ExecutionBlocker(None))

@@ -20,6 +20,17 @@ CodiModel = io.Custom("CODI_MODEL")
 CODI_TIP = "The opened model, from Load CoDi or Load CoDi (joint)."
 
 
+MODELS_OWN = "model's own"
+"""Choice in a list of names for what the model's configuration recommends; for numbers it is UNSET."""
+
+UNSET = -1
+
+
+def own(value: Any, default: Any) -> Any:
+    """What a widget was set to, or the model's default where it was left at MODELS_OWN or UNSET."""
+    return default if value in (MODELS_OWN, UNSET) else value
+
+
 def schema(**fields: Any) -> io.Schema:
     """io.Schema without the fields that an older host does not know."""
     fields.setdefault("category", CATEGORY)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from codi.codi_models.bounce_world import world as bounce, render, report
+from codi.codi_models.bounce_world import render, report
+from codi.codi_models.bounce_world import world as bounce
 from codi.codi_models.bounce_world.judge import judge_audio, judge_image, judge_text, judge_video
 from codi.codi_models.bounce_world.judge_audio import resample
 from codi.codi_models.errors import CoDiError
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 
 def batch(n: int, seed: int = 0) -> tuple[bounce.Scenes, bounce.Nuisance]:
-    """n scenes, all 72 in turn (the held-out ones too), with random nuisance."""
+    """n scenes, all 72 in turn, with random nuisance."""
     return bounce.every_scene()[torch.arange(n) % 72], bounce.sample_nuisance(n, generator=torch.Generator().manual_seed(seed))
 
 

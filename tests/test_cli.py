@@ -15,7 +15,7 @@ import torch
 from codi.codi_models import media
 from codi.codi_models.__main__ import main
 from codi.codi_models.files import sha256
-from codi.codi_models.prompts import Prompt
+from codi.codi_models.conditioning import Prompt
 from PIL import Image
 
 PACK = Path(__file__).resolve().parent.parent

@@ -196,14 +196,15 @@ def test_no_preview_is_drawn_where_none_is_asked_for(session):
 
 
 def test_previews_show_the_decoded_latents_roughly(session):
-    from codi.codi_models.bounce_world import world as bounce, render
+    from codi.codi_models.bounce_world import render
+    from codi.codi_models.bounce_world import world as bounce
 
     if not (PACK / "weights" / "codi-mini" / "config.json").is_file():
         pytest.skip("codi-mini is not here: nothing is in the latents of autoencoders that were not trained")
     codi = session.pack.nodes.host.handle.open_handle("codi-mini")
     preview = session.pack.nodes.host.preview
     generator = torch.Generator().manual_seed(5)
-    scenes = bounce.sample_scenes(8, generator=generator, held_out="include")
+    scenes = bounce.sample_scenes(8, generator=generator)
     nuisance = bounce.sample_nuisance(8, generator=generator)
     pixels, sound = render.render_image(scenes, nuisance) * 2 - 1, render.render_audio(scenes, nuisance)
     z = codi.model.image_autoencoder.encode(pixels) * codi.config.image_autoencoder.scale
@@ -245,7 +246,7 @@ def test_a_lora_on_one_member_works_in_the_joint_model(session):
     key = next(k for k, v in members[0].model.state_dict().items() if k.endswith("time_embed.0.weight"))
     changed = members[0].clone()
     assert changed.add_patches({key: (torch.full_like(members[0].model.state_dict()[key], 0.2),)}, 1.0) == [key]
-    settings = session.pack.codi_models.coupling.Coupling("off")
+    settings = session.pack.codi_models.alignment.Alignment("off")
     prompt = [[torch.nn.functional.normalize(torch.ones(1, 1, 128), dim=-1), {}]]
     latent = host.parts.empty(codi.config, ["text", "audio"], width=64, height=64, frames=1, seconds=0.32, batch=1)
 

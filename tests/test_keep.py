@@ -12,7 +12,7 @@ from codi.codi_models.diffusion import SAMPLERS, guided, keeping, rescaled, samp
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.joint import JointDenoiser, guidance_shares
 from codi.codi_models.latents import encode_media, fitted
-from codi.codi_models.prompts import Prompt
+from codi.codi_models.conditioning import Prompt
 from codi.codi_models.settings import Settings, parse_each
 from PIL import Image
 
@@ -113,7 +113,7 @@ def test_held_outputs_rest_and_a_run_begins_where_something_is_made(pipe, monkey
 
 
 def test_media_of_other_sizes_are_fitted(pipe):
-    settings = Settings.settled(pipe.model.config, ["text"], keep=["image", "video", "audio"], size=32, frames=5)
+    settings = Settings.resolve(pipe.model.config, ["text"], keep=["image", "video", "audio"], size=32, frames=5)
     prompts = [Prompt("image", drawn(3, 50, 90)), Prompt("video", drawn(3, 3, 40, 40)), Prompt("audio", (drawn(9000) - 0.5, 44100))]
     latents, shown = pipe.given(prompts, settings)
     assert {o: tuple(z.shape) for o, z in latents.items()} == {
@@ -187,9 +187,9 @@ def test_numbers_by_output():
     for text in ("", "one", "image=", "image=5=6", "smell=1", "1,2", "image=1,image=2", "image"):
         with pytest.raises(CoDiError, match="cfg"):
             parse_each("cfg", text)
-    settings = Settings.settled(CoDiConfig.mini(), ["image", "text"], cfg="image=5")
+    settings = Settings.resolve(CoDiConfig.mini(), ["image", "text"], cfg="image=5")
     assert settings.scales == {"image": 5.0, "text": 2.0} and settings.told()["cfg_each"] == [["image", 5.0], ["text", 2.0]]
-    assert not {"cfg_each", "keep", "denoise", "alignment_pairs"} & set(Settings.settled(CoDiConfig.mini(), ["video"]).told())
+    assert not {"cfg_each", "keep", "denoise", "alignment_pairs"} & set(Settings.resolve(CoDiConfig.mini(), ["video"]).told())
 
 
 @pytest.mark.parametrize("options, message", [
@@ -226,7 +226,7 @@ def test_one_output_is_kept_once(generate, files, capsys):
 
 
 def test_latents_that_are_not_of_this_run(pipe):
-    settings = Settings.settled(pipe.model.config, ["image", "text"], keep=["text"])
+    settings = Settings.resolve(pipe.model.config, ["image", "text"], keep=["text"])
     with pytest.raises(CoDiError, match="keeps text, and image was given"):
         pipe.given([Prompt("image", drawn(3, 64, 64))], settings)
     with pytest.raises(CoDiError, match="NaN"):

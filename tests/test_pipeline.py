@@ -6,12 +6,12 @@ import pytest
 import torch
 from codi.codi_models import media
 from codi.codi_models.config import MODALITIES, CoDiConfig
-from codi.codi_models.decoding import decode_audio
+from codi.codi_models.latents import decode_audio
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.latents import encode_media
 from codi.codi_models.encoders.shared_space import SharedSpace
 from codi.codi_models.pipeline import CoDiPipeline
-from codi.codi_models.prompts import PROMPT_KINDS, Prompt, encode_prompt, unconditional
+from codi.codi_models.conditioning import PROMPT_KINDS, Prompt, encode_prompt, unconditional
 from codi.codi_models.settings import Settings, latent_shapes
 
 
@@ -193,12 +193,12 @@ def test_requests_that_cannot_be_met_are_refused_before_anything_is_loaded(folde
 
 
 def test_sizes_and_defaults():
-    official = Settings.settled(CoDiConfig.official(), ("audio", "text", "image", "video"))
+    official = Settings.resolve(CoDiConfig.official(), ("audio", "text", "image", "video"))
     assert official.outputs == MODALITIES and (official.steps, official.cfg, official.sampler) == (50, 7.5, "ddim")
     assert latent_shapes(CoDiConfig.official(), official) == {
         "video": (4, 8, 32, 32), "image": (4, 64, 64), "text": (768,), "audio": (8, 256, 16),
     }  # fmt: skip
-    mini = Settings.settled(CoDiConfig.mini(), "video", frames=5, size=96)
+    mini = Settings.resolve(CoDiConfig.mini(), "video", frames=5, size=96)
     assert latent_shapes(CoDiConfig.mini(), mini) == {"video": (4, 5, 12, 12)}
 
 
@@ -228,7 +228,7 @@ def test_half_precision_stays_close(folder, pipe, dtype):
 def test_outputs_that_are_kept_stay_and_the_others_fit_them(pipe):
     config, usual = pipe.model.config, {"steps": 2, "count": 2, "sampler": "ddim"}
     nothing, _ = pipe.condition([])
-    cross = Settings.settled(config, ("image", "audio"), wiring="cross", alignment_guidance=5, **usual)
+    cross = Settings.resolve(config, ("image", "audio"), wiring="cross", alignment_guidance=5, **usual)
     shapes = latent_shapes(config, cross)
     one, other = (torch.randn(2, *shapes["audio"], generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
 
@@ -236,8 +236,8 @@ def test_outputs_that_are_kept_stay_and_the_others_fit_them(pipe):
         return pipe.generate(nothing, None, settings, [4, 5], keep=keep)[0]
 
     first, again, second = run(cross, audio=one), run(cross, audio=one), run(cross, audio=other)
-    off = run(Settings.settled(config, ("image", "audio"), wiring="off", **usual), audio=one)
-    alone = run(Settings.settled(config, ("image",), **usual))
+    off = run(Settings.resolve(config, ("image", "audio"), wiring="off", **usual), audio=one)
+    alone = run(Settings.resolve(config, ("image",), **usual))
     sound = decode_audio(pipe.model, one)
     for i in range(2):
         torch.testing.assert_close(first[i].audio, sound[i], rtol=0, atol=1e-5)
@@ -251,7 +251,7 @@ def test_outputs_that_are_kept_stay_and_the_others_fit_them(pipe):
 
 def test_media_become_the_latents_that_decode_to_them(pipe):
     config = pipe.model.config
-    shapes = latent_shapes(config, Settings.settled(config, MODALITIES))
+    shapes = latent_shapes(config, Settings.resolve(config, MODALITIES))
     clip = torch.rand(3, 3, 50, 90)
     sounds = [Prompt("audio", (torch.rand(30000) - 0.5, 22050)), Prompt("audio", (torch.rand(10), 48000))]
     for prompt in (Prompt("text", "a red circle"), Prompt("image", clip[0]), Prompt("video", clip), *sounds):

@@ -14,8 +14,8 @@ from ...codi_models.encoders.preprocess import SAMPLE_RATES
 from ...codi_models.errors import CoDiError
 from .handle import CoDiHandle
 
-FILES = ("name", "file")
-"""Combos whose options change while the host runs: their nodes look for themselves."""
+FILES = ("name", "file", "order")
+"""Combos whose nodes look for themselves: their options change while the host runs, or had other names once."""
 
 
 def admitted(inputs: Sequence[Any], values: Mapping[str, Any], *, lists: bool = False) -> dict[str, Any]:

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import comfy.model_management as mm
 import torch
 from torch import Tensor, nn
 
-from ...codi_models.config import DENOISER_OF, MODALITIES, SamplingConfig
-from ...codi_models.coupling import Coupling
+from ...codi_models.alignment import Alignment
+from ...codi_models.config import SamplingConfig
+from ...codi_models.diffusion import NoiseSchedule
 from ...codi_models.errors import CoDiError
-from ...codi_models.joint import JointDenoiser, guidance_shares
-from .denoiser import usual_composition
+from ...codi_models.joint import JointDenoiser
+from ...codi_models.modalities import MODALITIES, denoisers_of
+from .alignment import TARGETS, aligned, alignment_of
 from .handle import CoDiHandle
 from .latent_model import LatentModel, wrap_sampling
 from .lora import MEMBERS, JointPatcher, joint_state_dict
-from .parts import modalities_of
-
-COUPLING = "codi_coupling"
-"""Key of transformer_options under which a MODEL carries its Coupling, so that every sampler node sees it."""
-
-ONLY = "codi_only"
-"""Key of transformer_options for the modalities whose noise a pass is wanted for; absent: all."""
+from .model_sampling import own_timesteps
+from .parts import host_form, modalities_of, network_form
 
 
-def coupling_of(model_options: Mapping[str, Any], sampling: SamplingConfig) -> Coupling:
-    """How the outputs of a MODEL with these options listen to each other: as set, else as its configuration recommends."""
-    carried = (model_options.get("transformer_options") or {}).get(COUPLING)
-    return carried or Coupling(sampling.wiring, sampling.alignment, sampling.alignment_guidance)
-
-
-def couple(patcher: Any, **changes: Any) -> Any:
-    """A clone of a joint MODEL with some fields of its Coupling changed. Raises CoDiError for any other MODEL and for unusable values."""
+def sampling_of(patcher: Any) -> SamplingConfig:
+    """Defaults of a joint MODEL. Raises CoDiError for any other MODEL."""
     if not isinstance(getattr(patcher, "model", None), JointModel):
         raise CoDiError("alignment needs a joint MODEL: give one from Load CoDi (joint) or CoDi Compose")
-    clone = patcher.clone()
-    changed = replace(coupling_of(clone.model_options, clone.model.codi.config.sampling), **changes)
-    clone.model_options.setdefault("transformer_options", {})[COUPLING] = changed
+    return patcher.model.codi.config.sampling
+
+
+def align(patcher: Any, **changes: Any) -> Any:
+    """A clone of a joint MODEL with some fields of its Alignment changed. Raises CoDiError for any other MODEL and for unusable values."""
+    usual, clone = sampling_of(patcher), patcher.clone()
+    aligned(clone.model_options, usual, **changes)
     return clone
 
 
@@ -48,14 +42,16 @@ class JointNetwork(nn.Module):
 
     codi: CoDiHandle
     joint: JointDenoiser
+    schedule: NoiseSchedule
+    snr_scales: dict[str, float]
     components: tuple[str, ...]
-    cfg: float = 1.0  # scale of the run, which the guidance of the alignment is shared out by
 
     def __init__(self, model: LatentModel, networks: dict[str, nn.Module]) -> None:
         super().__init__()
         object.__setattr__(self, "codi", model.codi)
-        object.__setattr__(self, "joint", JointDenoiser(networks, register=False, composition=usual_composition(model.codi),
-                                                        emphasis=model.codi.model.emphasis))  # fmt: skip
+        object.__setattr__(self, "schedule", NoiseSchedule(model.codi.config.diffusion))
+        object.__setattr__(self, "snr_scales", model.snr_scales)
+        object.__setattr__(self, "joint", JointDenoiser(networks, register=False))
         object.__setattr__(self, "components", tuple(networks))
         for component, network in networks.items():  # the keys of a joint MODEL lead to its members' weights
             object.__setattr__(self, component, network)
@@ -68,62 +64,60 @@ class JointNetwork(nn.Module):
         control: Any = None,
         transformer_options: Any = None,
         codi_frames: Tensor | None = None,
-        codi_kept: tuple[str, ...] = (),
-        codi_spoken: Tensor | None = None,
+        codi_given: tuple[str, ...] = (),
+        codi_given_embeddings: Tensor | None = None,
         **_: Any,
     ) -> Any:
-        """List of latents in diffusion space -> list of predicted noise, same shapes; one tensor where one was given.
+        """List of latents at unit variance -> list of predictions, same shapes; one tensor where one was given.
 
-        codi_frames: prompts of the frames of a clip, (B, F, n, D). codi_kept: outputs that are given, whose noise is not needed (zeros
-        are returned); codi_spoken: their environment embeddings, (B, kept, C)."""
+        codi_frames: prompts of the frames of a video, (B, F, n, D). codi_given: outputs that are given, which nothing is predicted for
+        (zeros are returned); codi_given_embeddings: their environment embeddings, (B, given, C)."""
         parts = x if isinstance(x, list) else [x]
         names = modalities_of([p.shape for p in parts], self.codi.config)
-        latents = {n: _own_form(n, p) for n, p in zip(names, parts, strict=True)}
-        spoken = {} if codi_spoken is None else {m: codi_spoken[:, i : i + 1].to(parts[0]) for i, m in enumerate(codi_kept)}
+        latents = {n: network_form(n, p) for n, p in zip(names, parts, strict=True)}
         options = transformer_options or {}
-        coupling = coupling_of({"transformer_options": options}, self.codi.config.sampling)
-        kinds = options.get("cond_or_uncond") or [0]  # of equal parts of the batch; 1 is without the prompt
-        reach = self.joint.reach(context, coupling.guidance)
-        prompted = [kind != 1 for kind in kinds for _ in range(len(timesteps) // len(kinds))]
-        noise = self.joint(
-            latents,
-            timesteps,
-            {n: codi_frames if n == "video" and codi_frames is not None else context for n in names},
-            wiring=coupling.wiring,
-            alignment=coupling.strength,
-            alignment_guidance=coupling.guidance,
-            window=(coupling.start, coupling.end),
-            pairs=coupling.pairs,
-            only=[n for n in options.get(ONLY, names) if n not in codi_kept],
-            spoken=spoken,
-            push={n: guidance_shares(prompted, self.cfg, reach[n]) for n in names},  # also where the host asks for both sides one by one
-        )
-        out = [noise[n].unsqueeze(-1) if n == "text" else noise[n] for n in names]
+        alignment = alignment_of({"transformer_options": options}, self.codi.config.sampling)
+        if alignment.start > 0 or alignment.end < 1:
+            alignment = alignment.at(float(timesteps[0]))
+        own = {n: own_timesteps(self.schedule, self.snr_scales[n], timesteps, options) for n in names}
+        targets = [n for n in options.get(TARGETS, names) if n in latents and n not in codi_given]
+        given = {} if codi_given_embeddings is None else {
+            m: codi_given_embeddings[:, i : i + 1].to(parts[0]) for i, m in enumerate(codi_given)
+        }  # fmt: skip
+        given |= self._environment(latents, own, targets, alignment, given, len(options.get("cond_or_uncond") or [0]))
+        contexts = {n: codi_frames if n == "video" and codi_frames is not None else context for n in names}
+        predictions = self.joint(latents, own, contexts, alignment=alignment, targets=targets, given=given)
+        out = [host_form(n, predictions[n] if n in predictions else torch.zeros_like(latents[n])) for n in names]
         return out if len(out) > 1 else out[0]
 
-
-def _own_form(modality: str, part: Tensor) -> Tensor:
-    """A part as the networks take it: text is (B, D, 1) in the host."""
-    return part.squeeze(-1) if modality == "text" else part
+    def _environment(
+        self, latents: Mapping[str, Tensor], timesteps: Mapping[str, Tensor], targets: Collection[str], alignment: Alignment,
+        given: Mapping[str, Tensor], sides: int,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Environment embeddings of what the targets attend to. The host stacks the sides of its guidance, with the same latents in each:
+        one side is enough."""
+        needed = {s for n in targets for s in alignment.sources(n, {**latents, **given})} & set(latents) - set(given)
+        rows = len(next(iter(latents.values()))) // sides
+        found = self.joint.environment_embeddings({n: latents[n][:rows] for n in needed}, {n: timesteps[n][:rows] for n in needed})
+        return {n: embedding.repeat(sides, 1, 1) for n, embedding in found.items()}
 
 
 class JointModel(LatentModel):
     """LatentModel of several members."""
 
-    _spoken: Tensor | None = None  # of the run that is under way
+    _given: Tensor | None = None  # environment embeddings of the run that is under way
 
-    def begin(self, guider: Any) -> None:
-        self.diffusion_model.cfg = float(getattr(guider, "cfg", 1.0))
-        self._spoken = None
+    def begin(self) -> None:
+        self._given = None
 
-    def spoken(self, given: Mapping[str, Tensor]) -> Tensor | None:
-        if self._spoken is None:  # the host asks once for every CONDITIONING
-            parts = {m: _own_form(m, part).to(self.compute_dtype) for m, part in given.items()}
+    def environment_embeddings(self, given: Mapping[str, Tensor]) -> Tensor | None:
+        if self._given is None:  # the host asks once for every CONDITIONING
+            parts = {m: network_form(m, part).to(self.compute_dtype) for m, part in given.items()}
             first = next(iter(parts.values()))
             clean = torch.zeros(len(first), dtype=torch.long, device=first.device)
             joint: JointDenoiser = self.diffusion_model.joint
-            self._spoken = torch.cat(list(joint.environment_embeddings(parts, clean).values()), dim=1)
-        return self._spoken
+            self._given = torch.cat(list(joint.environment_embeddings(parts, clean).values()), dim=1)
+        return self._given
 
     def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
         """What patches of a joint MODEL may name: see `JointPatcher`."""
@@ -131,8 +125,8 @@ class JointModel(LatentModel):
         return joint_state_dict({c: getattr(network, c) for c in network.components})
 
 
-def compose(models: Sequence[Any], coupling: Coupling | None = None) -> Any:
-    """Joint MODEL of one to three denoiser MODELs, coupled as given or as their model recommends. Patches on a member (LoRA) stay in force.
+def compose(models: Sequence[Any]) -> Any:
+    """Joint MODEL of one to three denoiser MODELs, aligned as their model recommends. Patches on a member (LoRA) stay in force.
 
     Raises CoDiError for MODELs that are no CoDi denoisers, are given twice, or belong to different models."""
     members: dict[str, Any] = {}
@@ -140,22 +134,21 @@ def compose(models: Sequence[Any], coupling: Coupling | None = None) -> Any:
         model = getattr(patcher, "model", None)
         if not isinstance(model, LatentModel) or isinstance(model, JointModel):
             raise CoDiError(f"CoDi Compose takes MODELs from CoDi Denoiser, not {type(model).__name__}")
-        component = DENOISER_OF[model.outputs[0]]
+        component = MODALITIES[model.outputs[0]].denoiser
         if component in members:
             raise CoDiError(f"two MODELs of the {component} were given to CoDi Compose: it takes each denoiser once")
         members[component] = patcher.clone()
-    members = {name: members[name] for name in dict.fromkeys(DENOISER_OF.values()) if name in members}
+    members = {name: members[name] for name in denoisers_of(MODALITIES) if name in members}
     if not members:
         raise CoDiError("CoDi Compose needs at least one MODEL from CoDi Denoiser")
     handles = {id(p.model.codi): p.model.codi for p in members.values()}
     if len(handles) > 1:
         raise CoDiError(f"the denoisers of {' and '.join(h.name for h in handles.values())} cannot be composed: load all from one model")
     first = next(iter(members.values())).model
-    outputs = [m for m in MODALITIES if DENOISER_OF[m] in members]
+    outputs = [m for m, row in MODALITIES.items() if row.denoiser in members]
     networks = {name: p.model.diffusion_model for name, p in members.items()}
     dtype: torch.dtype = first.compute_dtype
     joint = JointModel(first.codi, outputs, lambda **_: JointNetwork(first, networks), dtype=dtype, device=mm.unet_offload_device())
     patcher = JointPatcher(joint, load_device=mm.get_torch_device(), offload_device=mm.unet_offload_device())
     patcher.set_additional_models(MEMBERS, list(members.values()))
-    patcher = wrap_sampling(patcher)
-    return patcher if coupling is None else couple(patcher, **vars(coupling))
+    return wrap_sampling(patcher)

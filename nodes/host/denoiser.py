@@ -13,17 +13,20 @@ from torch import Tensor
 
 from ...codi_models.checkpoints import read_weights
 from ...codi_models.components import check_component
-from ...codi_models.config import DENOISER_OF, MODALITIES
+from ...codi_models.config import CoDiConfig
 from ...codi_models.denoisers.unet2d import UNet2D
 from ...codi_models.denoisers.unet_text import TextUNet
+from ...codi_models.diffusion import NoiseSchedule
 from ...codi_models.errors import CoDiError
-from ...codi_models.facets import Composition
+from ...codi_models.modalities import MODALITIES, denoisers_of, snr_scale
 from ...codi_models.model import DTYPES
 from .handle import CoDiHandle, open_handle
 from .latent_model import FRAMES, LatentModel, ScheduleConfig, wrap_sampling
 from .lora import denoiser_patcher
+from .model_sampling import own_timesteps
+from .parts import host_form, modality_of, network_form
 
-DENOISERS = ("vision_denoiser", "audio_denoiser", "text_denoiser")
+DENOISERS = tuple(denoisers_of(MODALITIES))
 _built: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
 
 
@@ -35,7 +38,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 class _HostCall:
     """Lets the host call a denoiser (list of latents, transformer_options) beside CoDi's own joint step."""
 
-    composition: Composition | None = None  # of pictures and clips, where this denoiser samples alone
+    codi_config: CoDiConfig
 
     def forward(
         self, x: Any, timesteps: Tensor, context: Any = None, control: Any = None, transformer_options: Any = None, **kw: Any
@@ -44,10 +47,11 @@ class _HostCall:
         if transformer_options is None:
             return run(x, timesteps, context, **kw)
         x = x[0] if isinstance(x, list) else x
-        if x.ndim == 3:  # text: (B, D, 1) in the host, (B, D) in the network
-            return run(x.squeeze(-1), timesteps, context).unsqueeze(-1)
-        context = kw.get(FRAMES, context) if x.ndim == 5 else context
-        return run(x, timesteps, context if self.composition is None else self.composition(context))
+        modality = modality_of(x.shape, self.codi_config)
+        scale = snr_scale(self.codi_config, modality)
+        timesteps = own_timesteps(NoiseSchedule(self.codi_config.diffusion), scale, timesteps, transformer_options)
+        context = kw.get(FRAMES, context) if modality == "video" else context
+        return host_form(modality, run(network_form(modality, x), timesteps, context))
 
 
 class HostUNet2D(_HostCall, UNet2D):
@@ -56,11 +60,6 @@ class HostUNet2D(_HostCall, UNet2D):
 
 class HostTextUNet(_HostCall, TextUNet):
     """UNet of text latents."""
-
-
-def usual_composition(codi: CoDiHandle) -> Composition | None:
-    """What takes the prompts of pictures and clips apart, as the model's configuration has it."""
-    return codi.model.composition(codi.config.sampling.composition)
 
 
 def denoiser_model(codi: CoDiHandle, component: str, dtype: str = "auto", *, disable_dynamic: bool = False) -> Any:
@@ -97,11 +96,10 @@ def _build(codi: CoDiHandle, component: str, dtype: str, disable_dynamic: bool) 
     def network(*, device: Any, operations: Any, **_: Any) -> torch.nn.Module:
         cls: Any = HostTextUNet if component == "text_denoiser" else HostUNet2D
         net = cls(config, operations=operations, dtype=chosen, device=device, attention=attention)
-        if component == "vision_denoiser":
-            net.composition = usual_composition(codi)
+        net.codi_config = codi.config
         return net
 
-    model = LatentModel(codi, [m for m in MODALITIES if DENOISER_OF[m] == component], network, dtype=chosen, device=rest)
+    model = LatentModel(codi, [m for m, row in MODALITIES.items() if row.denoiser == component], network, dtype=chosen, device=rest)
     patcher = denoiser_patcher(model, load=load, rest=rest, plain=disable_dynamic)
     streamed = hasattr(patcher, "is_dynamic") and patcher.is_dynamic()
     model.load_model_weights(weights, "", **({"assign": True} if streamed else {}))

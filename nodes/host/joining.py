@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...codi_models.config import MODALITIES, CoDiConfig
+from ...codi_models.config import CoDiConfig
 from ...codi_models.errors import CoDiError
+from ...codi_models.modalities import MODALITIES
 from .masks import masks_of, with_masks
 from .parts import check_room, join, split
 

@@ -12,8 +12,9 @@ import folder_paths
 from torch import Tensor
 
 from ...codi_models.checkpoints import read_metadata, read_weights, save_weights
-from ...codi_models.config import MODALITIES, CoDiConfig
+from ...codi_models.config import CoDiConfig
 from ...codi_models.errors import CoDiError
+from ...codi_models.modalities import MODALITIES
 from .folders import inside
 from .joining import take_apart
 from .masks import masks_of, with_masks

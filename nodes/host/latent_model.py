@@ -17,19 +17,21 @@ from comfy.nested_tensor import NestedTensor
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
-from ...codi_models.config import DENOISER_OF
+from ...codi_models.alignment import Alignment
 from ...codi_models.errors import CoDiError
-from ...codi_models.prompts import prompted
+from ...codi_models.modalities import MODALITIES
+from ...codi_models.settings import snr_scales
+from .alignment import alignment_of, around_predict_noise
 from .handle import CoDiHandle
 from .latent_format import CoDiLatentFormat
 from .lora import key_map_config, with_other_names
-from .parts import modalities_of
+from .model_sampling import model_sampling, model_type
+from .parts import modalities_of, weighted
 
-SCALED_BY = {"video": "image_autoencoder", "image": "image_autoencoder", "text": "text_autoencoder", "audio": "audio_autoencoder"}
 FRAMES = "codi_frames"
 """Key of CONDITIONING for what each frame of a clip adds to the prompt, (B, F, k, D): sums, so that stock nodes that change the prompt
 change every frame. The network gets the prompts of the frames under the same key, (B, F, n, D)."""
-KEPT, SPOKEN = "codi_kept", "codi_spoken"
+GIVEN, GIVEN_EMBEDDINGS = "codi_given", "codi_given_embeddings"
 _BYTES_PER_CHANNEL = 33  # activations of one latent element, per model channel and byte of the dtype; as the host reckons for SD 1.5
 
 
@@ -50,18 +52,35 @@ class LatentModel(comfy.model_base.BaseModel):
     def __init__(
         self, codi: CoDiHandle, outputs: Sequence[str], network: Callable[..., nn.Module], *, dtype: torch.dtype, device: Any
     ) -> None:
-        maps = (key_map_config(getattr(codi.config, DENOISER_OF[m])) for m in outputs)
+        maps = (key_map_config(getattr(codi.config, MODALITIES[m].denoiser)) for m in outputs)
         conf = ScheduleConfig(next(filter(None, maps), {}))
         conf.latent_format = CoDiLatentFormat(codi, outputs, weakref.ref(self))
         conf.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, mm.get_torch_device(), conf.supported_inference_dtypes))
-        super().__init__(conf, comfy.model_base.ModelType.EPS, device=device, unet_model=network)
+        super().__init__(conf, model_type(codi.config.diffusion), device=device, unet_model=network)
         self.codi, self.outputs = codi, tuple(outputs)
+        self.snr_scales = snr_scales(codi.config)
+        own = weakref.ref(self)
+        stock: Any = self.model_sampling  # type: ignore[has-type]
+        self.model_sampling = model_sampling(codi.config.diffusion, stock, lambda x: own()._snr_scale(x))  # type: ignore[union-attr]
         self.latent_shapes: list[tuple[int, ...]] | None = None
         self.seen: list[Tensor] | None = None
         """Parts of the sampler's latest guess, in diffusion space, while the host's callback looks at it."""
 
-    def begin(self, guider: Any) -> None:
-        """Called once before a run, with the host's guider."""
+    def begin(self) -> None:
+        """Called once before a run."""
+
+    def alignment_at(self, sigma: Tensor, model_options: Mapping[str, Any]) -> Alignment:
+        """The Alignment that these options carry, as it is in force at a noise level (B,)."""
+        alignment = alignment_of(model_options, self.codi.config.sampling)
+        if alignment.start <= 0 and alignment.end >= 1:
+            return alignment  # asking for the timestep would wait for the device
+        return alignment.at(float(self.model_sampling.timestep(sigma).flatten()[0]))
+
+    def _snr_scale(self, x: Tensor) -> Tensor | float:
+        """Factor s of every element of a latent as the sampler has it: a number, or (B, 1, N) of a packed one."""
+        shapes = self.latent_shapes if self.latent_shapes and len(self.latent_shapes) > 1 else [x.shape]
+        scales = [self.snr_scales[m] for m in modalities_of(shapes, self.codi.config)]
+        return weighted(shapes, scales, x) if len(shapes) > 1 else scales[0]
 
     def state_dict(self, *args: Any, **kw: Any) -> dict[str, Any]:  # type: ignore[override]
         """As every module's, and weights by the keys that Stable Diffusion has for them: LoRA loaders go by these."""
@@ -87,11 +106,11 @@ class LatentModel(comfy.model_base.BaseModel):
         return asked
 
     def process_latent_in(self, latent: Any) -> Any:
-        """Latent space to diffusion space."""
+        """Latent space to the space that is sampled in: diffusion space times the factor of the modality, see `modalities.snr_scale`."""
         return self._scaled(latent, lambda part, scale: part * scale)
 
     def process_latent_out(self, latent: Any) -> Any:
-        """Diffusion space to latent space."""
+        """The inverse of `process_latent_in`."""
         return self._scaled(latent, lambda part, scale: part / scale)
 
     def _scaled(self, latent: Any, change: Callable[[Tensor, float], Tensor]) -> Any:
@@ -99,14 +118,15 @@ class LatentModel(comfy.model_base.BaseModel):
         nested = latent.is_nested
         parts = latent.unbind() if nested else comfy.utils.unpack_latents(latent, self.latent_shapes or [latent.shape])
         config = self.codi.config
-        scales = [getattr(config, SCALED_BY[m]).scale for m in modalities_of([p.shape for p in parts], config)]
+        names = modalities_of([p.shape for p in parts], config)
+        scales = [MODALITIES[m].latent_scale(config) * self.snr_scales[m] for m in names]
         done = [change(part, scale) for part, scale in zip(parts, scales, strict=True)]
         if nested:
             return NestedTensor(done)
         return comfy.utils.pack_latents(done)[0] if len(done) > 1 else done[0]
 
     def extra_conds(self, **kwargs: Any) -> dict[str, Any]:
-        """Hands the network the prompt, the shapes of the parts, prompts of single frames, which parts are kept and what they say.
+        """Hands the network the prompt, the shapes of the parts, prompts of single frames, which parts are given and their environment.
 
         Raises CoDiError for prompts of another model, for batches and for frames that do not go with the latent."""
         prompt, width = kwargs.get("cross_attn"), self.codi.config.vision_denoiser.context_dim
@@ -121,11 +141,9 @@ class LatentModel(comfy.model_base.BaseModel):
                 f"this CONDITIONING holds {prompt.shape[0]} prompts for a batch of {batch}: give one, or one for every sample of the batch"
             )
         frames = kwargs.get(FRAMES)
-        if prompt is not None:  # here, where all that the graph does to a prompt is done
-            if frames is not None:
-                each = (comfy.utils.repeat_to_batch_size(t, batch) for t in (prompt, frames))
-                frames = prompted(self.codi.model, _frame_prompts(*each))  # (B, F, n, D)
-            kwargs["cross_attn"] = prompted(self.codi.model, prompt)
+        if prompt is not None and frames is not None:
+            each = (comfy.utils.repeat_to_batch_size(t, batch) for t in (prompt, frames))
+            frames = _frame_prompts(*each)  # (B, F, n, D)
         out = super().extra_conds(**kwargs)
         shapes = kwargs["latent_shapes"]
         out["latent_shapes"] = comfy.conds.CONDConstant(shapes)
@@ -137,17 +155,18 @@ class LatentModel(comfy.model_base.BaseModel):
                     f"this CONDITIONING has prompts for {has} frames and the clip has {wants}: set the same count in both nodes"
                 )
             out[FRAMES] = comfy.conds.CONDRegular(frames)
-        kept = _kept(asked, shapes, kwargs.get("denoise_mask"))
-        out[KEPT] = comfy.conds.CONDConstant(kept)
-        if kept and (given := kwargs.get("latent_image")) is not None:
-            parts = comfy.utils.unpack_latents(given, shapes) if len(shapes) > 1 else [given]
-            spoken = self.spoken({m: part for m, part in zip(asked, parts, strict=True) if m in kept})
-            if spoken is not None:
-                out[SPOKEN] = comfy.conds.CONDRegular(spoken)
+        given = _given(asked, shapes, kwargs.get("denoise_mask"))
+        out[GIVEN] = comfy.conds.CONDConstant(given)
+        if given and (latent := kwargs.get("latent_image")) is not None:
+            parts = comfy.utils.unpack_latents(latent, shapes) if len(shapes) > 1 else [latent]
+            clean = {m: part / self.snr_scales[m] for m, part in zip(asked, parts, strict=True) if m in given}
+            embeddings = self.environment_embeddings(clean)
+            if embeddings is not None:
+                out[GIVEN_EMBEDDINGS] = comfy.conds.CONDRegular(embeddings)
         return out
 
-    def spoken(self, given: Mapping[str, Tensor]) -> Tensor | None:
-        """What others hear of finished parts (B, ...) in diffusion space, (B, parts, C); None where nothing listens."""
+    def environment_embeddings(self, given: Mapping[str, Tensor]) -> Tensor | None:
+        """Environment embeddings (B, parts, C) of finished parts (B, ...) in diffusion space; None where nothing attends to them."""
         return None
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: Any = None) -> float:
@@ -174,7 +193,7 @@ def around_sampling(
     model = guider.model_patcher.model
     model.check(shapes)
     model.latent_shapes = shapes
-    model.begin(guider)
+    model.begin()
     _check_room(model, noise.shape, guider.model_patcher.load_device)
     if any("area" in c or "mask" in c for conds in guider.conds.values() for c in conds):
         raise CoDiError("CONDITIONING with an area or a mask cannot be used with CoDi: its prompts are one vector for the whole output")
@@ -207,7 +226,9 @@ def _showing(callback: Any, model: LatentModel, shapes: Sequence[tuple[int, ...]
         return None
 
     def step(number: int, x0: Tensor, x: Tensor, total: int) -> None:
-        model.seen = comfy.utils.unpack_latents(x0, shapes) if len(shapes) > 1 else [x0]
+        parts = comfy.utils.unpack_latents(x0, shapes) if len(shapes) > 1 else [x0]
+        names = modalities_of([p.shape for p in parts], model.codi.config)
+        model.seen = [part / model.snr_scales[m] for m, part in zip(names, parts, strict=True)]
         try:
             callback(number, x0, x, total)
         finally:
@@ -217,8 +238,9 @@ def _showing(callback: Any, model: LatentModel, shapes: Sequence[tuple[int, ...]
 
 
 def wrap_sampling(patcher: Any) -> Any:
-    """Adds `around_sampling` to a patcher, once."""
+    """Adds our wrappers to a patcher, once."""
     patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "codi", around_sampling)
+    patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "codi", around_predict_noise)
     return patcher
 
 
@@ -229,7 +251,7 @@ def _frame_prompts(context: Tensor, frames: Tensor) -> Tensor:
     return torch.cat([own[:, :, :k] + frames[:, :, :k].to(own), own[:, :, k:]], dim=2)
 
 
-def _kept(names: Sequence[str], shapes: Sequence[Sequence[int]], mask: Tensor | None) -> tuple[str, ...]:
+def _given(names: Sequence[str], shapes: Sequence[Sequence[int]], mask: Tensor | None) -> tuple[str, ...]:
     """Parts of which nothing is to be generated."""
     if mask is None:
         return ()

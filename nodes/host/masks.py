@@ -9,8 +9,9 @@ import torch
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
-from ...codi_models.config import MODALITIES, CoDiConfig
+from ...codi_models.config import CoDiConfig
 from ...codi_models.errors import CoDiError
+from ...codi_models.modalities import MODALITIES
 from .parts import join, split
 
 

@@ -14,7 +14,7 @@ from ...codi_models.errors import CoDiError
 from ...codi_models.media import MAX_SECONDS
 from .checks import image
 from .handle import CoDiHandle
-from .parts import factor, mel_frames
+from .parts import mel_frames
 from .vae import AudioVAE, ImageVAE
 
 
@@ -50,7 +50,7 @@ def encode_part(codi: CoDiHandle, modality: str, media: Any, shape: Sequence[int
             return network.encode(ids.to(codi.model.place("text_autoencoder"))).float().unsqueeze(-1).to(mm.intermediate_device())
     if modality == "audio":
         return _sound(codi, media, shape, float(last))
-    side = factor(codi.config.image_autoencoder)
+    side = codi.config.image_autoencoder.downsampling
     size = (shape[-2] * side, shape[-1] * side)
     if modality == "image":
         _fits(len(media), shape[0], "pictures")
@@ -65,7 +65,7 @@ def _sound(codi: CoDiHandle, media: Any, shape: Sequence[int], last: float) -> T
     wave, mel = media["waveform"].float().cpu(), codi.config.mel
     _fits(len(wave), shape[0], "sounds")
     wave = resample(wave.mean(dim=1), int(media["sample_rate"]), mel.sample_rate)  # (B, N)
-    unit = mel.hop_length * factor(codi.config.audio_autoencoder)  # samples of a latent step
+    unit = mel.hop_length * codi.config.audio_autoencoder.downsampling  # samples of a latent step
     if not last:
         wave = wave[:, : shape[2] * unit]
         return AudioVAE(codi).encode(wave.unsqueeze(-1))[:, :, : shape[2]]

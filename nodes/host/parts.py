@@ -13,25 +13,36 @@ import torch
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor
 
-from ...codi_models.config import MODALITIES, AutoencoderConfig, CoDiConfig
+from ...codi_models.config import CoDiConfig
 from ...codi_models.errors import CoDiError
+from ...codi_models.modalities import MODALITIES, Size, ordered
+from ...codi_models.modalities import modality_of as modality_of_latent
+from ...codi_models.settings import image_unit
+
+
+def host_form(modality: str, part: Tensor) -> Tensor:
+    """A latent as the host takes it: it wants at least three axes, so text is (B, D, 1)."""
+    return part.unsqueeze(-1) if modality == "text" else part
+
+
+def network_form(modality: str, part: Tensor) -> Tensor:
+    """A latent as the networks take it."""
+    return part.squeeze(-1) if modality == "text" else part
 
 
 def modality_of(shape: Sequence[int], config: CoDiConfig) -> str:
     """Modality of a latent of this shape. Raises CoDiError naming the shape and the accepted ones."""
-    vision, audio = config.vision_denoiser.in_channels, config.audio_denoiser.in_channels
-    if len(shape) == 5 and shape[1] == vision:
-        return "video"
-    if len(shape) == 4 and shape[1] == vision:
-        return "image"
-    if len(shape) == 4 and shape[1] == audio and shape[3] == config.mel.n_mels // factor(config.audio_autoencoder):
-        return "audio"
-    if len(shape) == 3 and tuple(shape[1:]) == (config.text_autoencoder.latent_dim, 1):
-        return "text"
+    own = tuple(shape[1:-1]) if len(shape) == 3 and shape[-1] == 1 else tuple(shape[1:])
+    found = modality_of_latent(own, config)
+    if found is not None and len(shape) >= 3:
+        return found
+    accepted = []
+    for name, row in MODALITIES.items():
+        axes = [*row.axes(config), 1] if name == "text" else row.axes(config)
+        accepted.append(f"{name} (batch, {', '.join('any' if axis is None else str(axis) for axis in axes)})")
     raise CoDiError(
-        f"a latent of shape {tuple(shape)} is none of {config.name}'s: video is (batch, {vision}, frames, height, width), "
-        f"image (batch, {vision}, height, width), text (batch, {config.text_autoencoder.latent_dim}, 1), audio (batch, {audio}, time, "
-        f"{config.mel.n_mels // factor(config.audio_autoencoder)}). Make the LATENT with CoDi Empty Joint Latent of the same model"
+        f"a latent of shape {tuple(shape)} is none of {config.name}'s: {'; '.join(accepted)}. "
+        "Make the LATENT with CoDi Empty Joint Latent of the same model"
     )
 
 
@@ -70,26 +81,28 @@ def join(parts: Mapping[str, Tensor]) -> Any:
     return ordered[0] if len(ordered) == 1 else NestedTensor(ordered)
 
 
-def empty(config: CoDiConfig, outputs: Sequence[str], *, width: int, height: int, frames: int, seconds: float, batch: int) -> dict:
-    """LATENT of zeros for the chosen outputs; width and height in pixels, seconds of sound (rounded to what the network can make).
+def empty(
+    config: CoDiConfig, outputs: Sequence[str], *, width: int = 0, height: int = 0, frames: int = 0, seconds: float = 0.0, batch: int = 1
+) -> dict:
+    """LATENT of zeros for the chosen outputs; width and height in pixels, seconds of audio (rounded to what the network can make).
+    What is 0 is the model's own.
 
     Raises CoDiError where nothing is chosen, or for sizes and frame counts that the networks cannot make."""
     if not outputs:
         raise CoDiError(f"no output chosen: switch on at least one of {', '.join(MODALITIES)}")
-    if {"image", "video"} & set(outputs):
-        _check_size(config, width, height)
-    if "video" in outputs and not 1 <= frames <= config.vision_denoiser.max_frames:
-        raise CoDiError(f"{frames} frames are not what {config.name} can place in time: give 1 to {config.vision_denoiser.max_frames}")
-    f, g, mel = factor(config.image_autoencoder), factor(config.audio_autoencoder), config.mel
-    picture = (config.image_autoencoder.latent_channels, height // f, width // f)
-    shapes = {
-        "video": (picture[0], frames, *picture[1:]),
-        "image": picture,
-        "text": (config.text_autoencoder.latent_dim, 1),
-        "audio": (config.audio_autoencoder.latent_channels, mel_frames(config, seconds) // g, mel.n_mels // g),
-    }
-    check_room(sum(math.prod(shapes[m]) for m in shapes if m in outputs) * batch, f"a LATENT of {batch} samples of this size")
-    parts = {m: torch.zeros(batch, *shapes[m], device=mm.intermediate_device()) for m in MODALITIES if m in outputs}
+    usual, mel = config.sampling, config.mel
+    shapes = {}
+    for m in ordered(outputs):
+        edge = usual.image_size if m == "image" else usual.video_size
+        length = mel_frames(config, seconds) if seconds else mel.frames
+        size = Size(height or width or edge, width or height or edge, frames or usual.frames, length)
+        if m in ("image", "video"):
+            _check_size(config, size.width, size.height)
+        if m == "video" and not 1 <= size.frames <= config.vision_denoiser.max_frames:
+            raise CoDiError(f"{frames} frames are not what {config.name} can place in time: give 1 to {config.vision_denoiser.max_frames}")
+        shapes[m] = MODALITIES[m].latent_shape(config, size)
+    check_room(sum(map(math.prod, shapes.values())) * batch, f"a LATENT of {batch} samples of this size")
+    parts = {m: host_form(m, torch.zeros(batch, *shape, device=mm.intermediate_device())) for m, shape in shapes.items()}
     # Hosts before 0.30 take the rate of a decoded sound from the LATENT.
     return {"samples": join(parts), "type": "codi", "sample_rate": mel.sample_rate}
 
@@ -105,17 +118,21 @@ def check_room(numbers: int, what: str) -> None:
 
 def mel_frames(config: CoDiConfig, seconds: float) -> int:
     """Mel frames nearest to a length in seconds that autoencoder and denoiser can halve as often as they do."""
-    step = factor(config.audio_autoencoder) * 2 ** (len(config.audio_denoiser.channel_mult) - 1)
+    step = config.audio_autoencoder.downsampling * 2 ** (len(config.audio_denoiser.channel_mult) - 1)
     return max(step, round(seconds * config.mel.sample_rate / config.mel.hop_length / step) * step)
 
 
-def factor(autoencoder: AutoencoderConfig) -> int:
-    """Pixels (or mel bins) of one latent element along one side."""
-    return 2 ** (len(autoencoder.channel_mult) - 1)
+def weighted(shapes: Sequence[Sequence[int]], values: Sequence[float | Tensor], x: Tensor) -> Tensor:
+    """One number for every element of each part, or one for each sample (B,), shaped to multiply a latent x, packed where it is joint."""
+    if len(shapes) == 1:
+        return x.new_tensor(float(values[0]))
+    columns = [torch.as_tensor(value).to(x).view(-1, 1, 1) for value in values]
+    counts = [math.prod(shape[1:]) for shape in shapes]
+    return torch.cat([column.expand(len(x), 1, count) for column, count in zip(columns, counts, strict=True)], dim=-1)
 
 
 def _check_size(config: CoDiConfig, width: int, height: int) -> None:
-    unit = factor(config.image_autoencoder) * 2 ** (len(config.vision_denoiser.channel_mult) - 1)
+    unit = image_unit(config)
     if width % unit or height % unit or min(width, height) < unit:
         near = [max(unit, round(v / unit) * unit) for v in (width, height)]
         raise CoDiError(

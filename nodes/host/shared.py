@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from ...codi_models.coherence import encode_outputs
-from ...codi_models.config import MODALITIES
-from ...codi_models.decoding import decode_text
 from ...codi_models.errors import CoDiError
+from ...codi_models.latents import decode_text
+from ...codi_models.modalities import MODALITIES
 from .handle import CoDiHandle
 from .parts import split
 from .vae import AudioVAE, ImageVAE
 
 _KINDS = {"CoDiEncodeText": "text", "CoDiEncodeImage": "image", "CoDiEncodeAudio": "audio", "CoDiEncodeVideo": "video"}
-_SLOTS = {"CoDiEncodeOutputs": MODALITIES}
+_SLOTS = {"CoDiEncodeOutputs": tuple(MODALITIES)}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ...codi_models.decoding import decode_text
 from ...codi_models.figures import INK, PAPER, clipped, draw_spectrogram, font, from_image, to_image
+from ...codi_models.latents import decode_text
 from .handle import CoDiHandle
 from .playing import play
 from .preview import apply, colour_map, loudness_map

@@ -8,11 +8,11 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ...codi_models.decoding import BINS_AT_ONCE, PIXELS_AT_ONCE, decode_audio, decode_pixels
 from ...codi_models.encoders.preprocess import rgb
 from ...codi_models.errors import CoDiError
+from ...codi_models.latents import BINS_AT_ONCE, PIXELS_AT_ONCE, decode_audio, decode_pixels
 from .handle import CoDiHandle
-from .parts import factor, mel_frames
+from .parts import mel_frames
 
 
 class ImageVAE:
@@ -28,7 +28,7 @@ class ImageVAE:
         if z.ndim not in (4, 5) or z.shape[1] != self.codi.config.image_autoencoder.latent_channels:
             raise CoDiError(f"a latent of shape {tuple(z.shape)} is no picture or clip of {self.codi.name}")
         z = z.to(self.codi.model.place("image_autoencoder"), torch.float32) * self.codi.config.image_autoencoder.scale
-        scaled_by = factor(self.codi.config.image_autoencoder)
+        scaled_by = self.codi.config.image_autoencoder.downsampling
         self._reserve(z.shape[-2] * scaled_by, z.shape[-1] * scaled_by)
         pixels = decode_pixels(self.codi.model, z)  # (B, 3, H, W) or (B, F, 3, H, W)
         return pixels.movedim(-3, -1).to(mm.intermediate_device())
@@ -40,7 +40,7 @@ class ImageVAE:
 
         Raises CoDiError for other shapes, pictures smaller than one latent element, NaN and infinite values."""
         pixels = pixels.flatten(0, -4) if pixels.ndim > 4 else pixels
-        unit = factor(self.codi.config.image_autoencoder)
+        unit = self.codi.config.image_autoencoder.downsampling
         if pixels.ndim != 4 or not len(pixels) or min(pixels.shape[1:3]) < unit:
             raise CoDiError(
                 f"an IMAGE of shape {tuple(pixels.shape)} cannot be encoded: give (batch, height, width, 3) of {unit} x {unit} or more"
@@ -69,7 +69,7 @@ class ImageVAE:
 
     def spacial_compression_decode(self) -> int:
         """Pixels per latent element."""
-        return factor(self.codi.config.image_autoencoder)
+        return self.codi.config.image_autoencoder.downsampling
 
     spacial_compression_encode = spacial_compression_decode
 
@@ -106,7 +106,7 @@ class AudioVAE:
         if z.ndim != 4 or z.shape[1] != self.codi.config.audio_autoencoder.latent_channels:
             raise CoDiError(f"a latent of shape {tuple(z.shape)} is no sound of {self.codi.name}")
         for name in ("audio_autoencoder", "vocoder"):
-            self.codi.model.reserve(name, self._bins(z.shape[0], z.shape[2] * factor(self.codi.config.audio_autoencoder)))
+            self.codi.model.reserve(name, self._bins(z.shape[0], z.shape[2] * self.codi.config.audio_autoencoder.downsampling))
         z = z.to(self.codi.model.place("audio_autoencoder"), torch.float32) * self.codi.config.audio_autoencoder.scale
         return decode_audio(self.codi.model, z).unsqueeze(-1).to(mm.intermediate_device())
 

@@ -38,7 +38,7 @@ def create_tiny(folder: Path) -> None:
     """Write the model folder. Fresh denoisers predict zero and ignore each other: theirs are drawn at random throughout."""
     model = CoDi.create(tiny_config(), folder, captions=ALL_CAPTIONS)
     generator = torch.Generator().manual_seed(1)
-    for name in denoisers_of(MODALITIES):
+    for name in sorted(denoisers_of(MODALITIES)):
         network = model.component(name)
         with torch.no_grad():
             for parameter in network.parameters():

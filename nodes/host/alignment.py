@@ -1,0 +1,85 @@
+"""Latent alignment of a joint MODEL: its settings travel on the MODEL, and its guidance counts once under every guider of the host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import comfy.patcher_extension
+import comfy.samplers
+from comfy.model_patcher import create_model_options_clone
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...codi_models.alignment import Alignment
+from ...codi_models.config import SamplingConfig
+from ...codi_models.guidance import alignment_term
+from .parts import weighted
+
+ALIGNMENT = "codi_alignment"
+"""Key of transformer_options under which a MODEL carries its Alignment, so that every sampler node sees it."""
+
+TARGETS = "codi_targets"
+"""Key of transformer_options for the modalities that a pass is to predict; absent: all."""
+
+
+def alignment_of(model_options: Mapping[str, Any], sampling: SamplingConfig) -> Alignment:
+    """Alignment of a MODEL with these options: as set, else as its configuration recommends."""
+    carried = (model_options.get("transformer_options") or {}).get(ALIGNMENT)
+    return carried or Alignment(sampling.wiring, sampling.alignment, sampling.alignment_guidance)
+
+
+def with_options(model_options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """Model options with other transformer options; the host's own dictionaries stay as they are."""
+    return {**model_options, "transformer_options": {**(model_options.get("transformer_options") or {}), **changes}}
+
+
+def predict(model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
+    """The host's prediction of clean latents, one for each CONDITIONING."""
+    if (function := options.get("sampler_calc_cond_batch_function")) is not None:
+        return function({"conds": conds, "input": x, "sigma": timestep, "model": model, "model_options": options})
+    return comfy.samplers.calc_cond_batch(model, conds, x, timestep, options)
+
+
+def around_predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None) -> Tensor:
+    """PREDICT_NOISE wrapper: adds (g - 1) (c - c_off) to what a guider makes of its own passes, whatever that is.
+
+    c is caught on its way from the network to the guider, so only c_off costs a pass, of the outputs that attend to others."""
+    guider, options = executor.class_obj, model_options or {}
+    model, positive = guider.inner_model, guider.conds.get("positive")
+    shapes = model.latent_shapes or [x.shape]
+    alignment = model.alignment_at(timestep, options)
+    names = model.check(shapes)
+    targets = [] if alignment.guidance == 1 or positive is None else [m for m in names if alignment.sources(m, names)]
+    if not targets:
+        return executor(x, timestep, options, seed)
+    off = with_options(options, **{ALIGNMENT: alignment.off()})
+    if alignment.guidance == 0 and _is_conditional_alone(guider, options):
+        return executor(x, timestep, off, seed)
+    caught: list[Tensor] = []
+
+    def catch(inner: Any, model: Any, conds: list, *rest: Any, **more: Any) -> list[Tensor]:
+        predictions = inner(model, conds, *rest, **more)
+        caught.extend(part for cond, part in zip(conds, predictions, strict=True) if cond is positive)
+        return predictions
+
+    watched = create_model_options_clone(options)
+    comfy.patcher_extension.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "codi", catch, watched, is_model_options=True)
+    guided = executor(x, timestep, watched, seed)
+    c = caught[0] if caught else predict(model, [positive], x, timestep, options)[0]
+    (c_off,) = predict(model, [positive], x, timestep, with_options(off, **{TARGETS: targets}))
+    return guided + weighted(shapes, [float(m in targets) for m in names], x) * alignment_term(c, c_off, alignment.guidance)
+
+
+def _is_conditional_alone(guider: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a guider makes nothing of the unconditional side: then c has weight 0 at guidance 0, and c_off takes its place."""
+    plain = type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
+    return plain and math.isclose(guider.cfg, 1.0) and not options.get("disable_cfg1_optimization")
+
+
+def aligned(model_options: dict[str, Any], sampling: SamplingConfig, **changes: Any) -> None:
+    """Change some fields of the Alignment that model options carry, in place. Raises CoDiError for unusable values."""
+    changed = replace(alignment_of(model_options, sampling), **changes)
+    model_options.setdefault("transformer_options", {})[ALIGNMENT] = changed
