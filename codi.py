@@ -2,7 +2,7 @@
 """The README's two commands, for a machine that has only Python 3.10+.
 
 python3 codi.py run    one sentence to picture, clip, sound and caption: inside ComfyUI where one is found, else headless
-python3 codi.py test   lint, type check and all tests
+python3 codi.py test   lint, type check and all tests; --quick: those that need no ComfyUI
 
 Both make a virtual environment in .venv beside this file first, once.
 """
@@ -157,7 +157,9 @@ def _get(request: str | urllib.request.Request) -> Any:
 
 
 def test(arguments: list[str]) -> int:
-    """ruff, mypy, then pytest, whose summary comes last."""
+    """ruff, mypy, then pytest, whose summary comes last. `--quick`: no host, no browser, nothing slow; the rest goes to pytest."""
+    if "--quick" in arguments:
+        arguments = [*(a for a in arguments if a != "--quick"), "-m", "not host and not browser and not slow"]
     checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "codi_models", "nodes", "codi.py"]]
     for check in checks:
         if status := subprocess.run([str(PYTHON), "-m", *check], cwd=PACK).returncode:

@@ -11,7 +11,7 @@ import folder_paths
 import torch
 from comfy_api.latest import InputImpl, Types, io, ui
 
-from ..codi_models.decoding import decode_text
+from ..codi_models.latents import decode_text
 from ..codi_models.errors import CoDiError
 from .host.handle import CoDiHandle
 from .host.parts import take

@@ -90,6 +90,14 @@ def server(host: Path, tmp_path_factory: pytest.TempPathFactory):
     running.stop()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks by file name, for the subsets of CONTRIBUTING.md."""
+    for item in items:
+        for prefix, mark in (("test_host_", "host"), ("test_host_browser", "browser")):
+            if item.path.name.startswith(prefix):
+                item.add_marker(mark)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.skipped and "test_host_" in report.nodeid:
         _skipped.append(f"{report.nodeid}: {report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}")

@@ -32,8 +32,9 @@ from codi.codi_models.diffusion import guided, sample
 from codi.codi_models.encoders import preprocess
 from codi.codi_models.encoders.clap import CLAPEncoder
 from codi.codi_models.encoders.clip import CLIPEncoder
-from codi.codi_models.encoders.htsat import HTSAT
 from codi.codi_models.joint import JointDenoiser
+from codi.codi_models.libraries import stored_state
+from codi.codi_models.parity.clap import AudioBranch
 from codi.codi_models.parity.recipe import fill
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 def keys(network: nn.Module, prefix: str = "") -> list[list[Any]]:
-    return [[prefix + key, list(value.shape)] for key, value in network.state_dict().items()]
+    return [[prefix + key, list(value.shape)] for key, value in stored_state(network).items()]
 
 
 def described(official_class: str, config: dict[str, Any], network: nn.Module, seed: str, **more: Any) -> dict[str, Any]:
@@ -236,7 +237,8 @@ def optimus() -> Made:
     info["untouched_keys"] = ["decoder.lm_head.weight", "decoder.transformer.h.2.attn.bias"]
     return info, {
         "in/bert_ids_short": ids, "in/gpt_ids": said, "in/z": z, "out/z_mean_short": mean, "out/z_logvar_half_short": logvar,
-        "mid/sequence_short": net.encoder.hidden(ids), "out/logits": net.logits(z, said),
+        "mid/sequence_short": net.encoder(input_ids=ids, attention_mask=(ids > 0).long()).last_hidden_state,
+        "out/logits": net.logits(z, said),
         "out/greedy_ids_from_5_z1": torch.tensor([greedy]),
     }  # fmt: skip
 
@@ -264,7 +266,7 @@ def clip() -> Made:
 def htsat() -> Made:
     config = CLAPConfig(embed_dim=16, depths=(1, 2, 1), num_heads=(1, 2, 4), window_size=4, spec_size=128, n_mels=32, num_classes=7,
                         sample_rate=24000, n_fft=512, hop_length=240, f_min=20.0, f_max=9000.0)  # fmt: skip
-    net, sound = fill(HTSAT(config), "other").eval(), noise(2, 7001) / 4
+    net, sound = fill(AudioBranch(config), "other").eval(), noise(2, 7001) / 4
     waveform = preprocess.repeat_pad(preprocess.resample(sound, 16000, 24000), 48000)
     official = dict(embed_dim=16, depths=[1, 2, 1], num_heads=[1, 2, 4], spec_size=128, patch_size=4, patch_stride=[4, 4], num_classes=7,
                     window_size=4, mel_bins=32, window=512, hop=240, sample_rate=24000, fmin=20, fmax=9000)  # fmt: skip

@@ -1,8 +1,8 @@
 """A model folder of codi-mini's sizes with synthetic weights in which every path takes part (fresh networks predict zero)."""
 
 from codi.codi_models.bounce_world.world import ALL_CAPTIONS
-from codi.codi_models.config import CoDiConfig
 from codi.codi_models.components import save_component
+from codi.codi_models.config import CoDiConfig
 from codi.codi_models.model import CoDi
 from codi.codi_models.parity.recipe import fill
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from codi.codi_models import media
 from codi.codi_models.__main__ import main
-from codi.codi_models.files import sha256
 from codi.codi_models.conditioning import Prompt
+from codi.codi_models.files import sha256
 from PIL import Image
 
 PACK = Path(__file__).resolve().parent.parent

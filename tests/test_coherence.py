@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from codi.codi_models.coherence import best, encode_outputs, principal_axes, scores, similarities
+from codi.codi_models.conditioning import Prompt, encode_prompt
+from codi.codi_models.encoders.shared_space import SharedSpace
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.figures import clipped, draw_matrix, draw_points, draw_spectrogram, font, from_image, to_image
-from codi.codi_models.encoders.shared_space import SharedSpace
 from codi.codi_models.model import CoDi
-from codi.codi_models.conditioning import Prompt, encode_prompt
 from random_model import random_model
 from torch.nn.functional import normalize
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from codi.codi_models import __main__ as command
 from codi.codi_models.checkpoints import read_metadata, read_weights
+from codi.codi_models.components import COMPONENTS
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.conversion import convert as conversion
 from codi.codi_models.conversion.convert import convert
 from codi.codi_models.conversion.layout import ENCODERS_FILE, PREFIXES, TIED, layout, left_out, published_file
 from codi.codi_models.conversion.writer import PIECE, Planned, flat_pieces, stream_weights
 from codi.codi_models.files import sha256
-from codi.codi_models.components import COMPONENTS
 from codi.codi_models.model import DTYPES, CoDi
 from host.setting import PACK
 from host.tiny import tiny_config

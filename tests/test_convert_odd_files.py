@@ -12,11 +12,11 @@ import pytest
 import torch
 from codi.codi_models import __main__ as command
 from codi.codi_models.checkpoints import read_weights
+from codi.codi_models.components import COMPONENTS
 from codi.codi_models.conversion.convert import convert
 from codi.codi_models.conversion.layout import ENCODERS_FILE, PREFIXES, published_file
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.files import sha256
-from codi.codi_models.components import COMPONENTS
 from host.tiny import tiny_config
 from published import saved
 

@@ -166,40 +166,11 @@ def test_alignment_guidance_of_the_guider(session):
     assert near(pushed, sample(session, graph))  # without cfg both ways of pushing are the same
 
 
-def test_alignment_guidance_reaches_what_the_prompt_leaves_open(session):
-    def graph(prompt: str, guider: float, inside: float = 1.0) -> dict:
-        found = guided("image", "audio", model="codi-mini", align={"alignment_guidance": inside}, alignment_guidance=guider, **same(1.0))
-        found["yes"]["inputs"]["text"] = prompt
-        if inside != 1:
-            found["guider"] = node("CFGGuider", model=["align", 0], positive=["yes", 0], negative=["no", 0], cfg=1.0)
-        return found
-
-    told = "a red circle bounces twice"
-    with passes(session) as seen:
-        assert equal(sample(session, graph(told, 1.0)), sample(session, graph(told, 3.0)))
-        assert {listens for _, listens in seen} == {True}  # no pass for outputs alone
-        assert near(sample(session, graph(told, 1.0)), sample(session, graph(told, 1.0, inside=3.0)))
-        assert {listens for _, listens in seen} == {True}
-    plain, pushed = (sample(session, graph("a red circle", g)) for g in (1.0, 3.0))
-    assert not near(plain, pushed)
-    assert near(pushed, sample(session, graph("a red circle", 1.0, inside=3.0)))
-
-
 def test_rescale_brings_the_spread_back(session):
     plain, strong = sample(session, guided("image", "audio")), sample(session, guided("image", "audio", cfg_rescale=1.0))
     assert not near(plain, strong)
-    guider = session.pack.nodes.host.guider
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(2, 4, 8, 8), (2, 64, 1)]
-    x, prompted, guided_noise = (torch.randn(2, 1, 320, generator=generator) * s for s in (1.0, 1.0, 5.0))
-
-    def spreads(share):
-        noise = x - guider._rescaled(x, x - guided_noise, x - prompted, shapes, share)
-        return torch.stack([noise[..., :256].std(dim=2), noise[..., 256:].std(dim=2)])
-
-    assert torch.allclose(spreads(0.0), torch.stack([guided_noise[..., :256].std(dim=2), guided_noise[..., 256:].std(dim=2)]))
-    assert torch.allclose(spreads(1.0), torch.stack([prompted[..., :256].std(dim=2), prompted[..., 256:].std(dim=2)]))
-    assert torch.allclose(spreads(0.5), (spreads(0.0) + spreads(1.0)) / 2)
+    halfway = sample(session, guided("image", "audio", cfg_rescale=0.5))
+    assert not near(halfway, plain) and not near(halfway, strong)
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "uni_pc"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from codi.codi_models import coherence, decoding
+from codi.codi_models import coherence
+from codi.codi_models import latents
 from codi.codi_models.model import CoDi
 from host.graph import decoded, node, sampled, shown
 from host.session import Failed
@@ -22,11 +23,11 @@ def encoded(headless: CoDi, samples: dict[str, torch.Tensor]) -> dict[str, torch
     config, made = headless.config, {}
     for modality, z in samples.items():
         if modality == "text":
-            made[modality] = decoding.decode_text(headless, z[..., 0] * config.text_autoencoder.scale, range(len(z)))
+            made[modality] = latents.decode_text(headless, z[..., 0] * config.text_autoencoder.scale, range(len(z)))
         elif modality == "audio":
-            made[modality] = decoding.decode_audio(headless, z * config.audio_autoencoder.scale)
+            made[modality] = latents.decode_audio(headless, z * config.audio_autoencoder.scale)
         else:
-            made[modality] = decoding.decode_pixels(headless, z * config.image_autoencoder.scale)
+            made[modality] = latents.decode_pixels(headless, z * config.image_autoencoder.scale)
     return coherence.encode_outputs(headless, made)
 
 

@@ -10,9 +10,9 @@ import weakref
 import published
 import pytest
 import torch
+from codi.codi_models.components import COMPONENTS
 from codi.codi_models.conversion.convert import convert
 from codi.codi_models.conversion.layout import ENCODERS_FILE, published_file
-from codi.codi_models.components import COMPONENTS
 from codi.codi_models.model import CoDi
 from host.graph import decoded, node, outputs, sampled, shown
 from host.session import Failed

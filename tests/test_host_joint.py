@@ -87,23 +87,10 @@ def test_outputs_listen_to_each_other_as_wired(session):
     off, cross, own = run(wiring="off"), run(wiring="cross"), run(wiring="self")
     for a, b in ((off, cross), (off, own), (cross, own)):
         assert all((x - y).abs().max() > 1e-4 for x, y in zip(a, b, strict=True))
-    for same in (run(alignment=0.0), run(alignment_guidance=0.0)):
-        assert all(torch.equal(x, y) for x, y in zip(off, same, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(off, run(alignment=0.0), strict=True))
+    plain = run(wiring="off", cfg=1.0)
+    assert all(torch.equal(x, y) for x, y in zip(plain, run(alignment_guidance=0.0, cfg=1.0), strict=True))
     assert torch.equal(off[0], sample(session, sampled("image"))[0])
-
-
-def test_prompts_are_taken_apart_by_joint_and_single_models_alike(session, monkeypatch):
-    graph = sampled("image", model="codi-mini", steps=4, wiring="off")
-    joint = sample(session, graph)
-    graph["alone"] = node("CoDiDenoiser", codi=["load", 1], denoiser="vision_denoiser", dtype="auto")
-    links = {"model": ["alone", 0], "positive": ["yes", 0], "negative": ["no", 0], "latent_image": ["empty", 0]}
-    single = {**graph, "sample": node("KSampler", **links, **{**SAMPLING, "steps": 4})}
-    torch.testing.assert_close(sample(session, single), joint, atol=1e-4, rtol=0)
-    composition = session.value("load", 0).model.diffusion_model.joint.composition
-    assert composition.names == ("shape", "colour") and composition.below == 500
-    monkeypatch.setattr(session.pack.nodes.host.compose, "usual_composition", lambda codi: None)
-    session.forget()
-    assert (sample(session, graph)[0] - joint[0]).abs().max() > 0.05
 
 
 def test_only_composed_denoisers_are_loaded(session):
@@ -246,7 +233,6 @@ def test_a_lora_on_one_member_works_in_the_joint_model(session):
     key = next(k for k, v in members[0].model.state_dict().items() if k.endswith("time_embed.0.weight"))
     changed = members[0].clone()
     assert changed.add_patches({key: (torch.full_like(members[0].model.state_dict()[key], 0.2),)}, 1.0) == [key]
-    settings = session.pack.codi_models.alignment.Alignment("off")
     prompt = [[torch.nn.functional.normalize(torch.ones(1, 1, 128), dim=-1), {}]]
     latent = host.parts.empty(codi.config, ["text", "audio"], width=64, height=64, frames=1, seconds=0.32, batch=1)
 
@@ -254,7 +240,17 @@ def test_a_lora_on_one_member_works_in_the_joint_model(session):
         from nodes import common_ksampler
 
         with torch.inference_mode():
-            out = common_ksampler(host.compose.compose([first, members[1]], settings), 0, 2, 1.0, "euler", "normal", prompt, prompt, latent)
+            out = common_ksampler(
+                host.compose.align(host.compose.compose([first, members[1]]), wiring="off"),
+                0,
+                2,
+                1.0,
+                "euler",
+                "normal",
+                prompt,
+                prompt,
+                latent,
+            )
         return out[0]["samples"].unbind()
 
     plain, patched, again = run(members[0]), run(changed), run(members[0])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from codi.codi_models import decoding, prompts
+from codi.codi_models import conditioning
+from codi.codi_models import latents
 from codi.codi_models.bounce_world import judge
 from codi.codi_models.conditioning import mix
 from codi.codi_models.model import CoDi
@@ -61,7 +62,7 @@ def test_prompts_are_those_of_the_pipeline(session, headless):
             given = (given["waveform"][0, 0], given["sample_rate"])
         elif kind == "video":
             given = given.get_components().images.movedim(-1, 1)
-        expected = prompts.encode_prompt(headless, prompts.Prompt(kind, given))
+        expected = conditioning.encode_prompt(headless, conditioning.Prompt(kind, given))
         assert embeddings[kind].shape == (1, 1, 128)
         assert torch.allclose(embeddings[kind], expected, atol=1e-5)
     graph = encoder("image", 0)
@@ -101,13 +102,13 @@ def test_decode_nodes_give_what_the_pipeline_gives_and_show_it(session, headless
     ui = session.run(graph)
     video, image, text, audio = session.value("sample")["samples"].unbind()
     config = headless.config
-    pictures = decoding.decode_pixels(headless, image * config.image_autoencoder.scale).movedim(1, -1)
+    pictures = latents.decode_pixels(headless, image * config.image_autoencoder.scale).movedim(1, -1)
     assert torch.allclose(session.value("image"), pictures, atol=1e-4) and pictures.shape == (2, 64, 64, 3)
-    frames = decoding.decode_pixels(headless, video * config.image_autoencoder.scale).movedim(2, -1)
+    frames = latents.decode_pixels(headless, video * config.image_autoencoder.scale).movedim(2, -1)
     assert torch.allclose(session.value("video", 0), frames.flatten(0, 1), atol=1e-4)
-    sound = decoding.decode_audio(headless, audio * config.audio_autoencoder.scale)
+    sound = latents.decode_audio(headless, audio * config.audio_autoencoder.scale)
     assert torch.allclose(session.value("audio")["waveform"][:, 0], sound, atol=1e-4) and session.value("audio")["sample_rate"] == 16000
-    texts = decoding.decode_text(headless, text[..., 0] * config.text_autoencoder.scale, [0, 1])
+    texts = latents.decode_text(headless, text[..., 0] * config.text_autoencoder.scale, [0, 1])
     assert session.value("text") == "\n".join(texts) == ui["text"]["text"][0]
     assert [len(ui[n]["images"]) for n in ("image", "video")] == [2, 2] and len(ui["audio"]["audio"]) == 2
     clip = session.value("video", 1).get_components()

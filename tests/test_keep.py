@@ -7,12 +7,12 @@ import pytest
 import torch
 from codi.codi_models import media
 from codi.codi_models.__main__ import main
+from codi.codi_models.conditioning import Prompt
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.diffusion import SAMPLERS, guided, keeping, rescaled, sample
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.joint import JointDenoiser, guidance_shares
 from codi.codi_models.latents import encode_media, fitted
-from codi.codi_models.conditioning import Prompt
 from codi.codi_models.settings import Settings, parse_each
 from PIL import Image
 

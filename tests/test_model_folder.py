@@ -7,11 +7,11 @@ import pytest
 import torch
 from codi.codi_models.bounce_world.world import ALL_CAPTIONS
 from codi.codi_models.checkpoints import read_metadata, save_weights
+from codi.codi_models.components import COMPONENTS, load_component, save_component
 from codi.codi_models.config import CoDiConfig
+from codi.codi_models.encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.files import sha256
-from codi.codi_models.components import COMPONENTS, load_component, save_component
-from codi.codi_models.encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from codi.codi_models.model import CoDi
 from safetensors.torch import save_file
 

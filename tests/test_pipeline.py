@@ -5,13 +5,12 @@ import itertools
 import pytest
 import torch
 from codi.codi_models import media
-from codi.codi_models.config import MODALITIES, CoDiConfig
-from codi.codi_models.latents import decode_audio
-from codi.codi_models.errors import CoDiError
-from codi.codi_models.latents import encode_media
-from codi.codi_models.encoders.shared_space import SharedSpace
-from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.conditioning import PROMPT_KINDS, Prompt, encode_prompt, unconditional
+from codi.codi_models.config import MODALITIES, CoDiConfig
+from codi.codi_models.encoders.shared_space import SharedSpace
+from codi.codi_models.errors import CoDiError
+from codi.codi_models.latents import decode_audio, encode_media
+from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.settings import Settings, latent_shapes
 
 

@@ -10,6 +10,7 @@ import torch
 
 from ..components import COMPONENTS, build_component
 from ..config import CoDiConfig
+from ..libraries import stored_state
 
 PREFIXES = {name: entry.published_prefix for name, entry in COMPONENTS.items()}
 """What stands before a component's keys in the published files."""
@@ -57,7 +58,7 @@ class Layout:
         self.config = config
         self.entries: dict[str, Entry] = {}
         for component in COMPONENTS:
-            for key, value in build_component(component, config, device="meta").state_dict().items():
+            for key, value in stored_state(build_component(component, config, device="meta")).items():
                 entry = Entry(component, key, tuple(value.shape), value.is_floating_point())
                 self.entries[PREFIXES[component] + key] = entry
 

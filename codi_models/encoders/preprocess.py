@@ -170,7 +170,7 @@ def encode_audio(
         raise CoDiError(f"the sound holds {waveform.dtype}; it takes floating-point samples in -1..1")
     if waveform.ndim == 2:
         waveform = waveform[:, None]
-    device = clap.model.audio_branch.bn0.weight.device
+    device = next(clap.parameters()).device
     samples, length = waveform.shape[-1], max(round(clap.config.clip_seconds * rate), 1)
     if crop is not None and samples > length:
         start = int(torch.randint(samples - length + 1, (1,), generator=crop))

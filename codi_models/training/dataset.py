@@ -58,14 +58,17 @@ class Dataset(ABC):
         progress(len(self), len(self))
 
     def rows(self, kinds: Sequence[str], count: int, generator: torch.Generator) -> Tensor:
-        """Random items (count,) that have all these kinds. Raises CoDiError where none has."""
+        """Random items (count,) that have all these kinds, each once where there are enough. Raises CoDiError where none has."""
         missing = [kind for kind in kinds if kind not in self.has]
         usable = None if missing else torch.stack([self.has[kind] for kind in kinds]).all(0).nonzero()[:, 0]
         if usable is None or not len(usable):
             both = "both " if len(kinds) > 1 else ""
             raise CoDiError(f"no example has {both}{' and '.join(kinds)}; the data have {', '.join(self.has)}")
-        drawn = torch.randint(len(usable), (count,), generator=generator, device=generator.device).to(usable.device)
-        return usable[drawn]
+        if count <= len(usable):
+            drawn = torch.randperm(len(usable), generator=generator, device=generator.device)[:count]
+        else:
+            drawn = torch.randint(len(usable), (count,), generator=generator, device=generator.device)
+        return usable[drawn.to(usable.device)]
 
 
 class FolderDataset(Dataset):

@@ -15,6 +15,7 @@ from ..config import CoDiConfig
 from ..encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from ..errors import CoDiError
 from ..files import whole_file
+from ..libraries import stored_state
 from .dataset import Dataset
 
 
@@ -98,7 +99,7 @@ class Workspace:
             frozen = {name for name, p in network.named_parameters() if not p.requires_grad}
             learnt = {
                 name: value.detach().to("cpu", tensors[name].dtype)
-                for name, value in network.state_dict().items()
+                for name, value in stored_state(network).items()
                 if name in tensors and name not in frozen
             }
             save_weights({**tensors, **learnt}, path, metadata=metadata)

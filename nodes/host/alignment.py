@@ -75,8 +75,11 @@ def around_predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_optio
 
 def _is_conditional_alone(guider: Any, options: Mapping[str, Any]) -> bool:
     """Whether a guider makes nothing of the unconditional side: then c has weight 0 at guidance 0, and c_off takes its place."""
-    plain = type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
-    return plain and math.isclose(guider.cfg, 1.0) and not options.get("disable_cfg1_optimization")
+    if options.get("disable_cfg1_optimization"):
+        return False
+    if (scales := getattr(guider, "scales", None)) is not None:  # our own guider's
+        return all(scale == 1 for scale in scales.values())
+    return type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise and math.isclose(guider.cfg, 1.0)
 
 
 def aligned(model_options: dict[str, Any], sampling: SamplingConfig, **changes: Any) -> None:

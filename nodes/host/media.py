@@ -44,7 +44,7 @@ def encode_part(codi: CoDiHandle, modality: str, media: Any, shape: Sequence[int
     the length of a latent step). Clips and sounds may be shorter than the part: the result covers its beginning only.
     The batch is that of the media, 1 or B. Raises CoDiError for media that are empty, not finite, or do not go with the batch."""
     if modality == "text":
-        ids = codi.model.text_tokenizers.encode([str(media)], whole=True)
+        ids = codi.model.text_tokenizers.encode([str(media)], strict=True)
         network = codi.model.text_autoencoder
         with torch.inference_mode():
             return network.encode(ids.to(codi.model.place("text_autoencoder"))).float().unsqueeze(-1).to(mm.intermediate_device())

@@ -45,11 +45,12 @@ def host_version(folder: Path) -> str:
 
 
 def make_base(folder: Path) -> Path:
-    """Makes `folder` a ComfyUI base directory with the model `tiny`, random weights, which also stands for a codi-mini not shipped."""
-    from host.tiny import create_tiny
+    """Makes `folder` a ComfyUI base directory with the models `tiny` and `tiny-shifted`, random weights; `tiny` also stands for a codi-mini not shipped."""
+    from host.tiny import create_shifted, create_tiny
 
     models = folder / "models" / "codi"
     create_tiny(models / "tiny")
+    create_shifted(models / "tiny", models / "tiny-shifted")
     if not (PACK / "weights" / "codi-mini" / "config.json").is_file():
         (models / "codi-mini").symlink_to(models / "tiny", target_is_directory=True)
     return folder

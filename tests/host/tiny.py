@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from codi.codi_models.bounce_world.world import ALL_CAPTIONS
 from codi.codi_models.components import save_component
-from codi.codi_models.config import CoDiConfig
+from codi.codi_models.config import CoDiConfig, DiffusionConfig
 from codi.codi_models.modalities import MODALITIES, denoisers_of
 from codi.codi_models.model import CoDi
 
@@ -31,6 +31,7 @@ def tiny_config() -> CoDiConfig:
         vision_denoiser=replace(mini.vision_denoiser, **unet),
         audio_denoiser=replace(mini.audio_denoiser, **unet),
         text_denoiser=replace(mini.text_denoiser, **unet),
+        sampling=replace(mini.sampling, schedule="together"),
     )
 
 
@@ -44,3 +45,14 @@ def create_tiny(folder: Path) -> None:
             for parameter in network.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
         save_component(name, network, model.config, folder)
+
+
+def create_shifted(tiny: Path, folder: Path) -> None:
+    """The same weights in a folder whose denoisers predict v at cosine noise levels, with a shift of the log SNR for each modality."""
+    config = tiny_config()
+    shifts = {"video": -4.8, "image": -2.3, "text": -1.0, "audio": -4.5}
+    folder.mkdir(parents=True)
+    for file in tiny.iterdir():
+        (folder / file.name).symlink_to(file)
+    (folder / "config.json").unlink()
+    replace(config, diffusion=DiffusionConfig(schedule="cosine", prediction="v", shifts=shifts)).save(folder / "config.json")
