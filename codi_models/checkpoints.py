@@ -14,19 +14,19 @@ from torch.overrides import TorchFunctionMode
 
 from .errors import CoDiError
 from .files import whole_file
+from .libraries import stored_state, taken_apart
 
 METADATA_KEY = "codi"
-# The functions of nn.init run with the mode switched off, so each stands here too.
-_RANDOM_FILLS = {torch.Tensor.uniform_, torch.Tensor.normal_, nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_}
+_FILLS = {"uniform_", "normal_", "kaiming_uniform_", "trunc_normal_", "zeros_"}  # of tensors, of nn.init and of libraries in its place
 
 
 class without_random_init(TorchFunctionMode):
-    """Context in which new layers skip their random initialisation, which for billions of parameters takes minutes.
+    """Context in which new layers skip their initialisation, which for billions of parameters takes minutes.
 
     Only for modules whose parameters are all overwritten afterwards; buffers computed from constants are unaffected."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func in _RANDOM_FILLS:
+        if getattr(func, "__name__", "") in _FILLS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
@@ -58,7 +58,7 @@ def save_weights(
 
     skip: Iterable[str] = ()
     if isinstance(tensors, nn.Module):
-        skip, tensors = aliases(tensors), tensors.state_dict()
+        skip, tensors = aliases(tensors), stored_state(tensors)
     data = {}
     for key, tensor in tensors.items():
         if key not in skip:
@@ -102,16 +102,15 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     check_weights(module, path)
     holders = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
     with _opened(path) as file:
-        for key in file.keys():
-            holder = holders[key]
-            holder.data = file.get_tensor(key).to(device=holder.device, dtype=holder.dtype)
+        for key, tensor in taken_apart(module, {key: file.get_tensor(key) for key in file.keys()}).items():
+            holders[key].data = tensor.to(device=holders[key].device, dtype=holders[key].dtype)
 
 
 def check_weights(module: nn.Module, path: str | Path) -> None:
     """Every key and shape of a safetensors file must be the module's (of tied parameters one key is enough); no tensor is read.
 
     Raises CoDiError naming the file and the first keys that are missing, unknown or of another shape."""
-    target = module.state_dict()
+    target = stored_state(module)
     tied = aliases(module)
     shapes = {key: shape for key, (_, shape) in read_layout(path).items()}
     missing = [k for k in target if k not in shapes and k not in tied]

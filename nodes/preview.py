@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import InputImpl, Types, io, ui
 
 from ..codi_models.figures import draw_spectrogram, to_image
-from .decode import frame_rate_input, saved_clip, words_seed_input
+from .decode import frame_rate_input, saved_video, words_seed_input
 from .host import shared
 from .host.handle import CoDiHandle
 from .host.spectrum import loudness
@@ -70,7 +70,7 @@ class Preview(Node):
                 parts = Types.VideoComponents(images=frames, audio=track, frame_rate=rate)
                 videos.append(InputImpl.VideoFromComponents(parts))
             video = videos[0]
-            show["video"] = [saved_clip(one) for one in videos]
+            show["video"] = [saved_video(one, cls) for one in videos]
         if "text" in made:
             text = "\n".join(made["text"])
             show["text"] = tuple(made["text"])

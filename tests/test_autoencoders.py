@@ -1,23 +1,26 @@
-"""Behaviour of the autoencoders beyond parity: bad input, batches, sampling, training, injected operations."""
+"""Behaviour of the autoencoders beyond parity: bad input, batches, sampling, training, weights in files."""
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from codi.codi_models.autoencoders.audio import AudioAutoencoder
-from codi.codi_models.autoencoders.gpt2 import Conv1D
 from codi.codi_models.autoencoders.image import ImageAutoencoder
 from codi.codi_models.autoencoders.kl import sample_posterior
 from codi.codi_models.autoencoders.mel import LogMel
 from codi.codi_models.autoencoders.optimus import TextAutoencoder, special_ids
 from codi.codi_models.autoencoders.spectrum import SpectrumVocoder, build_vocoder
 from codi.codi_models.autoencoders.vocoder import Vocoder
+from codi.codi_models.checkpoints import load_weights, read_weights, save_weights
 from codi.codi_models.config import CoDiConfig, VocoderConfig
 from codi.codi_models.errors import CoDiError
+from codi.codi_models.libraries import stored_state
 from torch import Tensor, nn
 
 MINI = CoDiConfig.mini()
@@ -222,14 +225,6 @@ def test_padding_does_not_change_a_text(text: TextAutoencoder) -> None:
     torch.testing.assert_close(text.encode(torch.cat([ids, torch.zeros(1, 5, dtype=torch.long)], dim=1)), text.encode(ids))
 
 
-def test_cache_gives_the_logits_of_the_whole_prefix(text: TextAutoencoder) -> None:
-    z, ids = noise(3, 64), torch.randint(0, 512, (3, 20), generator=torch.Generator().manual_seed(0))
-    whole = text.logits(z, ids)  # (B, T, V)
-    cache = text.decoder.start(z, 20)
-    steps = torch.stack([text.decoder.step(z, ids[:, i], cache) for i in range(20)], dim=1)
-    torch.testing.assert_close(steps, whole, atol=1e-4, rtol=1e-4)
-
-
 def test_logits_do_not_see_what_follows(text: TextAutoencoder) -> None:
     z, ids = noise(1, 64), torch.arange(20)[None]
     changed = ids.clone()
@@ -344,10 +339,40 @@ def test_every_parameter_learns(name: str, autocast: bool) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_layers_come_from_the_injected_operations(name: str) -> None:
-    kinds = ("Linear", "Conv1d", "Conv2d", "ConvTranspose1d", "GroupNorm", "LayerNorm", "Embedding")
-    operations = types.SimpleNamespace(**{kind: type(kind, (getattr(nn, kind),), {}) for kind in kinds})
-    net = NETWORKS[name](operations=operations, dtype=torch.bfloat16, device="meta")
-    leaves = [m for m in net.modules() if any(True for _ in m.parameters(recurse=False)) and not isinstance(m, Conv1D)]
-    assert leaves and all(type(leaf) is getattr(operations, type(leaf).__name__) for leaf in leaves)
+def test_type_and_device_are_those_asked_for(name: str) -> None:
+    net = NETWORKS[name](operations=nn, dtype=torch.bfloat16, device="meta")
     assert all(p.dtype == torch.bfloat16 and p.device.type == "meta" for p in net.parameters())
+
+
+def test_layers_of_the_vocoder_that_is_ours_come_from_the_injected_operations() -> None:
+    operations = types.SimpleNamespace(Conv1d=type("Conv1d", (nn.Conv1d,), {}))
+    net = SpectrumVocoder(MINI.vocoder, operations=operations)
+    leaves = [m for m in net.modules() if any(True for _ in m.parameters(recurse=False))]
+    assert leaves and all(type(leaf) is operations.Conv1d for leaf in leaves)
+
+
+BORROWED = {name: make for name, make in NETWORKS.items() if name != "spectrum"} | {
+    "levels that attend, an entry of its own width, fewer channels inside": lambda **k: ImageAutoencoder(
+        dataclasses.replace(MINI.image_autoencoder, channel_mult=(2, 1, 3), attention=(False, True, True), inner_channels=3), **k
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BORROWED)
+def test_weights_have_the_published_names_in_files(name: str, tmp_path: Path) -> None:
+    net, again = seeded(BORROWED[name]), BORROWED[name]()
+    save_weights(net, tmp_path / "w.safetensors")
+    stored = read_weights(tmp_path / "w.safetensors")[0]
+    assert not any("network." in key or "_blocks" in key or "upsampler" in key for key in stored)
+    assert {k: v.shape for k, v in stored.items()} == {k: v.shape for k, v in stored_state(BORROWED[name](device="meta")).items()}
+    load_weights(again, tmp_path / "w.safetensors")
+    for key, value in net.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+
+
+def test_a_library_reads_what_its_network_saves(picture: ImageAutoencoder, tmp_path: Path) -> None:
+    picture.network.save_pretrained(tmp_path)
+    library = type(picture.network).from_pretrained(tmp_path)
+    pixels = noise(1, 3, 16, 16)
+    torch.testing.assert_close(library.encode(pixels).latent_dist.mean, picture.encode(pixels))
+    assert library.config.scaling_factor == MINI.image_autoencoder.scale

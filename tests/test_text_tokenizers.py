@@ -123,15 +123,6 @@ def test_long_text_is_cut_and_keeps_its_end(mini: Path) -> None:
     assert len(target) == MINI.max_tokens and target[-1] == tokenizers.eos
 
 
-def test_a_text_that_has_to_stay_whole(mini: Path) -> None:
-    tokenizers, room = TextTokenizers(mini, MINI), MINI.encoder_positions - 2
-    fits = "circle " * room
-    assert tokenizers.encode([fits], whole=True).tolist() == tokenizers.encode([fits]).tolist()
-    assert tokenizers.encode([fits], whole=True).shape == (1, MINI.encoder_positions), "a word of one token"
-    with pytest.raises(CoDiError, match=rf"{room + 1} tokens.*holds {room} at most"):
-        tokenizers.encode(["a dog", f"{fits} circle"], whole=True)
-
-
 def test_vocabularies_are_the_same_every_time(mini: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     again = tmp_path_factory.mktemp("again")
     build_vocabularies(CAPTIONS, again, MINI.encoder_vocab, MINI.decoder_vocab)

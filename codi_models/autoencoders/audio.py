@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..config import AutoencoderConfig, MelConfig
 from ..errors import CoDiError
@@ -23,11 +23,11 @@ class AudioAutoencoder(KLAutoencoder):
         config: AutoencoderConfig,
         mel: MelConfig,
         *,
-        operations: Any = nn,
+        operations: Any = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__(config, full_precision_attention=True, operations=operations, dtype=dtype, device=device)
+        super().__init__(config, dtype=dtype, device=device)
         self.mel = LogMel(mel)
 
     def moments(self, sound: Tensor, *, frames: int | None = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Text autoencoder (paper section 3.2): Optimus, a BERT encoder and a GPT-2 decoder around one latent vector (Li et al. 2020)."""
+"""Text autoencoder (paper section 3.2): Optimus, BERT and GPT-2 of the transformers library around one latent vector (Li et al. 2020).
+
+The latent conditions the decoder twice (Optimus, section 3.2): as an embedding added to every token, and as one memory slot in front of
+every layer's keys and values, which takes position 0."""
 
 from __future__ import annotations
 
@@ -6,17 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+import transformers
 from torch import Tensor, nn
 
 from ..config import OptimusConfig
 from ..errors import CoDiError
-from .bert import BertEncoder
-from .gpt2 import Conv1D, GPT2Decoder
+from ..libraries import Borrowed, building
 from .kl import sample_posterior
-
-INIT_STD = 0.02
-DERIVED_KEYS = ("decoder.lm_head.weight", ".attn.bias")
-"""Endings of published keys that hold nothing of their own: the tied output head, and GPT-2's causal masks."""
 
 
 def special_ids(config: OptimusConfig) -> tuple[int, int, int]:
@@ -24,29 +24,52 @@ def special_ids(config: OptimusConfig) -> tuple[int, int, int]:
     return config.decoder_vocab - 3, config.decoder_vocab - 2, config.decoder_vocab - 1
 
 
-class TextAutoencoder(nn.Module):
-    """Token ids of the encoder's vocabulary to a latent (B, latent_dim), and a latent to token ids of the decoder's vocabulary."""
+class TextAutoencoder(Borrowed):
+    """Token ids of the encoder's vocabulary to a latent (B, latent_dim), and a latent to token ids of the decoder's vocabulary.
+
+    Files have the published keys. `operations` are not used: BERT and GPT-2 are the library's, without dropout."""
 
     def __init__(
         self,
         config: OptimusConfig,
         *,
-        operations: Any = nn,
+        operations: Any = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.config = config
-        self.encoder = BertEncoder(config, operations=operations, dtype=dtype, device=device)
-        self.decoder = GPT2Decoder(config, operations=operations, dtype=dtype, device=device)
-        if operations is nn:  # injected operations get their weights from a file
-            self.apply(_initialise)
+        bert = transformers.BertConfig(
+            vocab_size=config.encoder_vocab, hidden_size=config.encoder_dim, num_hidden_layers=config.encoder_layers,
+            num_attention_heads=config.encoder_heads, intermediate_size=config.encoder_mlp, hidden_act="gelu", type_vocab_size=2,
+            max_position_embeddings=config.encoder_positions, layer_norm_eps=1e-12, pad_token_id=0,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        gpt2 = transformers.GPT2Config(
+            vocab_size=config.decoder_vocab, n_positions=config.decoder_positions, n_embd=config.decoder_dim,
+            n_layer=config.decoder_layers, n_head=config.decoder_heads, activation_function="gelu_new", layer_norm_epsilon=1e-5,
+            bos_token_id=special_ids(config)[1], eos_token_id=special_ids(config)[2], resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
+        with building(self, dtype, device):
+            self.encoder, self.decoder = transformers.BertModel(bert), transformers.GPT2Model(gpt2)
+            self.posterior = nn.Linear(config.encoder_dim, 2 * config.latent_dim, bias=False)
+            self.memory = nn.Linear(config.latent_dim, config.decoder_layers * config.decoder_dim, bias=False)
+            self.embedding = nn.Linear(config.latent_dim, config.decoder_dim, bias=False)
+            for layer in (self.posterior, self.memory, self.embedding):
+                nn.init.normal_(layer.weight, std=0.02)  # as the library draws the others
+
+    def published_key(self, key: str) -> str | None:
+        own = {"posterior": "encoder.linear", "memory": "decoder.transformer.linear", "embedding": "decoder.transformer.linear_emb"}
+        first, _, rest = key.partition(".")
+        return f"{own[first]}.{rest}" if first in own else key.replace("decoder.", "decoder.transformer.", 1)
 
     def moments(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """ids (B, T) of the encoder, 0 where padded -> mean and log variance, (B, latent_dim) each. Raises CoDiError for other shapes."""
         if ids.ndim != 2 or not 0 < ids.shape[1] <= self.config.encoder_positions:
             raise CoDiError(f"text ids must be (B, T) with 1 to {self.config.encoder_positions} tokens, got {tuple(ids.shape)}")
-        return self.encoder(ids)
+        pooled = self.encoder(input_ids=ids, attention_mask=(ids > 0).long()).pooler_output  # (B, C)
+        mean, logvar = self.posterior(pooled).chunk(2, dim=1)
+        return mean, logvar
 
     def encode(self, ids: Tensor, *, sample: bool = False, generator: torch.Generator | None = None) -> Tensor:
         """Posterior mean (as published), or one draw from the posterior with `sample`. Errors as in `moments`."""
@@ -58,7 +81,7 @@ class TextAutoencoder(nn.Module):
         self._check(z)
         if ids.ndim != 2 or not 0 < ids.shape[1] < self.config.decoder_positions:
             raise CoDiError(f"decoder ids must be (B, T) with 1 to {self.config.decoder_positions - 1} tokens, got {tuple(ids.shape)}")
-        return self.decoder(z, ids)
+        return self._step(z, ids, self._memory(z))[0]
 
     @torch.no_grad()
     def generate(
@@ -89,12 +112,13 @@ class TextAutoencoder(nn.Module):
         if not temperature >= 0 or not 0 < top_p <= 1:
             raise CoDiError(f"temperature must be 0 or more and top_p above 0 up to 1, got {temperature} and {top_p}")
         draws = _draws(len(z), limit, seeds, z.device) if temperature > 0 else None
-        cache = self.decoder.start(z, limit)
+        past = self._memory(z)
         token = torch.full((len(z),), bos, dtype=torch.long, device=z.device)
         ended = torch.zeros_like(token, dtype=torch.bool)
         rows = [token]
         for i in range(limit - 2):
-            logits = self.decoder.step(z, token, cache).float()  # (B, V)
+            logits, past = self._step(z, token[:, None], past)  # (B, 1, V)
+            logits = logits[:, 0].float()
             token = logits.argmax(dim=1) if draws is None else _pick(logits / temperature, top_p, draws[:, i])
             ended = ended | (token == eos)
             rows.append(token)
@@ -102,6 +126,21 @@ class TextAutoencoder(nn.Module):
                 break
         ids = torch.stack(rows, dim=1).tolist()
         return [row[: row.index(eos, 1)] + [eos] if eos in row[1:] else row + [eos] for row in ids]
+
+    def _memory(self, z: Tensor) -> transformers.DynamicCache:
+        """A cache of one slot, the memory, which every layer has both as key and as value."""
+        past = transformers.DynamicCache()
+        heads = self.memory(z.to(self.dtype)).view(len(z), self.config.decoder_layers, self.config.decoder_heads, 1, -1)
+        for layer, slot in enumerate(heads.unbind(1)):  # (B, heads, 1, C / heads)
+            past.update(slot, slot, layer)
+        return past
+
+    def _step(self, z: Tensor, ids: Tensor, past: Any) -> tuple[Tensor, Any]:
+        """ids (B, T) that follow `past` -> logits (B, T, V) of the ids one place later, and the past with these."""
+        x = self.decoder.wte(ids) + self.embedding(z.to(self.dtype))[:, None]
+        # By position: the library calls the second argument `past_key_values` in some versions and `cache` in others.
+        hidden, past = self.decoder(None, past, inputs_embeds=x, use_cache=True)[:2]
+        return F.linear(hidden, self.decoder.wte.weight), past  # the output head is the token embedding
 
     def _check(self, z: Tensor) -> None:
         if z.ndim != 2 or z.shape[1] != self.config.latent_dim:
@@ -126,11 +165,3 @@ def _pick(logits: Tensor, top_p: float, draw: Tensor) -> Tensor:
     rank = torch.searchsorted(kept, (draw[:, None] * kept[:, -1:]).contiguous(), right=True)
     within = (before < top_p).sum(dim=1, keepdim=True) - 1
     return order.gather(1, torch.minimum(rank, within))[:, 0]
-
-
-def _initialise(module: nn.Module) -> None:
-    """Normal weights of BERT and GPT-2 (standard deviation 0.02), zero biases."""
-    if isinstance(module, (nn.Linear, nn.Embedding, Conv1D)):
-        nn.init.normal_(module.weight, std=INIT_STD)
-    if isinstance(module, (nn.Linear, Conv1D)) and module.bias is not None:
-        nn.init.zeros_(module.bias)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,26 +9,22 @@ from torch import Tensor, nn
 from ..denoisers.temporal import FrameNorm, GatedGELU, variance_floor
 
 
-def _as_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, weight[:, :, 0], bias)
+class Pointwise(nn.Conv1d):
+    """A 1x1 convolution by its weight (outputs, inputs, 1), computed as one matrix product on channels-last tensors (..., C)."""
 
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1, bias=False)
 
-def pointwise(inputs: int, outputs: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> nn.Module:
-    """A 1x1 convolution by its weights (outputs, inputs, 1), computed as one matrix product on channels-last tensors (..., C).
-
-    Only the convolution itself is exchanged, so injected operations still cast and stream the weight.
-    """
-    layer = operations.Conv1d(inputs, outputs, 1, bias=False, dtype=dtype, device=device)
-    layer._conv_forward = _as_linear
-    return layer
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight[:, :, 0])
 
 
 class ChannelNorm(nn.Module):
     """Layer norm with a gain and no bias; the gain has the shape of a convolution's (1, C, 1)."""
 
-    def __init__(self, dim: int, *, dtype: torch.dtype | None = None, device: Any = None) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.g = nn.Parameter(torch.ones(1, dim, 1, dtype=dtype, device=device))
+        self.g = nn.Parameter(torch.ones(1, dim, 1))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, F, C)
         x = x - x.mean(dim=-1, keepdim=True)
@@ -40,13 +34,12 @@ class ChannelNorm(nn.Module):
 class RelativePositionBias(nn.Module):
     """Attention bias from the signed logarithmic distance in frames: an MLP 1 -> hidden -> hidden -> heads."""
 
-    def __init__(self, hidden: int, heads: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+    def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
-        factory = dict(dtype=dtype, device=device)
         self.net = nn.ModuleList([
-            nn.Sequential(operations.Linear(1, hidden, **factory), nn.SiLU()),
-            nn.Sequential(operations.Linear(hidden, hidden, **factory), nn.SiLU()),
-            operations.Linear(hidden, heads, **factory),
+            nn.Sequential(nn.Linear(1, hidden), nn.SiLU()),
+            nn.Sequential(nn.Linear(hidden, hidden), nn.SiLU()),
+            nn.Linear(hidden, heads),
         ])  # fmt: skip
 
     def forward(self, frames: int, like: Tensor) -> Tensor:
@@ -65,16 +58,16 @@ class TemporalAttention(nn.Module):
     The position and frame-rate tables are parameters of the published checkpoint that its forward pass never reads.
     """
 
-    def __init__(self, dim: int, heads: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        factory = dict(dtype=dtype, device=device)
         self.heads = heads
-        self.pos_embeds = nn.Parameter(torch.zeros(1, 30, dim, **factory))
-        self.frame_rate_embeds = nn.Parameter(torch.zeros(1, 30, dim, **factory))
-        self.norm = FrameNorm(dim, **factory)
-        self.to_q = operations.Linear(dim, dim, bias=False, **factory)
-        self.to_kv = operations.Linear(dim, 2 * dim, bias=False, **factory)
-        self.to_out = operations.Linear(dim, dim, bias=False, **factory)
+        self.pos_embeds = nn.Parameter(torch.zeros(1, 30, dim))
+        self.frame_rate_embeds = nn.Parameter(torch.zeros(1, 30, dim))
+        self.norm = FrameNorm(dim)
+        self.to_q = nn.Linear(dim, dim, bias=False)
+        self.to_kv = nn.Linear(dim, 2 * dim, bias=False)
+        self.to_out = nn.Linear(dim, dim, bias=False)
+        nn.init.zeros_(self.to_out.weight)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:  # (N, F, C), (heads, F, F)
         n, frames, _ = x.shape
@@ -87,12 +80,12 @@ class TemporalAttention(nn.Module):
 class TemporalFeedForward(nn.Module):
     """Gated feed-forward of width 8/3 on every token and frame."""
 
-    def __init__(self, dim: int, **factory: Any) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         inner = int(dim * 4 * 2 / 3)
-        norm = ChannelNorm(inner, dtype=factory.get("dtype"), device=factory.get("device"))
-        self.proj_in = nn.Sequential(pointwise(dim, 2 * inner, **factory), GatedGELU(dim=-1))
-        self.proj_out = nn.Sequential(norm, pointwise(inner, dim, **factory))
+        self.proj_in = nn.Sequential(Pointwise(dim, 2 * inner), GatedGELU(dim=-1))
+        self.proj_out = nn.Sequential(ChannelNorm(inner), Pointwise(inner, dim))
+        nn.init.zeros_(self.proj_out[1].weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:  # (N, F, C)
         hidden = self.proj_out[0](self.proj_in(x))
@@ -102,17 +95,11 @@ class TemporalFeedForward(nn.Module):
 class TemporalModule(nn.Module):
     """x + attention(x), then x + feed-forward(x), along the frames of a clip; an identity when freshly initialised."""
 
-    def __init__(self, dim: int, heads: int, *, operations: Any = nn, dtype: torch.dtype | None = None, device: Any = None) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        factory = dict(operations=operations, dtype=dtype, device=device)
-        self.temporal_attn = TemporalAttention(dim, heads, **factory)
-        self.temporal_rel_pos_bias = RelativePositionBias(dim // 2, heads, **factory)
-        self.ff = TemporalFeedForward(dim, **factory)
-
-    def initialise(self) -> None:
-        """Zero the last layer of both branches."""
-        nn.init.zeros_(self.temporal_attn.to_out.weight)
-        nn.init.zeros_(self.ff.proj_out[1].weight)  # type: ignore[arg-type]
+        self.temporal_attn = TemporalAttention(dim, heads)
+        self.temporal_rel_pos_bias = RelativePositionBias(dim // 2, heads)
+        self.ff = TemporalFeedForward(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (N, F, C) of N places over F frames, to the same shape."""

@@ -5,13 +5,12 @@ from __future__ import annotations
 import gzip
 import html
 import importlib.util
-import os
+import json
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from ..config import CLIPConfig
 from ..errors import CoDiError
+from ..files import whole_file
 
 if TYPE_CHECKING:
     from .clip import CLIPEncoder
@@ -29,13 +29,6 @@ VOCABULARY_FILE = "clip_bpe.txt.gz"
 WORD_END = "</w>"
 _STRAIGHT_QUOTES = str.maketrans({**dict.fromkeys("\u02bc\u2018\u2019\u201a\u201b", "'"), **dict.fromkeys("\u201c\u201d\u201e\u201f", '"')})
 _LONGEST_WORD = 256  # characters; longer runs are cut so that merging stays linear
-
-
-def byte_symbols() -> dict[int, str]:
-    """One printable character for each byte: printable Latin-1 stands for itself, the rest from U+0100 on (GPT-2's alphabet)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    others = [b for b in range(256) if b not in printable]
-    return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(others)}}
 
 
 def clean(text: str) -> str:
@@ -69,6 +62,19 @@ def _read_merges(path: Path, count: int) -> list[tuple[str, str]]:
     return merges  # type: ignore[return-value]
 
 
+def _byte_pairs(model: Any) -> Any:
+    """A tokenizer of cleaned text: words, runs of other marks and single digits, as bytes."""
+    from tokenizers import Regex, Tokenizer, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(pattern, behavior="removed", invert=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])  # fmt: skip
+    return tokenizer
+
+
 class CLIPTokenizer:
     """Text to token ids (B, text_positions): start token, byte pairs, end token, padded with the end token.
 
@@ -77,7 +83,7 @@ class CLIPTokenizer:
     """
 
     def __init__(self, folder: str | Path | None, config: CLIPConfig) -> None:
-        from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+        from tokenizers import models, pre_tokenizers
 
         path = Path(folder) / VOCABULARY_FILE if folder is not None else None
         if path is None or not path.is_file():
@@ -86,18 +92,13 @@ class CLIPTokenizer:
             path = _shipped_vocabulary()
         self.length = config.text_positions
         merges = _read_merges(path, config.vocab_size - 514)
-        symbols = list(byte_symbols().values())
+        symbols = sorted(pre_tokenizers.ByteLevel.alphabet())  # one character for each byte, in CLIP's order
         names = [*symbols, *(s + WORD_END for s in symbols), *(left + right for left, right in merges)]
         self.start, self.end = len(names), len(names) + 1
         # Two merges may spell one token; its later id is the one in use, as in the reference implementation.
         vocabulary = {name: i for i, name in enumerate(names)}
         self._ends_word = {i for name, i in vocabulary.items() if name.endswith(WORD_END)}
-        self._bpe = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END, fuse_unk=False))
-        pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-        self._bpe.pre_tokenizer = pre_tokenizers.Sequence([
-            pre_tokenizers.Split(pattern, behavior="removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ])  # fmt: skip
+        self._bpe = _byte_pairs(models.BPE(vocabulary, merges, end_of_word_suffix=WORD_END, fuse_unk=False))
 
     def encode(self, text: str) -> list[int]:
         """Ids of the byte pairs alone, any number."""
@@ -145,49 +146,24 @@ def build_clip_vocabulary(captions: Iterable[str], folder: str | Path, vocab_siz
     512 byte symbols and the two special tokens come first, so any text tokenises. A corpus with too few pairs is topped up
     with merges of white space and control bytes, which cleaned text never contains.
     """
+    from tokenizers import models, pre_tokenizers, trainers
+
     count = vocab_size - 514
     if count < 0:
         raise CoDiError(f"a CLIP vocabulary of {vocab_size} is too small: 256 bytes, each also as a word's end, and two tokens need 514")
-    symbols = byte_symbols()
-    words: Counter[tuple[str, ...]] = Counter()
-    for caption in captions:
-        for word in re.findall(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|[^\w\s]+|_+", clean(caption)):
-            letters = [symbols[b] for b in word.encode("utf-8")]
-            letters[-1] += WORD_END
-            words[tuple(letters)] += 1
-    merges: list[tuple[str, str]] = []
-    while len(merges) < count:
-        pairs: Counter[tuple[str, str]] = Counter()
-        for word, frequency in words.items():
-            for pair in zip(word, word[1:], strict=False):
-                pairs[pair] += frequency
-        if not pairs:
-            break
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))  # ties broken by spelling: the file is reproducible
-        merges.append(best)
-        merged: Counter[tuple[str, ...]] = Counter()
-        for word, frequency in words.items():
-            merged[_merge(word, best)] += frequency
-        words = merged
-    unprinted = [symbols[b] for b in (*range(33), 127)]
-    fillers = ((left, right) for left in unprinted for right in unprinted)
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    learner = _byte_pairs(models.BPE(end_of_word_suffix=WORD_END))
+    trainer = trainers.BpeTrainer(
+        vocab_size=512 + count, initial_alphabet=symbols, end_of_word_suffix=WORD_END, special_tokens=[], show_progress=False
+    )
+    learner.train_from_iterator((clean(caption) for caption in captions), trainer)
+    merges = [" ".join(pair) for pair in json.loads(learner.to_str())["model"]["merges"][:count]]
+    unprinted = [symbol for symbol in symbols if ord(symbol) in range(0x100, 0x122)]  # what stands for bytes 0 to 32 and 127
+    fillers = (f"{left} {right}" for left in unprinted for right in unprinted)
     merges += [pair for pair, _ in zip(fillers, range(count - len(merges)), strict=False)]
     if len(merges) < count:
         raise CoDiError(f"these captions give {len(merges)} merges, a vocabulary of {vocab_size} needs {count}: give more varied captions")
     path = Path(folder) / VOCABULARY_FILE
-    temporary = path.with_name(path.name + ".part")
-    text = "\n".join(["codi clip vocabulary 1", *(" ".join(pair) for pair in merges)])
-    temporary.write_bytes(gzip.compress(text.encode("utf-8"), mtime=0))
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_bytes(gzip.compress("\n".join(["codi clip vocabulary 1", *merges]).encode("utf-8"), mtime=0))
     return path
-
-
-def _merge(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
-    """Every occurrence of the pair joined, from the left."""
-    out: list[str] = []
-    for symbol in word:
-        if out and (out[-1], symbol) == pair:
-            out[-1] += symbol
-        else:
-            out.append(symbol)
-    return tuple(out)

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..conversion.layout import PREFIXES
 from ..encoders import preprocess
 from ..encoders.clap import CLAPEncoder
-from ..encoders.htsat import HTSAT
 from .check import MEL_ABSOLUTE, Check
 from .configs import clap_config
 from .networks import Networks
@@ -18,14 +17,26 @@ from .watch import Watch
 
 SOURCE_RATE = 16000
 WRAPPER_TOLERANCE = 1e-3
+BRANCH = "model.audio_branch."
 DURATION = re.compile(r"\d+s")
+
+
+class AudioBranch(CLAPEncoder):
+    """HTSAT alone, without the projection: a waveform (B, N) to features (B, C). Weights have the published keys below the branch."""
+
+    def published_key(self, key: str) -> str | None:
+        key = super().published_key(key) or ""
+        return key.removeprefix(BRANCH) if key.startswith(BRANCH) else None
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        return self.network.audio_model(input_features=self.mel(waveform)[:, None]).pooler_output
 
 
 def check_htsat(check: Check, networks: Networks) -> None:
     """The audio branch alone, from sound at 16 kHz: resampled, repeated and padded as the wrapper does."""
     fixture = check.fixture
     config = clap_config(fixture.setting("config"))
-    net: HTSAT = networks.checked(check, lambda: HTSAT(config), f"htsat {config}", PREFIXES["clap"] + "model.audio_branch.")
+    net: AudioBranch = networks.checked(check, lambda: AudioBranch(config), f"htsat {config}", PREFIXES["clap"] + BRANCH)
     samples = int((fixture.info.get("info") or {}).get("samples_after_repeatpad", config.clip_seconds * config.sample_rate))
     for label, sound in fixture.labels("in/waveform_16k"):
         waveform = preprocess.resample(sound.flatten(1), SOURCE_RATE, config.sample_rate)
@@ -33,7 +44,8 @@ def check_htsat(check: Check, networks: Networks) -> None:
         waveform = preprocess.repeat_pad(waveform, samples)
         _sampled(check, f"mid/waveform_{config.sample_rate // 1000}k_last", waveform)
         pictures: list[Tensor] = []
-        hook = net.patch_embed.register_forward_pre_hook(lambda _module, inputs, kept=pictures: kept.append(inputs[0]))
+        patches = net.network.audio_model.audio_encoder.patch_embed
+        hook = patches.register_forward_pre_hook(lambda _module, inputs, kept=pictures: kept.append(inputs[0]))
         paths = {name: name.removeprefix("mid/") for name in check.open("mid/")}
         with Watch(net, {**paths, "mid/logmel_power_db": "mel"}) as watch:
             check.tensor(f"out/embedding{label}", net(waveform))

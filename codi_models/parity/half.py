@@ -16,6 +16,7 @@ from ..components import build_component, load_component
 from ..config import CoDiConfig
 from ..conversion.writer import Planned, stream_weights
 from ..joint import JointDenoiser
+from ..libraries import stored_state
 from ..modalities import MODALITIES, denoisers_of
 from .recipe import parity_weight
 
@@ -78,7 +79,7 @@ def write_recipe(name: str, config: CoDiConfig, folder: str | Path, dtype: torch
     if path.exists():
         return path
     network = build_component(name, config, device="meta")
-    weights = {key: value for key, value in network.state_dict().items() if key not in aliases(network)}
+    weights = {key: value for key, value in stored_state(network).items() if key not in aliases(network)}
     plan = [Planned(key, dtype if value.is_floating_point() else value.dtype, tuple(value.shape)) for key, value in weights.items()]
 
     def pieces(tensor: Planned) -> Iterator[Tensor]:

@@ -9,14 +9,15 @@ from torch import nn
 
 from ..conversion.layout import left_out
 from ..errors import CoDiError
+from ..libraries import stored_state
 from .check import Check
 
 Layout = dict[str, tuple[int, ...]]
 
 
 def layout_of(module: nn.Module, prefix: str = "") -> Layout:
-    """Keys, with the prefix, and shapes of a module's state dict."""
-    return {prefix + key: tuple(value.shape) for key, value in module.state_dict().items()}
+    """Keys in files, with the prefix, and shapes of a module's weights."""
+    return {prefix + key: tuple(value.shape) for key, value in stored_state(module).items()}
 
 
 def listed(info: Mapping[str, Any]) -> Layout | None:

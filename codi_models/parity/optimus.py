@@ -23,7 +23,7 @@ def check_optimus(check: Check, networks: Networks) -> None:
     config = optimus_config(fixture.setting("config"))
     net: TextAutoencoder = networks.checked(check, lambda: TextAutoencoder(config), config, PREFIXES["text_autoencoder"])
     for label, ids in fixture.labels("in/bert_ids"):
-        with Watch(net.encoder, {"sequence": "encoder.layer", "dense": "pooler.dense"}) as watch:
+        with Watch(net, {"sequence": "encoder.encoder.layer", "dense": "encoder.pooler.dense"}) as watch:
             mean, logvar = net.moments(ids)
         sequence, dense = (watch.result(name) for name in watch.paths)
         check.tensor(f"out/z_mean{label}", mean)
@@ -32,9 +32,8 @@ def check_optimus(check: Check, networks: Networks) -> None:
         check.tensor(f"mid/sequence{label}", sequence)
         check.tensor(f"mid/pooled{label}", torch.tanh(dense))
     for label, ids in fixture.labels("in/gpt_ids"):
-        transformer = net.decoder.transformer
-        mids = {name: name.removeprefix("mid/decoder.") for name in check.open("mid/decoder.") if not label}
-        with Watch(transformer, mids) as watch:
+        mids = {name: name.replace("mid/decoder.", "decoder.transformer.", 1) for name in check.open("mid/decoder.") if not label}
+        with Watch(net, mids) as watch:
             check.tensor(f"out/logits{label}", net.logits(fixture["in/z"], ids))
         check.watched(watch)
     for name in check.open("out/greedy_ids"):

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..libraries import stored_state, taken_apart
+
 
 def parity_weight(seed: str, key: str, shape: Iterable[int]) -> np.ndarray:
     """Weight of state-dict key `key`: normal numbers seeded by seed and key, scaled by what the key names; float32."""
@@ -34,12 +36,17 @@ def parity_weight(seed: str, key: str, shape: Iterable[int]) -> np.ndarray:
 
 @torch.no_grad()
 def fill(module: nn.Module, seed: str, prefix: str = "", untouched: Iterable[str] = ()) -> nn.Module:
-    """Fill every floating-point state-dict entry with its recipe weight, drawn under `prefix + key`; returns the module.
+    """Fill every floating-point weight with its recipe weight, drawn under `prefix + key`, key and shape being those in files; returns
+    the module.
 
     Keys in `untouched` (with the prefix) and integer buffers keep what they hold.
     """
-    skip = set(untouched)
-    for key, value in module.state_dict().items():
-        if value.is_floating_point() and prefix + key not in skip:
-            value.copy_(torch.from_numpy(parity_weight(seed, prefix + key, value.shape)))
+    skip, state = set(untouched), module.state_dict()
+    drawn = {
+        key: torch.from_numpy(parity_weight(seed, prefix + key, value.shape))
+        for key, value in stored_state(module).items()
+        if value.is_floating_point() and prefix + key not in skip
+    }
+    for key, weight in taken_apart(module, drawn).items():
+        state[key].copy_(weight)
     return module

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GPT2_SPECIALS, GPT2_VOCAB
 from ..config import OptimusConfig
-from ..encoders.tokenizer import byte_symbols
 from ..errors import CoDiError
 
 MAX_STEPS = 200_000
@@ -35,6 +34,13 @@ def rebuild(info: Mapping[str, Any], config: OptimusConfig, folder: Path) -> Non
     tokens = _filled(gpt2, config.decoder_vocab - len(GPT2_SPECIALS))
     (folder / GPT2_VOCAB).write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
     (folder / GPT2_MERGES).write_text("#version: 0.2\n", encoding="utf-8")
+
+
+def byte_symbols() -> dict[int, str]:
+    """One printable character for each byte: printable Latin-1 stands for itself, the rest from U+0100 on (GPT-2's alphabet)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in printable]
+    return {**{b: chr(b) for b in printable}, **{b: chr(256 + i) for i, b in enumerate(others)}}
 
 
 def _filled(known: Mapping[int, str], size: int) -> list[str]:

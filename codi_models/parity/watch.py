@@ -1,7 +1,8 @@
-"""Results of modules by their paths, and our layouts as the published ones."""
+"""Results of modules by their published paths, and our layouts as the published ones."""
 
 from __future__ import annotations
 
+import os.path
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoisers.convolution import before_delay
+from ..libraries import Borrowed, stored_keys
 
 SAMPLED = re.compile(r"_(every|first|last)_?(\d+)(?=_|$)")
 """Names of tensors that hold part of a result: every n-th index, the first n, the last n."""
@@ -30,7 +32,7 @@ class Watch:
     def __enter__(self) -> Watch:
         for name, path in self.paths.items():
             try:
-                module = self.root.get_submodule(SAMPLED.sub("", path))
+                module = self.root.get_submodule(library_path(self.root, SAMPLED.sub("", path)))
             except AttributeError:
                 continue
             self._listen(name, module)
@@ -47,10 +49,11 @@ class Watch:
             return
 
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            output = output[0] if isinstance(output, tuple) else output
             output = before_delay(module, inputs[0], output) if inputs else output
             results = self._results[name]
             results.pop(tuple(output.shape), None)  # so that the latest stands last
-            results[tuple(output.shape)] = output.detach()
+            results[tuple(output.shape)] = output.detach().clone()  # libraries may add to it in place
 
         self._hooks.append(module.register_forward_hook(keep))
 
@@ -59,6 +62,25 @@ class Watch:
         results = list(self._results[name].values())
         fitting = [] if shape is None else [value for value in results if fit(value, shape, name) is not None]
         return fitting[-1] if fitting else results[-1] if results else None
+
+
+def library_path(root: nn.Module, path: str) -> str:
+    """Path below `root` of the module that the published network has at `path`: the one that holds the same weights, else the last
+    one that holds some of them."""
+    if not isinstance(root, Borrowed):
+        return path
+    pairs = [(own, stored) for stored, parts in stored_keys(root).items() for own in parts]
+    below = [(own, stored) for own, stored in pairs if stored.startswith(f"{path}.")]
+    if not below:
+        return path
+    keys = {own for own, _ in below}
+    first, stored = below[0]
+    as_deep = first.rsplit(".", stored.count(".") - path.count("."))[0]
+    common = ".".join(os.path.commonprefix([own.split(".") for own in keys]))
+    for candidate in (as_deep, common):
+        if {own for own, _ in pairs if own.startswith(f"{candidate}.")} == keys:
+            return candidate
+    return below[-1][0].rpartition(".")[0]
 
 
 def fit(value: Tensor, shape: Sequence[int], name: str = "") -> Tensor | None:

@@ -13,6 +13,7 @@ import torch
 
 from ...codi_models.checkpoints import read_weights
 from ...codi_models.components import build_component, check_component
+from ...codi_models.libraries import taken_apart
 from ...codi_models.model import CoDi
 from .folders import model_folder
 
@@ -70,7 +71,7 @@ class HostedCoDi(CoDi):
         check_component(name, self.config, self.path(name))
         dtype = self.precision(name)
         network = build_component(name, self.config, operations=self.operations, dtype=dtype, device="cpu")
-        weights, _ = read_weights(self.path(name))
+        weights = taken_apart(network, read_weights(self.path(name))[0])
         # Hosts that stream weights leave layers empty until a state dict is assigned.
         network.load_state_dict({k: v.to(dtype) if v.is_floating_point() else v for k, v in weights.items()}, assign=True)
         self.loaded[name] = network
