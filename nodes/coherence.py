@@ -36,7 +36,7 @@ def _common(codi: str) -> list[Any]:
             "names",
             default="",
             optional=True,
-            tooltip="Names of the prompts in the picture, separated by commas; empty: as found in the graph.",
+            tooltip="Names of the prompts in the figure, separated by commas; empty: as found in the graph.",
         ),
     ]
 
@@ -79,12 +79,12 @@ class Coherence(Node):
             node_id="CoDiCoherence",
             display_name="CoDi Coherence",
             category=TOOLS,
-            description="Similarities of prompts and outputs in the shared space, as numbers and as a picture: what belongs together.",
+            description="Similarities of prompts and outputs in the shared space, as numbers and as a figure: what belongs together.",
             search_aliases=["similarity", "clip score", "agreement", "matrix"],
             is_output_node=True,
             inputs=_common("The model that made prompts and LATENT."),
             outputs=[
-                io.Image.Output(display_name="matrix", tooltip="Picture of the similarities, one per item of the batch (the first 16)."),
+                io.Image.Output(display_name="matrix", tooltip="Figure of the similarities, one per item of the batch (the first 16)."),
                 io.Float.Output(display_name="score", tooltip="Mean similarity over the batch, -1 to 1."),
                 io.String.Output(display_name="table", tooltip="All similarities as lines of text."),
             ],
@@ -174,7 +174,7 @@ class SharedSpacePlot(Node):
             search_aliases=["pca", "plot", "embedding map", "scatter"],
             is_output_node=True,
             inputs=_common("The model that made prompts and LATENT."),
-            outputs=[io.Image.Output(display_name="plot", tooltip="The picture; where there is a batch, each item is a point.")],
+            outputs=[io.Image.Output(display_name="plot", tooltip="The figure; where there is a batch, each item is a point.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 

@@ -28,7 +28,7 @@ def _inputs(*more: Any) -> list[Any]:
 
 
 def frame_rate_input() -> Any:
-    """Widget of a clip's frame rate."""
+    """Widget of a video's frame rate."""
     return io.Float.Input(
         "frame_rate",
         default=0.0,
@@ -85,16 +85,16 @@ class DecodeVideo(Node):
             node_id="CoDiDecodeVideo",
             display_name="CoDi Decode Video",
             category=MEDIA,
-            description="Decodes the clip of a joint LATENT and plays it, with sound where one is connected.",
+            description="Decodes the video of a joint LATENT and plays it, with audio where some is connected.",
             search_aliases=["latent to video", "frames", "vae decode"],
             is_output_node=True,
             inputs=_inputs(
-                io.Audio.Input("audio", optional=True, tooltip="Sound to put into the clip, from CoDi Decode Audio."),
+                io.Audio.Input("audio", optional=True, tooltip="Audio to put into the video, from CoDi Decode Audio."),
                 frame_rate_input(),
             ),
             outputs=[
-                io.Image.Output(display_name="frames", tooltip="Frames of all clips of the batch, one after another."),
-                io.Video.Output(display_name="video", tooltip="The first clip of the batch."),
+                io.Image.Output(display_name="frames", tooltip="Frames of all videos of the batch, one after another."),
+                io.Video.Output(display_name="video", tooltip="The first video of the batch."),
             ],
         )
 
@@ -116,7 +116,7 @@ class DecodeAudio(Node):
             node_id="CoDiDecodeAudio",
             display_name="CoDi Decode Audio",
             category=MEDIA,
-            description="Decodes the sound of a joint LATENT and plays it.",
+            description="Decodes the audio of a joint LATENT and plays it.",
             search_aliases=["latent to audio", "vocoder", "vae decode"],
             is_output_node=True,
             inputs=_inputs(),

@@ -58,13 +58,13 @@ class EncodeText(Node):
 
 
 class EncodeImage(Node):
-    """Pictures; a batch gives one prompt per picture."""
+    """Images; a batch gives one prompt per image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        image = io.Image.Input("image", tooltip="One picture, or a batch: one prompt for each.")
-        mask = io.Mask.Input("mask", optional=True, tooltip="Where to look: the picture is cut to the box around what is marked.")
-        description = "A picture prompt. A batch of pictures goes with a batch of outputs."
+        image = io.Image.Input("image", tooltip="One image, or a batch: one prompt for each.")
+        mask = io.Mask.Input("mask", optional=True, tooltip="Where to look: the image is cut to the box around what is marked.")
+        description = "An image prompt. A batch of images goes with a batch of outputs."
         return _schema("Image", description, image, mask, aliases=["image prompt", "clip vision", "variation"])
 
     @classmethod
@@ -76,12 +76,12 @@ class EncodeImage(Node):
 
 
 class EncodeAudio(Node):
-    """Sounds; a batch gives one prompt per sound."""
+    """Audio; a batch gives one prompt per item."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        audio = io.Audio.Input("audio", tooltip="Any sample rate; channels are averaged. A batch gives one prompt for each sound.")
-        aliases = ["sound prompt", "clap", "listen"]
+        audio = io.Audio.Input("audio", tooltip="Any sample rate; channels are averaged. A batch gives one prompt for each item.")
+        aliases = ["sound prompt", "clap", "from audio"]
         return _schema("Audio", "An audio prompt, of up to ten minutes.", audio, *span_inputs(), aliases=aliases)
 
     @classmethod
@@ -99,7 +99,7 @@ class EncodeVideo(Node):
         video = io.MultiType.Input(
             "video",
             types=[io.Video, io.Image],
-            tooltip="A VIDEO, or its frames as a batch of images. Of all its time, frames are taken evenly. Sound is ignored: use "
+            tooltip="A VIDEO, or its frames as a batch of images. Of all its time, frames are taken evenly. Its audio is ignored: use "
             "CoDi Encode Audio.",
         )
         aliases = ["clip prompt", "video to audio", "foley"]

@@ -100,7 +100,7 @@ class FromCLIPVision(Node):
                 CodiModel.Input("codi", tooltip="A model whose prompts are CLIP ViT-L/14's, as the published CoDi's."),
                 io.ClipVisionOutput.Input("clip_vision_output", tooltip="From CLIP Vision Encode with CLIP ViT-L/14."),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="A prompt for each picture.")],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="A prompt for each image.")],
         )
 
     @classmethod

@@ -126,7 +126,7 @@ class Denoiser(Node):
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 io.Combo.Input(
-                    "denoiser", options=list(DENOISERS), tooltip="vision makes images and clips, audio makes sound, text makes captions."
+                    "denoiser", options=list(DENOISERS), tooltip="vision generates images and videos, audio generates audio, text generates captions."
                 ),
                 _dtype(),
             ],
@@ -151,8 +151,8 @@ class LoadVAE(Node):
             search_aliases=["autoencoder", "audio vae", "vae loader"],
             inputs=[CodiModel.Input("codi", tooltip=CODI_TIP)],
             outputs=[
-                io.Vae.Output(display_name="picture VAE", tooltip="Decodes the first part of a joint LATENT: clip, else image."),
-                io.Vae.Output(display_name="sound VAE", tooltip="Decodes the last part of a joint LATENT: sound."),
+                io.Vae.Output(display_name="image VAE", tooltip="Decodes the first part of a joint LATENT: video, else image."),
+                io.Vae.Output(display_name="audio VAE", tooltip="Decodes the last part of a joint LATENT: audio."),
             ],
         )
 

@@ -165,7 +165,7 @@ class PromptTravel(Node):
             node_id="CoDiPromptTravel",
             display_name="CoDi Prompt Travel",
             category=PROMPTS,
-            description="Goes from one prompt to another over the frames of a clip, the samples of a batch or the steps of the run.",
+            description="Goes from one prompt to another over the frames of a video, the samples of a batch or the steps of the run.",
             search_aliases=["interpolate prompts", "morph", "prompt schedule"],
             has_intermediate_output=True,
             inputs=[
@@ -195,7 +195,7 @@ def over_inputs(default: str = "steps") -> list[Any]:
             options=list(OVER),
             default=default,
             optional=True,
-            tooltip="Along what curves run: the steps, the frames of the clip (other outputs follow the mean), or the batch.",
+            tooltip="Along what curves run: the steps, the frames of the video (other outputs follow the mean), or the batch.",
         ),
         io.Int.Input(
             "count",
@@ -203,7 +203,7 @@ def over_inputs(default: str = "steps") -> list[Any]:
             min=1,
             max=1024,
             optional=True,
-            tooltip="Frames of the clip, samples of the batch, or parts that the run is divided into.",
+            tooltip="Frames of the video, samples of the batch, or parts that the run is divided into.",
         ),
     ]
 

@@ -34,7 +34,9 @@ function attach(nodeType, height) {
     onNodeCreated?.apply(this, arguments);
     this.codiView = buildView((images) => { this.imgs = images.length ? images : undefined; }); // for the host's menu: open, copy, save
     this.hideOutputImages = true;
-    const widget = this.addDOMWidget("codi_results", "codi_results", this.codiView.root, { serialize: false, hideInPanel: true, getMinHeight: () => height });
+    this.codiView.root.style.minHeight = `${height}px`;
+    const options = { serialize: false, hideInPanel: true, hideOnZoom: false, getMinHeight: () => height };
+    const widget = this.addDOMWidget("codi_results", "codi_results", this.codiView.root, options);
     widget.serialize = false; // nothing of it is stored
     this.setSize([Math.max(this.size[0], height > 300 ? 420 : 300), this.computeSize()[1]]);
     setTimeout(() => refresh(this)); // once it has its id
@@ -48,6 +50,17 @@ function attach(nodeType, height) {
     refresh(this, output);
   };
   nodeType.prototype.onDrawBackground = () => {}; // the classic canvas would draw the images once more
+}
+
+/** Opens the template that the page's address names, as in /?codi=01%20Text%20to%20everything. */
+async function openNamed() {
+  const address = new URL(location.href), name = address.searchParams.get("codi");
+  if (!name) return;
+  address.searchParams.delete("codi");
+  history.replaceState(null, "", address);
+  const pack = new URL(import.meta.url).pathname.split("/extensions/")[1].split("/")[0];
+  const answer = await fetch(api.fileURL(`/api/workflow_templates/${pack}/${encodeURIComponent(name)}.json`));
+  if (answer.ok) await app.loadGraphData(await answer.json(), true, true, name);
 }
 
 /** Node outputs of the last run of the open workflow, where the host has none, as after a reload of the page. */
@@ -75,6 +88,7 @@ app.registerExtension({
     if (HEIGHTS[nodeData.name]) attach(nodeType, HEIGHTS[nodeData.name]);
   },
   afterConfigureGraph() {
+    openNamed().catch(() => {});
     setTimeout(() => fromHistory().catch(() => {}), 500); // after the host has put back what it kept for the tab
   },
   onNodeOutputsUpdated() {

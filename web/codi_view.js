@@ -2,7 +2,7 @@
 import { api } from "../../scripts/api.js";
 
 export const STYLE = `
-.codi-results { position:relative; width:100%; height:100%; min-height:inherit; box-sizing:border-box; }
+.codi-results { position:relative; width:100%; height:100%; box-sizing:border-box; }
 .codi-results > div { position:absolute; inset:0; display:flex; flex-direction:column; gap:6px; padding:4px; box-sizing:border-box; overflow:hidden; }
 .codi-results .row { display:flex; gap:6px; justify-content:center; min-height:0; flex:1 1 auto; }
 .codi-results .row > * { flex:1 1 0; min-width:0; min-height:0; max-height:100%; object-fit:contain; border-radius:4px; background:#0008; }

@@ -1,4 +1,4 @@
-"""Graphs arranged in groups: model, prompts, generation, results, from left to right."""
+"""Graphs arranged in groups: model above prompts, then generation above the note, then results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ _WIDTH, _GAP, _TITLE, _HIGH = 340, 40, 40, 1000  # pixels; a column is at most a
 _STAGES = {
     "Model": ("CoDiLoad", "CoDiLoadJoint", "CoDiDenoiser", "CoDiCompose", "CoDiAlignmentMatrix", "CoDiVAE"),
     "Prompts": (
-        "CoDiBounceScene", "CoDiEncodeText", "CoDiEncodeImage", "CoDiEncodeAudio", "CoDiEncodeVideo", "CoDiConditionMixer", "CoDiPromptTravel",
+        "CoDiBounceScene", "CoDiEncodeText", "CoDiEncodeImage", "CoDiEncodeAudio", "CoDiEncodeVideo", "CoDiConditionMixer",
+        "CoDiPromptTravel",
     ),
     "Results": (
         "CoDiPreview", "CoDiDecodeImage", "CoDiDecodeVideo", "CoDiDecodeAudio", "CoDiDecodeText", "CoDiShowText", "CoDiCoherence",
@@ -52,7 +53,7 @@ def stage_of(kind: str) -> str:
 
 
 def arranged(graph: dict[str, Any], others: list[dict], text: str) -> dict[str, Any]:
-    """The graph with every node in a group and no two of them touching, sizes at least those of `others`, and the note on the left."""
+    """The graph with every node in a group and no two of them touching, sizes at least those of `others`, and the note."""
     sizes = {entry["id"]: entry["size"] for entry in others}
     nodes = {entry["id"]: entry for entry in graph["nodes"]}
     for i, entry in nodes.items():
@@ -60,33 +61,30 @@ def arranged(graph: dict[str, Any], others: list[dict], text: str) -> dict[str, 
     before: dict[int, set[int]] = {i: set() for i in nodes}
     for _, source, _, target, *_ in graph["links"]:
         before[target].add(source)
-    groups, left = [], 0.0
+    groups: list[dict[str, Any]] = []
+    corners = {"Model": (0.0, 0.0), "Prompts": (0.0, 0.0)}
     for stage in _ORDER:
         members = [i for i in sorted(nodes) if stage_of(nodes[i]["type"]) == stage]
         if not members:
             continue
-        columns = _columns(members, before, nodes)
-        x, low = left + _GAP, 0.0
-        for column in columns:
-            y = 0.0
+        left, top = corners[stage]
+        x, low = left + _GAP, top
+        for column in _columns(members, before, nodes):
+            y = top
             for i in column:
                 nodes[i]["pos"] = [x, y + _TITLE]
                 y += nodes[i]["size"][1] + _TITLE + _GAP
             low = max(low, y)
             x += max(nodes[i]["size"][0] for i in column) + _GAP
-        groups.append(
-            {
-                "id": len(groups) + 1,
-                "title": stage,
-                "bounding": [left, -_GAP, x - left, low + _GAP],
-                "color": _COLOURS[stage],
-                "font_size": 24,
-                "flags": {},
-            }
-        )
-        left = x + _GAP
+        box = [left, top - _GAP, x - left, low - top + _GAP]
+        groups.append({"id": len(groups) + 1, "title": stage, "bounding": box, "color": _COLOURS[stage], "font_size": 24, "flags": {}})
+        right = max(group["bounding"][0] + group["bounding"][2] for group in groups) + _GAP
+        below = low + 2 * _GAP
+        corners |= {"Prompts": (0.0, below)} if stage == "Model" else {"Results" if stage == "Generation" else "Generation": (right, 0.0)}
+        if stage == "Generation":
+            corners["note"] = (left, below)
     number = 1 + max(nodes)
-    return {**graph, "last_node_id": number, "nodes": [*nodes.values(), _note(text, number)], "groups": groups}
+    return {**graph, "last_node_id": number, "nodes": [*nodes.values(), _note(text, number, corners["note"])], "groups": groups}
 
 
 def _columns(members: list[int], before: dict[int, set[int]], nodes: dict[int, dict]) -> list[list[int]]:
@@ -110,14 +108,14 @@ def _columns(members: list[int], before: dict[int, set[int]], nodes: dict[int, d
     return columns
 
 
-def _note(text: str, number: int) -> dict[str, Any]:
-    lines = sum(1 + len(line) // 36 for line in text.splitlines())
+def _note(text: str, number: int, corner: tuple[float, float]) -> dict[str, Any]:
+    lines = sum(1 + len(line) // 72 for line in text.splitlines())
     return {
         "id": number,
         "type": "MarkdownNote",
         "title": "About this workflow",
-        "pos": [-_WIDTH - 60, 0],
-        "size": [_WIDTH, 110 + 26 * lines],
+        "pos": list(corner),
+        "size": [2 * _WIDTH, 110 + 26 * lines],
         "flags": {},
         "order": 0,
         "mode": 0,

@@ -38,8 +38,9 @@ def _results(
     panels: list[list[Image.Image]] = []
     waves: list[np.ndarray] = []
     texts: list[str] = []
-    shows = {i for i in outputs if prompt[i]["class_type"].startswith(("CoDiDecode", "CoDiPreview"))}
-    for i in sorted(shows or outputs, key=int):
+    shows = {i for i in outputs if prompt[i]["class_type"].startswith(("CoDiDecode", "CoDiPreview")) and not _goes_on(prompt, i)}
+    saves = {i for i in outputs if prompt[i]["class_type"].startswith("Save")} - {i for i in outputs if _sources(prompt, i) & shows}
+    for i in sorted(shows | saves, key=int):
         entry = outputs[i]
         animated = bool((entry.get("animated") or [False])[0])
         for file in [*entry.get("images", []), *entry.get("video", [])]:
@@ -48,6 +49,16 @@ def _results(
         waves += [_wave(read(file)) for file in entry.get("audio", [])]
         texts += [line for text in entry.get("text", []) for line in text.splitlines()] if i in shows else []
     return panels[:_MOST], waves[:4], texts[:3]
+
+
+def _sources(prompt: dict[str, dict], i: str) -> set[str]:
+    return {value[0] for value in prompt[i]["inputs"].values() if isinstance(value, list)}
+
+
+def _goes_on(prompt: dict[str, dict], i: str) -> bool:
+    """Whether a stock node makes something else of what a node shows."""
+    kinds = [entry["class_type"] for j, entry in prompt.items() if i in _sources(prompt, j)]
+    return any(not kind.startswith(("CoDi", "Save")) for kind in kinds)
 
 
 def _video(data: bytes) -> list[Image.Image]:
