@@ -11,6 +11,7 @@ const isLinked = (node, name) => node.inputs?.some((input, slot) => input.name =
 
 /** Connected prompts in order, as titles of the nodes that they come from. */
 function promptsOf(node) {
+  if (!node.graph) return []; // it is being made
   return (node.inputs ?? [])
     .map((input, slot) => [input, slot])
     .filter(([input, slot]) => /^prompts?\b/.test(input.name) && node.isInputConnected(slot))
