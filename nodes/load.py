@@ -126,7 +126,9 @@ class Denoiser(Node):
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 io.Combo.Input(
-                    "denoiser", options=list(DENOISERS), tooltip="vision generates images and videos, audio generates audio, text generates captions."
+                    "denoiser",
+                    options=list(DENOISERS),
+                    tooltip="vision generates images and videos, audio generates audio, text generates captions.",
                 ),
                 _dtype(),
             ],

@@ -19,7 +19,9 @@ _BOXES = """() => app.graph._nodes.map(node => {
   const box = element?.getBoundingClientRect(), least = node.computeSize();
   const [width, height] = box ? [box.width / scale, box.height / scale] : [node.size[0], node.size[1] + 30];
   // What stands outside of its node is cut or lies over others.
-  const inside = box ? element.scrollHeight <= element.clientHeight + 2 : node.widgets?.length ? least[1] <= node.size[1] + 2 : true;
+  const parts = [...element?.querySelectorAll('textarea, input, video, .codi-results') ?? []].filter(e => e.checkVisibility());
+  const held = parts.every(e => e.getBoundingClientRect().bottom <= box.bottom + 2 && e.getBoundingClientRect().right <= box.right + 2);
+  const inside = box ? held : !node.type.startsWith('CoDi') || least[1] <= node.size[1] + 2;
   return { name: node.title, inside, left: x, top: y - 30, right: x + width, low: y - 30 + height };
 })"""
 _SHOWN = """() => [...document.querySelectorAll('.codi-results')].filter(e => e.checkVisibility()).map(e => ({
