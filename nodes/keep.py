@@ -134,7 +134,7 @@ class Keep(Node):
             node_id="CoDiKeep",
             display_name="CoDi Keep",
             category=LATENTS,
-            description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: audio for a video, ...",
+            description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: audio for a video",
             search_aliases=["inpaint", "foley", "video to audio", "extend video", "extend audio", "complete"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
