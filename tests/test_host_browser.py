@@ -24,7 +24,7 @@ _BOXES = """() => app.graph._nodes.map(node => {
   const inside = box ? held : !node.type.startsWith('CoDi') || least[1] <= node.size[1] + 2;
   return { name: node.title, inside, left: x, top: y - 30, right: x + width, low: y - 30 + height };
 })"""
-_SHOWN = """() => [...document.querySelectorAll('.codi-results')].filter(e => e.checkVisibility()).map(e => ({
+_SHOWN = """() => [...document.querySelectorAll('.codi-results')].map(e => ({  // on or off the screen
   image: e.querySelector('.codi-image').getAttribute('src'), video: e.querySelector('video').getAttribute('src'),
   text: e.querySelector('.codi-text').textContent })).filter(r => r.image || r.video || r.text)"""
 _PLAYABLE = (
@@ -124,6 +124,8 @@ def test_results_are_shown_and_stay(server, nodes2):
         page.page.reload()
         page.ready()
         assert shown(page, 2) == before
+        page.focus("CoDiPreview")
+        assert page.page.locator(".codi-results .codi-image[src]").first.is_visible()
         page.assert_no_trouble()
 
 

@@ -22,8 +22,14 @@ _ORDER = ("Model", "Prompts", "Generation", "Results")
 _COLOURS = {"Model": "#3f789e", "Prompts": "#8A8", "Generation": "#a1309b", "Results": "#b58b2a"}
 _LEAST = {"CoDiPreview": (460, 560), "SaveImage": (340, 340), "SaveVideo": (340, 420), "SaveAudio": (340, 160), "CoDiCoherence": (420, 420)}
 """Sizes of nodes that show something once they have run."""
-_MEASURE = """(least) => {
+_MEASURE = """([least, prompt]) => {
   for (const node of app.graph._nodes) {
+    // The front end remembers widgets of an earlier graph by their nodes' ids.
+    const { required, optional } = node.constructor.nodeData?.input ?? {}, declared = { ...required, ...optional };
+    for (const widget of node.widgets ?? []) {
+      const usual = declared[widget.name]?.[1]?.default;
+      if (!(widget.name in prompt[node.id].inputs) && usual !== undefined) widget.value = usual;
+    }
     const control = node.widgets?.find(w => w.name == 'control_after_generate');
     if (control) control.value = 'fixed';
     const [width, height] = least[node.type] ?? [340, 0], size = node.computeSize();
@@ -32,9 +38,9 @@ _MEASURE = """(least) => {
 }"""
 
 
-def measured(page: Any) -> dict[str, Any]:
-    """The open graph in UI format, each node with the size that its canvas gives it."""
-    page.page.evaluate(_MEASURE, _LEAST)
+def measured(page: Any, prompt: dict[str, dict]) -> dict[str, Any]:
+    """The open graph, made from a prompt, in UI format, each node with the size that its canvas gives it."""
+    page.page.evaluate(_MEASURE, [_LEAST, prompt])
     page.page.wait_for_timeout(1500)
     graph = json.loads(page.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
     graph["extra"] = {}

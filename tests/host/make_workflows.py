@@ -34,7 +34,7 @@ def make_graphs(url: str, names: list[str]) -> None:
         with open_page(url, nodes2=nodes2) as page:
             for name in names:
                 page.open_api(workflow(name), name)
-                drawn[name].append(measured(page))
+                drawn[name].append(measured(page, workflow(name)))
     for name, both in drawn.items():
         graph = arranged(both[0], both[1]["nodes"], note(name))
         (TARGET / f"{template(name)}.json").write_text(json.dumps(graph, separators=(",", ":")) + "\n", encoding="utf-8")
