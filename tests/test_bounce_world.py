@@ -165,7 +165,7 @@ def test_the_command_writes_files_that_read_as_their_scenes(tmp_path) -> None:
         wave, rate = read_audio(tmp_path / f"{i:03d}_audio.wav")
         read = [
             judge.judge_image(read_image(tmp_path / f"{i:03d}_image.png").unsqueeze(0)),
-            judge.judge_video(read_video(tmp_path / f"{i:03d}_video.mp4", 8).unsqueeze(0)),
+            judge.judge_video(read_video(tmp_path / f"{i:03d}_video.mp4", 8).frames.unsqueeze(0)),
             judge.judge_audio(wave.reshape(1, -1), rate),
             judge.judge_text([(tmp_path / f"{i:03d}_text.txt").read_text(encoding="utf-8")]),
         ]

@@ -63,7 +63,7 @@ def copy_prompt_attention_into_connectors(net: UNet) -> None:
 
 
 def _start_as(connector: SpatialTransformer, prompt: SpatialTransformer | None) -> None:
-    silent: list[nn.Module] = [connector.proj_out]
+    zeroed: list[nn.Module] = [connector.proj_out]
     if prompt is not None:
         block: Any = connector.transformer_blocks[0]
         source: Any = prompt.transformer_blocks[0]
@@ -72,7 +72,7 @@ def _start_as(connector: SpatialTransformer, prompt: SpatialTransformer | None) 
         connector.proj_out.weight.copy_(prompt.proj_out.weight)
         block.attn2.to_out[0].bias.zero_()
         connector.proj_out.bias.zero_()
-        silent = [connector.proj_in, block.attn1.to_out[0], block.ff.net[2]]
-    for layer in silent:
+        zeroed = [connector.proj_in, block.attn1.to_out[0], block.ff.net[2]]
+    for layer in zeroed:
         for parameter in layer.parameters():
             parameter.zero_()
