@@ -37,10 +37,15 @@ def write_video(path: Path, size: tuple[int, int], seconds: float, rate: int = 3
         video = file.add_stream("libx264", rate=rate, options={"preset": "ultrafast", "g": str(2 * rate)})
         video.height, video.width, video.pix_fmt = height, width, "yuv420p"
         audio = file.add_stream("aac", rate=48000, layout="stereo")
+        made = []
+        for number in range(1 if flat else 10):
+            stripe = ((np.arange(width) + 8 * number) % 80).astype(np.uint8)
+            pixels = np.full((height, width, 3), 90, np.uint8) if flat else noise + stripe[None, :, None]
+            made.append(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format="yuv420p"))
         for number in range(round(seconds * rate)):
-            stripe = (np.arange(width) + 8 * number) % 200
-            pixels = np.full((height, width, 3), 90, np.uint8) if flat else noise + stripe[None, :, None].astype(np.uint8)
-            file.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            frame = made[number % len(made)]
+            frame.pts, frame.time_base = number, Fraction(1, rate)
+            file.mux(video.encode(frame))
         file.mux(video.encode(None))
         write_tone(file, audio, seconds)
 
