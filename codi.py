@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""The README's two commands, for a machine that has only Python 3.10+.
+"""The README's commands, by the path of this file from any folder.
 
-python3 codi.py run    one sentence to picture, clip, sound and caption: inside ComfyUI where one is found, else headless
-python3 codi.py test   lint, type check and all tests; --quick: those that need no ComfyUI
+python3 codi.py run       one sentence to picture, clip, sound and caption: inside ComfyUI where one is found, else headless
+python3 codi.py test      lint, type check and all tests; --quick: those that need no ComfyUI
+python3 codi.py COMMAND   convert, download or another command of `python -m codi_models`, with the Python that is called
 
-Both make a virtual environment in .venv beside this file first, once.
+The first two need only Python 3.10+: they make a virtual environment in .venv beside this file first, once.
 """
 
 from __future__ import annotations
@@ -167,11 +168,24 @@ def test(arguments: list[str]) -> int:
     return subprocess.run([str(PYTHON), "-m", "pytest", *arguments], cwd=PACK).returncode
 
 
-def main(argv: list[str]) -> int:
-    """Run one of the two commands."""
-    if len(argv) < 1 or argv[0] not in ("run", "test"):
-        print(__doc__)
+def pass_on(argv: list[str]) -> int:
+    """A command of the package itself, with this Python: an embedded one does not look for modules beside the script by itself."""
+    sys.path.insert(0, str(PACK))
+    try:
+        from codi_models.__main__ import main as command
+    except ImportError as error:
+        print(f"error: {error}. Call this with the Python that ComfyUI runs with, which has PyTorch", file=sys.stderr)
         return 2
+    return command(argv)
+
+
+def main(argv: list[str]) -> int:
+    """Run one command."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if argv else 2
+    if argv[0] not in ("run", "test"):
+        return pass_on(argv)
     host = find_host()
     set_up(host)
     return run(host) if argv[0] == "run" else test(argv[1:])

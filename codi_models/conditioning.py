@@ -111,10 +111,17 @@ def unconditional(model: CoDi, prompts: Sequence[Prompt]) -> list[Prompt]:
     (`model.space` has means), and where there is no prompt, the empty text."""
     if model.space.means or not prompts:
         return [Prompt("text", "")]
-    clap = model.config.clap
-    grey, silence = torch.full((3, 8, 8), 0.5), torch.zeros(round(clap.clip_seconds * clap.sample_rate))
-    absent = {"text": "", "image": grey, "video": grey[None], "audio": (silence, clap.sample_rate)}
-    return [Prompt(prompt.kind, absent[prompt.kind], prompt.weight) for prompt in prompts]  # type: ignore[arg-type]
+    return [Prompt(prompt.kind, _absent(model, prompt.kind), prompt.weight) for prompt in prompts]
+
+
+def _absent(model: CoDi, kind: str) -> str | Tensor | tuple[Tensor, int]:
+    if kind == "text":
+        return ""
+    if kind == "audio":
+        clap = model.config.clap
+        return torch.zeros(round(clap.clip_seconds * clap.sample_rate)), clap.sample_rate
+    grey = torch.full((3, 8, 8), 0.5)
+    return grey if kind == "image" else grey[None]
 
 
 def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, method: str = "linear") -> Tensor:

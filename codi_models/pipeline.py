@@ -205,9 +205,10 @@ class CoDiPipeline:
                 joint, schedule, prompt, empty, settings.guidance(prompted=uncond is not None), settings.alignment, scales=scales,
                 given=joint.environment_embeddings(environment, torch.zeros(batch, device=model.device)), dtype=model.dtype,
             )  # fmt: skip
-            start = {m: clean[m] for m in stage if m in clean}
+            strength = dict(settings.strength)
+            start = {m: clean[m] for m in stage if m in clean and strength[m] < 1}  # at 1 nothing of it is left
             finished |= sample(
-                _partly_given(guided, schedule, start, scales, dict(settings.strength)), {m: noise[m] for m in stage}, sigmas,
+                _partly_given(guided, schedule, start, scales, strength), {m: noise[m] for m in stage}, sigmas,
                 sampler=settings.sampler, unit_start=unit_start, scales=scales, clean=start, seeds=seeds, callback=step,
             )  # fmt: skip
         return {output: finished[output] for output in settings.outputs}, ran
@@ -254,10 +255,10 @@ def _partly_given(
 ) -> Denoise:
     """Given outputs stay what they are until the part `strength` of the run, at its end, in which they are denoised like the others
     (SDEdit, Meng et al. 2022)."""
+    until = {m: float(schedule.sigma(strength[m] * TIMESTEPS)) for m in clean}
 
     def denoise(x: Latents, sigma: float) -> Latents:
-        timestep = float(schedule.timestep(sigma))
-        held = {m: scales[m] * part for m, part in clean.items() if timestep >= strength.get(m, 0.0) * TIMESTEPS}
+        held = {m: scales[m] * part for m, part in clean.items() if sigma >= until[m]}
         return {**held, **guided(x, sigma, [m for m in x if m not in held])}
 
     return denoise

@@ -12,7 +12,7 @@ from .compose import Alignment, AlignmentMatrix, Compose
 from .decode import DecodeAudio, DecodeImage, DecodeText, DecodeVideo
 from .encode import EncodeAudio, EncodeImage, EncodeText, EncodeVideo
 from .guide import Guider
-from .host import folders
+from .host import folders, install
 from .interplay import FromCLIP, FromCLIPVision, ToCLIPVision
 from .joint_latent import BatchLatents, JoinLatents, LoadLatent, RepeatLatent, SaveLatent, SelectFromBatch, SplitLatent
 from .keep import Keep, Mask, MediaToLatent
@@ -76,6 +76,7 @@ class CoDiExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         folders.register()
+        install.register()
         _warn_old_host()
         return list(NODES)
 

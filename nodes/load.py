@@ -21,8 +21,19 @@ def _name() -> io.Combo.Input:
         "name",
         display_name="model",
         options=folders.model_names(),
-        tooltip="A folder in models/codi, or codi-mini, which comes with the pack.",
+        tooltip="A folder in models/codi, or codi-mini, which comes with the pack. Where CoDi's official model is not installed, "
+        "a button on the node fetches it.",
     )
+
+
+def _known(name: str | None) -> bool | str:
+    """Whether a model can be opened, or why not, in better words than that a value is not in a list. A linked name is not known yet."""
+    try:
+        if name is not None:
+            folders.model_folder(name)
+    except CoDiError as error:
+        return str(error)
+    return True
 
 
 def _dtype() -> io.Combo.Input:
@@ -53,6 +64,10 @@ class LoadJoint(Node):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        return _known(name)
+
+    @classmethod
     def fingerprint_inputs(cls, name: str, **_: Any) -> tuple:
         return handle.fingerprint(name)
 
@@ -80,6 +95,10 @@ class Load(Node):
             inputs=[_name()],
             outputs=[CodiModel.Output(display_name="codi", tooltip="For all of CoDi's nodes that encode, decode or make denoisers.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, name: str | None) -> bool | str:
+        return _known(name)
 
     @classmethod
     def fingerprint_inputs(cls, name: str) -> tuple:

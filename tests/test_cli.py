@@ -15,6 +15,7 @@ import torch
 from codi.codi_models import media
 from codi.codi_models.__main__ import main
 from codi.codi_models.files import sha256
+from codi.codi_models.pipeline import CoDiPipeline
 from PIL import Image
 
 PACK = Path(__file__).resolve().parent.parent
@@ -66,6 +67,35 @@ def test_prompts_keep_their_order_and_negative_weights_are_taken(generate, tmp_p
     assert {p.name for p in generate.out.iterdir()} == {"000_text.txt", "run.json"}
 
 
+def test_names_of_version_0_3_still_work(generate):
+    wanted = ["--outputs", "image,text", "--keep-text", "a red star", "--text", "a", "--seed", "3", "--raw"]
+    new = ["--schedule", "sequential", "--strength", "0.5", "--alignment-directions", "image<text=0.5", "--sampler", "dpmpp_2m"]
+    old = ["--order", "in turn", "--denoise", "0.5", "--alignment-pairs", "image<text=0.5", "--sampler", "dpmpp_2m_karras"]
+    assert generate(*wanted, *new, "--scheduler", "karras") == 0
+    first, told = np.load(generate.out / "000_raw.npz")["image"], json.loads((generate.out / "run.json").read_text())
+    assert generate(*wanted, *old, "--composition", "facets") == 0
+    assert np.array_equal(first, np.load(generate.out / "000_raw.npz")["image"])
+    again = json.loads((generate.out / "run.json").read_text())
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in told.items() if k != "seconds"}
+    assert (told["schedule"], told["scheduler"], told["strength"]) == ("sequential", "karras", {"text": 0.5})
+
+
+def test_the_largest_seed(generate):
+    assert generate("--outputs", "text", "--seed", str(2**64 - 1)) == 0
+    assert json.loads((generate.out / "run.json").read_text())["samples"][0]["seed"] == 2**64 - 1
+
+
+def test_run_json_repeats_the_run(generate, folder):
+    """All that decides the result beside the model is in it, under the names that the pipeline takes."""
+    options = ["--cfg", "image=4,text=2", "--cfg-rescale", "0.5", "--alignment-directions", "image<text=0.5", "--alignment-end", "0.9"]
+    assert generate("--text", "a red star", "--outputs", "image,text", "--seed", "5", "--raw", *options) == 0
+    run, image = json.loads((generate.out / "run.json").read_text()), np.load(generate.out / "000_raw.npz")["image"]
+    names = ("seed", "count", "mix", "frames", "batch_size", "steps", "sampler", "scheduler", "cfg", "cfg_rescale", "wiring", "alignment",
+             "alignment_guidance", "alignment_directions", "alignment_end", "schedule")  # fmt: skip
+    (sample,) = CoDiPipeline.from_pretrained(folder, device="cpu")("a red star", run["outputs"], **{n: run[n] for n in names if n in run})
+    assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), image)
+
+
 def test_no_prompt_is_unconditional(generate):
     assert generate("--outputs", "audio") == 0
     assert json.loads((generate.out / "run.json").read_text())["prompts"] == []
@@ -96,12 +126,14 @@ def test_no_prompt_is_unconditional(generate):
     (["--image", "n" * 5000], "no readable file"),
     (["--image", "FOLDER"], "is a folder"),
     (["--device", "meta"], "cannot compute here"),
-    (["--seed", str(2**63)], "below 2**63"),
+    (["--seed", str(2**64)], "below 2**64"),
     (["--text", "a", "--text", "b", "--weights", "1,-1"], "sum to 0"),
     (["--text", "a", "--weights", "1e400"], "finite"),
     (["--count", "0"], "count 0"),
-    (["--sampler", "ddim", "--steps", "501"], "1 to 500"),
-    (["--cfg", "nan"], "cfg nan"),
+    (["--scheduler", "ddim_uniform", "--steps", "501"], "1 to 500"),
+    (["--scheduler", "magic"], "sgm_uniform"),
+    (["--schedule", "image+smell"], "'smell'"),
+    (["--cfg", "nan"], "cfg of image is nan"),
     (["--frames", "31"], "between 1 and 30"),
     (["--batch-size", "0"], "batch size 0"),
 ])  # fmt: skip

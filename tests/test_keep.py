@@ -1,4 +1,4 @@
-"""Outputs that are given, settings by output, and who listens to whom: headless what the graph can."""
+"""Outputs that are given, settings by output, and directions of alignment: headless what the graph can."""
 
 import json
 
@@ -8,13 +8,13 @@ import torch
 from codi.codi_models import media
 from codi.codi_models.__main__ import main
 from codi.codi_models.conditioning import Prompt
-from codi.codi_models.config import CoDiConfig
-from codi.codi_models.diffusion import SAMPLERS, initial_noise
+from codi.codi_models.config import CoDiConfig, DiffusionConfig
+from codi.codi_models.diffusion import SAMPLERS, NoiseSchedule, run_sigmas, sample
 from codi.codi_models.errors import CoDiError
-from codi.codi_models.guidance import GuidedDenoiser, rescaled
+from codi.codi_models.joint import JointDenoiser
 from codi.codi_models.latents import encode_media, fitted
+from codi.codi_models.pipeline import _partly_given
 from codi.codi_models.settings import Settings, parse_each
-from codi.codi_models.stages import TOGETHER
 from PIL import Image
 
 
@@ -66,44 +66,51 @@ def test_the_others_fit_what_is_kept_and_nothing_else_changes_it(pipe):
     one, two = (pipe("a red circle", ["image"], given={"audio": sound}, **settings)[0] for sound in sounds)
     assert torch.equal(one.audio, sounds[0][0]) and torch.equal(two.audio, sounds[1][0])
     assert (one.image - two.image).abs().max() > 1e-4
-    apart = [pipe("a red circle", ["image"], given={"audio": sound}, wiring="off", **settings)[0] for sound in sounds]
+    off = [pipe("a red circle", ["image"], given={"audio": sound}, wiring="off", **settings)[0] for sound in sounds]
     alone = pipe("a red circle", ["image"], **settings)[0]
-    assert all(torch.equal(sample.image, alone.image) for sample in apart)
+    assert all(torch.equal(one.image, alone.image) for one in off)
     again = pipe("a red circle", ["image"], given={"audio": sounds[0]}, **settings, count=2, batch_size=1)
     assert torch.equal(again[0].image, one.image) and not torch.equal(again[1].image, one.image)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_variation_keeps_the_more_the_less_is_generated(pipe, sampler):
-    config, given = pipe.model.config, torch.full((1, 4, 8, 8), 2.0)
-    cond, _ = pipe.condition([Prompt("text", "a red circle")])
-    noise = initial_noise({"image": (4, 8, 8)}, [3])
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_given_output_is_kept_the_more_the_less_of_it_is_generated(sampler, scale):
+    """Of data that are standard Gaussian, what is generated loses the mean of what was given."""
+    schedule, scales = NoiseSchedule(DiffusionConfig()), {"image": scale, "audio": 1.0}
+    given = {"image": torch.full((1, 4, 8, 8), 2.0)}
+    noise = {m: torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(i)) for i, m in enumerate(scales)}
+    calls = []
 
-    def changed(strength):
-        asked = {"steps": 10, "cfg": 1.0, "sampler": sampler, "given": ["image"], "strength": strength}
-        settings = Settings.resolve(config, ["image"], **asked)
-        return float((pipe.denoise(cond, None, settings, noise, seeds=[3], given={"image": given})[0]["image"] - given).square().mean())
+    def denoise(x, sigma, targets):
+        calls.append((sigma, tuple(targets)))
+        return {m: scales[m] ** 2 / (scales[m] ** 2 + sigma**2) * x[m] for m in targets}
 
-    assert changed(0.2) < changed(0.6) < changed(1.0)
+    left, sigmas = {}, run_sigmas(schedule, "sgm_uniform", 10)
+    for share in (0.0, 0.3, 0.6, 0.9):
+        calls.clear()
+        partly = _partly_given(denoise, schedule, given, scales, {"image": share})
+        made = sample(partly, noise, sigmas, sampler=sampler, scales=scales, clean=given, seeds=[0])
+        left[share] = float(made["image"].mean())
+        assert len([sigma for sigma, targets in calls if "image" in targets]) == round(10 * share)
+        assert len(calls) == 10 and all("audio" in targets for _, targets in calls)
+    assert abs(left[0.0] - 2) < 1e-4 and left[0.0] > left[0.3] + 0.1 and left[0.3] > left[0.6] + 0.1 and left[0.6] > abs(left[0.9])
 
 
-def test_given_outputs_are_not_run_and_a_run_begins_where_something_is_generated(pipe, monkeypatch):
-    ran, call = [], GuidedDenoiser.__call__
-
-    def watch(self, x, sigma, targets=None):
-        ran.append(sorted(x if targets is None else targets))
-        return call(self, x, sigma, targets)
-
-    monkeypatch.setattr(GuidedDenoiser, "__call__", watch)
-    settings = {"steps": 10, "sampler": "ddim", "cfg": 1.0, "schedule": TOGETHER}
+def test_a_given_output_is_not_denoised_until_its_part_of_the_run(pipe, monkeypatch):
+    ran, forward = [], JointDenoiser.forward
+    monkeypatch.setattr(JointDenoiser, "forward", lambda self, *a, **k: ran.append(sorted(k["targets"])) or forward(self, *a, **k))
+    settings = {"steps": 10, "sampler": "ddim", "cfg": 1.0, "alignment_guidance": 1.0, "schedule": "together"}
     image = drawn(3, 64, 64)
     (made,) = pipe("a red circle", ["image", "text"], given={"image": image}, strength="image=0.4", **settings)
-    both = ran.count(["image", "text"])
-    assert ran == [["text"]] * (10 - both) + [["image", "text"]] * both and 2 <= both <= 5
+    assert ran == [["text"]] * 6 + [["image", "text"]] * 4
     assert not torch.equal(made.image, image)
     ran.clear()
-    pipe("a red circle", ["text"], given={"image": image}, **settings)
-    assert ran == [["text"]] * 10
+    pipe("a red circle", ["image"], given={"image": image}, strength=0.4, **settings)
+    assert ran == [["image"]] * 4
+    whole = pipe("a red circle", ["image", "text"], given={"image": image}, strength=1, **settings)[0]
+    free = pipe("a red circle", ["image", "text"], **settings)[0]
+    assert torch.equal(whole.image, free.image) and whole.text == free.text
 
 
 def test_media_of_other_sizes_are_fitted(pipe):
@@ -152,20 +159,15 @@ def test_guidance_by_output(pipe):
     assert torch.equal(other.image, both.image)
 
 
-def test_rescaling_brings_the_spread_back(pipe):
-    plain, strong = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8) * torch.tensor([5.0, 0.2]).view(2, 1, 1, 1)
-    done = rescaled(strong, plain, 1.0)
-    torch.testing.assert_close(done.flatten(1).std(dim=1), plain.flatten(1).std(dim=1))
-    torch.testing.assert_close(rescaled(strong, plain, 0.5), (done + strong) / 2)
-    assert not rescaled(torch.zeros(1, 4), torch.randn(1, 4), 1.0).any()
+def test_rescaling(pipe):
     settings = {"steps": 2, "seed": 3, "cfg": 12.0}
     loose, tight = (pipe("a red circle", ["image"], cfg_rescale=share, **settings)[0].image for share in (0, 1))
     assert torch.equal(loose, pipe("a red circle", ["image"], **settings)[0].image)
     assert (tight - loose).abs().max() > 1e-2
 
 
-def test_who_listens_to_whom_and_when(pipe):
-    settings = {"steps": 2, "seed": 3, "cfg": 1.0, "schedule": TOGETHER}
+def test_directions_and_range_of_the_alignment(pipe):
+    settings = {"steps": 2, "seed": 3, "cfg": 1.0, "schedule": "together"}
     run = lambda **more: pipe("a red circle", ["image", "audio"], **settings, **more)[0]  # noqa: E731
     cross, off, one = run(), run(wiring="off"), run(alignment_directions="image<audio=0")
     torch.testing.assert_close(one.image, off.image, rtol=0, atol=1e-4)
@@ -183,28 +185,27 @@ def test_numbers_by_output():
     for text in ("", "one", "image=", "image=5=6", "smell=1", "1,2", "image=1,image=2", "image"):
         with pytest.raises(CoDiError, match="cfg"):
             parse_each("cfg", text)
-    settings = Settings.resolve(CoDiConfig.mini(), ["image", "text"], cfg="image=5, text=2")
-    assert dict(settings.cfg) == {"image": 5.0, "text": 2.0}
-    assert not {"given", "strength", "alignment_directions"} & set(Settings.resolve(CoDiConfig.mini(), ["video"]).to_dict())
+    settings = Settings.resolve(CoDiConfig.mini(), ["image", "text"], cfg="image=5")
+    assert dict(settings.cfg) == {"image": 5.0, "text": 3.0} and settings.to_dict()["cfg"] == {"image": 5.0, "text": 3.0}
 
 
 @pytest.mark.parametrize("options, message", [
     (["--keep-image", "nowhere.png"], "no file at nowhere.png"),
     (["--keep-audio", "IMAGE"], "p.png"),
     (["--keep-text", "a red star " * 40], "one latent holds 62 at most"),
-    (["--outputs", "text", "--keep-text", "a star"], "are given"),
-    (["--denoise", "image=0.5"], "no image is given"),
-    (["--keep-text", "a", "--denoise", "audio=0.5"], "no audio is given"),
-    (["--keep-text", "a", "--denoise", "1.5"], "between 0"),
-    (["--keep-text", "a", "--denoise", "nan"], "between 0"),
-    (["--keep-text", "a", "--denoise", "some"], "no number"),
+    (["--outputs", "text", "--keep-text", "a star"], "are given: ask for another one"),
+    (["--strength", "image=0.5"], "no image is given"),
+    (["--keep-text", "a", "--strength", "audio=0.5"], "no audio is given"),
+    (["--keep-text", "a", "--strength", "1.5"], "between 0"),
+    (["--keep-text", "a", "--strength", "nan"], "between 0"),
+    (["--keep-text", "a", "--strength", "some"], "no number"),
     (["--cfg", "audio=2"], "the outputs are image, text"),
-    (["--cfg", "image=inf"], "cfg of image is inf"),
+    (["--cfg", "image=inf"], "cfg of image is inf: it must be a finite number"),
     (["--cfg", "smell=2"], "unknown output 'smell'"),
     (["--cfg-rescale", "2"], "between 0 and 1"),
-    (["--alignment-pairs", "image<image=1"], "cannot attend"),
-    (["--alignment-pairs", "image>audio"], "no direction"),
-    (["--alignment-pairs", "image<audio=-1"], "0 or more"),
+    (["--alignment-directions", "image<image=1"], "cannot attend to"),
+    (["--alignment-directions", "image>audio"], "no direction"),
+    (["--alignment-directions", "image<audio=-1"], "0 or more"),
     (["--alignment-start", "0.8", "--alignment-end", "0.2"], "start comes before end"),
     (["--alignment-end", "7"], "parts of the run"),
 ])  # fmt: skip
@@ -221,7 +222,7 @@ def test_one_output_is_kept_once(generate, files, capsys):
     assert "given twice" in capsys.readouterr().err
 
 
-def test_values_that_are_not_of_this_run(pipe):
+def test_latents_that_are_not_of_this_run(pipe):
     settings = Settings.resolve(pipe.model.config, ["image", "text"], given=["text"])
     with pytest.raises(CoDiError, match="takes text as given, and got image"):
         pipe.encode_given([Prompt("image", drawn(3, 64, 64))], settings)
@@ -230,10 +231,11 @@ def test_values_that_are_not_of_this_run(pipe):
 
 
 def test_a_manifest_keeps_and_sets_what_the_command_does(generate, folder, files, tmp_path):
-    settings = {"steps": 2, "cfg": {"image": 4, "text": 2}, "cfg_rescale": 0.5, "alignment_pairs": "image<text=0.5", "alignment_end": 0.9}
+    settings = {"steps": 2, "cfg": {"image": 4, "text": 2}, "cfg_rescale": 0.5, "alignment_end": 0.9}
+    settings["alignment_directions"] = "image<text=0.5"
     entry = {"id": "a", "outputs": "image,text", "prompts": ["a star"], "seed": 5, "keep": {"image": files["image"]}, "settings": settings}
     entries = [
-        {**entry, "settings": {**settings, "denoise": "image=0.6"}},
+        {**entry, "settings": {**settings, "strength": "image=0.6"}},
         {**entry, "id": "b", "keep": {"audio": "s.wav"}, "outputs": ["image", "text"]},
         {**entry, "id": "c", "keep": {"audio": "s.wav"}, "outputs": ["image", "text"], "seed": 6},
         {**entry, "id": "bad1", "keep": ["image"]}, {**entry, "id": "bad2", "keep": {"smell": "x"}},
@@ -249,8 +251,8 @@ def test_a_manifest_keeps_and_sets_what_the_command_does(generate, folder, files
     made = tmp_path / "b" / "items"
     assert (made / "b" / "b_audio.wav").read_bytes() == (made / "c" / "c_audio.wav").read_bytes() == (tmp_path / "s.wav").read_bytes()
     options = ["--text", "a star", "--outputs", "image,text", "--seed", "5", "--raw", "--cfg", "image=4,text=2", "--cfg-rescale", "0.5"]
-    options += ["--alignment-pairs", "image<text=0.5", "--alignment-end", "0.9"]
-    assert generate(*options, "--keep-image", files["image"], "--denoise", "image=0.6") == 0
+    options += ["--alignment-directions", "image<text=0.5", "--alignment-end", "0.9"]
+    assert generate(*options, "--keep-image", files["image"], "--strength", "image=0.6") == 0
     ours, theirs = np.load(made / "a" / "a_raw.npz")["image"], np.load(generate.out / "000_raw.npz")["image"]
     assert np.array_equal(ours, theirs)
     told = json.loads((made / "a" / "item.json").read_text())["request"]

@@ -18,10 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import version_0_3
 from ..conditioning import PROMPT_KINDS, Prompt, fractions
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..settings import OVERRIDES, Each, Settings, of_version_0_3
+from ..settings import OVERRIDES, Each, Settings
 
 _FIELDS = ("id", "prompts", "keep", "start", "length", "outputs", "seed", "settings")
 _SPAN = ("start", "length")
@@ -172,7 +173,7 @@ def _overrides(given: Any) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         raise CoDiError(f"settings must be an object with any of {', '.join(OVERRIDES)}; got {type(given).__name__}")
-    given = of_version_0_3(given)
+    given = version_0_3.settings(given)
     if unknown := sorted(set(given) - set(OVERRIDES)):
         raise CoDiError(f"unknown setting {unknown[0]!r}: an item may set {', '.join(OVERRIDES)}")
     return {name: _typed(name, value, OVERRIDES[name]) for name, value in given.items() if value is not None}

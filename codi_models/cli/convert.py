@@ -1,4 +1,4 @@
-"""`python -m codi_models convert`: the published .pth files into a model folder."""
+"""`python codi.py convert`: the published .pth files into a model folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 from ..autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GPT2_VOCAB
 from ..components import COMPONENTS
 from ..config import CoDiConfig
-from ..conversion.convert import convert
+from ..conversion.convert import PRECISIONS, convert
 from ..conversion.layout import ENCODERS_FILE, published_file
 from ..conversion.matching import LISTED
-from ..model import DTYPES
 
 _WHERE = "\n".join(f"  {name:21}{published_file(name)}" for name in COMPONENTS)
 EPILOG = f"""
@@ -26,14 +25,14 @@ What a use needs:
   prompts of sound                clap
   images and clips                vision_denoiser, image_autoencoder
   sound                           audio_denoiser, audio_autoencoder, vocoder
-  captions                        text_denoiser, text_autoencoder, and its vocabularies: python -m codi_models download tokenizers
+  captions                        text_denoiser, text_autoencoder, and its vocabularies: python codi.py download tokenizers
 
 Only tensors are read (weights-only, memory-mapped): a .pth that holds other objects is refused. Every key and shape is checked.
 Each component becomes one file, written whole or not at all. Run the command again after an interruption, or with more files
 later: what was already converted from the same file (by SHA-256) in the same dtype is left alone.
 
 Example, sound only:
-  python -m codi_models convert {ENCODERS_FILE} {published_file("audio_denoiser")} --out models/codi/codi \\
+  python codi.py convert {ENCODERS_FILE} {published_file("audio_denoiser")} --out models/codi/codi \\
       --components clip,audio_denoiser,audio_autoencoder,vocoder
 """
 
@@ -51,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
             dtype=args.dtype,
             config=config,
             components=chosen,
-            allow_unexpected=args.allow_unexpected,
+            strict=args.strict,
             allow_half=args.allow_half,
             listed=sys.maxsize if args.all_keys else LISTED,
             progress=bars,
@@ -73,7 +72,7 @@ def report(folder: Path, states: dict[str, str]) -> None:
         print(f"{name:21}{size}  {state}")
     lacking = [name for name in (BERT_VOCAB, GPT2_VOCAB, GPT2_MERGES) if not (folder / name).exists()]
     if lacking and (folder / "text_autoencoder.safetensors").exists():
-        print(f"captions also need {', '.join(lacking)}: python -m codi_models download tokenizers --out {folder}")
+        print(f"captions also need {', '.join(lacking)}: python codi.py download tokenizers --out {folder}")
     print(f"model folder: {folder}")
 
 
@@ -103,7 +102,7 @@ class Bars:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m codi_models convert",
+        prog="python codi.py convert",
         description="Turns any subset of the published CoDi files into a model folder with one safetensors file per component.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -114,9 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--out", required=True, metavar="DIR", help="model folder, for instance models/codi/codi of ComfyUI; it is made where it is missing"
     )
-    add("--dtype", default="fp16", choices=list(DTYPES), help="precision of the written weights (default fp16)")
+    add(
+        "--dtype",
+        default="fp16",
+        choices=list(PRECISIONS),
+        help="precision of the written weights (default fp16; fp8: the denoisers' matrices)",
+    )
     add("--components", metavar="A,B,...", help="only these (default: all that the files hold)")
-    add("--allow-unexpected", action="store_true", help="leave out keys that the published checkpoint does not have, instead of stopping")
+    add("--strict", action="store_true", help="stop at tensors that the published layout does not have, instead of leaving them out")
+    add("--allow-unexpected", action="store_true", help=argparse.SUPPRESS)  # what happens without --strict since 0.4
     add("--allow-half", action="store_true", help="with --dtype fp32: accept weights that have half precision only")
     add("--all-keys", action="store_true", help=f"list all keys in messages, not just {LISTED} of a kind")
     add("--config", metavar="FILE", help="config.json of a model of other sizes (default: the official ones)")

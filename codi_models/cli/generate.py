@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import version_0_3
 from ..conditioning import MIX_METHODS, PROMPT_KINDS, Prompt
 from ..diffusion import SAMPLERS, SCHEDULERS
 from ..errors import CoDiError
@@ -22,7 +23,7 @@ from ..files import output_folder, write_text
 from ..modalities import MODALITIES
 from ..model import CoDi
 from ..pipeline import CoDiPipeline
-from ..settings import OVERRIDES, Settings, of_version_0_3
+from ..settings import OVERRIDES, Settings
 from .outputs import write_sample
 
 PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "diffusers", "transformers", "tokenizers", "av", "pillow")
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     folder = output_folder(args.out)
     begin = time.perf_counter()
     model = CoDi.from_pretrained(args.model, device=args.device, dtype=args.dtype)
-    chosen = of_version_0_3({name: getattr(args, name) for name in ("seed", "count", "batch_size", *OVERRIDES)})
+    chosen = version_0_3.settings({name: getattr(args, name) for name in ("seed", "count", "batch_size", *OVERRIDES)})
     span = {"start": args.start, "length": args.length}
     prompts = [replace(prompt, **span) if prompt.kind in ("audio", "video") else prompt for prompt in prompts]
     given = [Prompt(output, value, **span) for output, value in (args.keep or {}).items()]
@@ -165,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", default="codi-mini", help="name of a shipped model or a model folder (default codi-mini)")
-    accepted = {"text": "T", "image": "F", "audio": "F", "video": "F"}
+    accepted = {kind: "T" if kind == "text" else "F" for kind in PROMPT_KINDS}
     for kind in PROMPT_KINDS:
         what = "a sentence" if kind == "text" else f"a file with {kind}"
         add(f"--{kind}", action=_AppendPrompt, dest="prompts", metavar=accepted[kind], help=f"prompt: {what}; may be repeated")

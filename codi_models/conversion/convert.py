@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,15 @@ from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..files import output_folder, remove_leftovers, sha256, unwritable, whole_file
 from ..model import DTYPES
-from .layout import TIED, Layout, layout, published_file
-from .matching import LISTED, Found, Match, match
-from .precision import converted, equal, half_in_full, openly_half
-from .sources import Source, open_source
-from .writer import Planned, stream_weights
+from .layout import Entry, Layout, layout
+from .matching import LISTED, Filled, Match, match
+from .precision import converted, equal, half_in_full, openly_half, whole_numbers
+from .releases import recognised
+from .sources import Found, Source, checkpoint_files, open_source
+from .writer import PIECE, Planned, flat_pieces, stream_weights
+
+PRECISIONS = {**DTYPES, "fp8": torch.float8_e4m3fn}
+Place = Found | Filled
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, bytes done since the last call, bytes in all."""
@@ -44,37 +49,36 @@ def convert(
     dtype: str = "fp16",
     config: CoDiConfig | None = None,
     components: Collection[str] = (),
-    allow_unexpected: bool = False,
+    strict: bool = False,
     allow_half: bool = False,
     listed: int = LISTED,
     progress: Progress = lambda *_: None,
 ) -> Result:
     """Write `out`/config.json and one safetensors file for each component that the files hold (or for `components` only).
 
-    dtype: fp16, bf16 or fp32, of floating-point weights. config: sizes of the checkpoint; None means the official ones.
+    files: checkpoints, folders of them, or indices of shards. dtype: fp16, bf16 or fp32, of floating-point weights; fp8 for the matrices
+    of the denoisers and fp16 for the rest. config: sizes of the checkpoint; None means the official ones. strict: refuse files with tensors
+    that the published layout does not have, instead of leaving those out with a note.
     Raises CoDiError before anything is written where the files or the folder are not usable, and in between for numbers that
     cannot be converted; components finished until then stay."""
-    if dtype not in DTYPES:
-        raise CoDiError(f"unknown dtype {dtype!r}: give one of {', '.join(DTYPES)}")
+    if dtype not in PRECISIONS:
+        raise CoDiError(f"unknown dtype {dtype!r}: give one of {', '.join(PRECISIONS)}")
     if not files:
         raise CoDiError("no files were given: give one or more files of the published checkpoint")
     config, out = config or CoDiConfig.official(), Path(out)
-    sources = [open_source(path) for path in {Path(f).resolve(): Path(f) for f in files}.values()]
-    found = match(sources, layout(config), components=components, allow_unexpected=allow_unexpected, listed=listed)
-    result = Result(notes=[note for source in sources for note in source.notes])
-    if found.unexpected:
-        result.notes.append(f"{len(found.unexpected)} unexpected keys left out: {', '.join(found.unexpected[:listed])}")
-    if not components:
-        result.notes += [f"no weight of {name} is in the files given, though {published_file(name)} has it" for name in found.absent()]
+    sources = [open_source(path) for path in checkpoint_files(files)]
+    found = match(sources, layout(config), components=components, strict=strict, listed=listed)
+    result = Result(notes=found.notes)
     _check_folder(out, config)
+    _settle_numbers(found, layout(config), result)
+    _settle_copies(found, layout(config), result)
     _check_precision(found, dtype, allow_half, result)
-    _check_copies(found, layout(config))
-    _hash(_used(found), progress)
+    _hash(_used(found), progress, result)
     metadata = {name: _metadata(name, places, config, dtype) for name, places in found.weights.items()}
     todo = [name for name in found.weights if not _is_done(out / f"{name}.safetensors", metadata[name])]
     result.components = {name: "kept" for name in found.weights if name not in todo}
     remove_leftovers(out, [f"{name}.safetensors" for name in COMPONENTS])
-    plans = {name: _plan(name, layout(config), DTYPES[dtype]) for name in todo}
+    plans = {name: _plan(name, layout(config), dtype) for name in todo}
     _check_room(out, sum(tensor.nbytes for plan in plans.values() for tensor in plan))
     if not (out / "config.json").exists():
         with whole_file(out / "config.json") as temporary:
@@ -85,26 +89,54 @@ def convert(
     return result
 
 
-def _write(path: Path, plan: list[Planned], places: dict[str, Found], metadata: dict[str, str], progress: Progress) -> None:
+def _write(path: Path, plan: list[Planned], places: dict[str, Place], metadata: dict[str, str], progress: Progress) -> None:
     total = sum(tensor.nbytes for tensor in plan)
 
     def pieces(tensor: Planned) -> Iterator[Tensor]:
-        for piece in converted(places[tensor.name], tensor.dtype):
+        for piece in _pieces(places[tensor.name], tensor):
             yield piece
             progress(path.stem, piece.nbytes, total)
-        places[tensor.name].source.check_unchanged()
+        if isinstance(place := places[tensor.name], Found):
+            place.source.check_unchanged()
 
     stream_weights(path, plan, pieces, metadata)
 
 
-def _plan(name: str, layout: Layout, dtype: torch.dtype) -> list[Planned]:
-    return [Planned(e.key, dtype if e.floating else torch.int64, e.shape) for e in layout.of(name).values()]
+def _pieces(place: Place, tensor: Planned) -> Iterator[Tensor]:
+    """A weight's elements in order, in the planned dtype."""
+    if isinstance(place, Filled):
+        count = math.prod(tensor.shape)
+        for start in range(0, count, PIECE):
+            yield torch.full((min(PIECE, count - start),), place.value, dtype=tensor.dtype)
+    elif tensor.dtype.is_floating_point:
+        yield from converted(place, tensor.dtype)
+    else:
+        numbers = whole_numbers(place)
+        yield from () if numbers is None else flat_pieces(numbers)
 
 
-def _metadata(name: str, places: dict[str, Found], config: CoDiConfig, dtype: str) -> dict[str, str]:
+def planned_bytes(components: Collection[str], dtype: str, config: CoDiConfig | None = None) -> int:
+    """Bytes of the weights of components once they are converted. Builds networks without data, which takes a second."""
+    sizes = layout(config or CoDiConfig.official())
+    return sum(tensor.nbytes for name in components for tensor in _plan(name, sizes, dtype))
+
+
+def _plan(name: str, layout: Layout, dtype: str) -> list[Planned]:
+    return [Planned(e.key, _precision(e, dtype) if e.floating else torch.int64, e.shape) for e in layout.of(name).values()]
+
+
+def _precision(entry: Entry, dtype: str) -> torch.dtype:
+    """Type of a floating-point weight. Eight bits are for the matrices of the denoisers alone: the rest is small, or needs the digits."""
+    if dtype != "fp8":
+        return PRECISIONS[dtype]
+    matrix = entry.component.endswith("_denoiser") and entry.key.endswith(".weight") and len(entry.shape) >= 2
+    return torch.float8_e4m3fn if matrix else torch.float16
+
+
+def _metadata(name: str, places: dict[str, Place], config: CoDiConfig, dtype: str) -> dict[str, str]:
     """Header of a component's file, with the hashes of all files that it was made from."""
     parts = {part: dataclasses.asdict(getattr(config, part)) for part in COMPONENTS[name].configs}
-    sources = {f.source.sha256: f.source.path.name for f in places.values()}
+    sources = {f.source.sha256: f.source.path.name for f in places.values() if isinstance(f, Found)}
     made_from = [{"file": file, "sha256": digest} for digest, file in sorted(sources.items())]
     return {"component": name, "model": config.name, "config": json.dumps(parts), "dtype": dtype, "sources": json.dumps(made_from)}
 
@@ -156,9 +188,12 @@ def _check_room(out: Path, needed: int) -> None:
         )
 
 
-def _check_precision(found: Match, dtype: str, allow_half: bool, result: Result) -> None:
-    for name, places in found.weights.items():
-        if (half := openly_half(places)) is not None and half != DTYPES[dtype]:
+def _check_precision(match: Match, dtype: str, allow_half: bool, result: Result) -> None:
+    if dtype == "fp8":
+        return
+    for name, weights in match.weights.items():
+        places = {key: place for key, place in weights.items() if isinstance(place, Found)}
+        if (half := openly_half(places)) is not None and half != PRECISIONS[dtype]:
             kept = f"the {dtype} file is no more exact than that" if dtype == "fp32" else f"{dtype} keeps not all of its bits"
             result.notes.append(f"{name} is given in {str(half).removeprefix('torch.')}: {kept}")
         if dtype == "fp32" and (sign := half_in_full(places)) is not None:
@@ -173,21 +208,46 @@ def _check_precision(found: Match, dtype: str, allow_half: bool, result: Result)
             result.notes.append(message)
 
 
-def _check_copies(found: Match, layout: Layout) -> None:
-    """Second copies of tied weights are copies indeed."""
-    for key, copy in found.copies.items():
-        entry = layout.entries[TIED[key]]
-        kept = found.weights.get(entry.component, {}).get(entry.key)
-        if kept is not None and not equal(copy, kept):
-            raise CoDiError(f"{copy.source.path}: {copy.key} differs from {kept.key}, expected the same numbers: this is another model")
+def _settle_numbers(match: Match, layout: Layout, result: Result) -> None:
+    """Whole numbers may be stored as any type that holds them; counters of training that none holds any more are zero."""
+    for entry in layout.entries.values():
+        place = match.weights.get(entry.component, {}).get(entry.key)
+        if entry.floating or not isinstance(place, Found) or whole_numbers(place) is not None:
+            continue
+        if not entry.key.endswith("num_batches_tracked"):
+            raise CoDiError(f"{place.source.path}: {place.key} holds other than whole numbers: it is another model")
+        match.weights[entry.component][entry.key] = Filled(0)
+        result.notes.append(f"{place.source.path.name}: {place.key} counts batches of training and did not fit its type: zero")
 
 
-def _used(found: Match) -> list[Source]:
-    return list({id(f.source): f.source for places in found.weights.values() for f in places.values()}.values())
+def _settle_copies(match: Match, layout: Layout, result: Result) -> None:
+    """Compare what the files hold twice. Raises CoDiError where two files hold one component with different numbers."""
+    for kept, head in match.heads.items():
+        entry = layout.entries[kept]
+        place = match.weights.get(entry.component, {}).get(entry.key)
+        if isinstance(place, Found) and not equal(head, place):
+            match.weights[entry.component][entry.key] = head
+            result.notes.append(
+                f"{head.source.path.name}: {head.key} and {place.key} are one parameter with two values: the first is taken, which the "
+                "published code loads last"
+            )
+    for second in match.seconds:
+        same, how = second.compared()
+        if second.alike and not same:
+            files = f"{second.pairs[0][0].source.path} and {second.known}"
+            raise CoDiError(f"{files} both hold these weights, {how} ({len(second.pairs)} tensors). Give each weight once")
+        result.notes.append(f"{second.described()}, {how}: left out")
 
 
-def _hash(sources: list[Source], progress: Progress) -> None:
+def _used(match: Match) -> list[Source]:
+    places = [place for weights in match.weights.values() for place in weights.values()]
+    return list({id(place.source): place.source for place in places if isinstance(place, Found)}.values())
+
+
+def _hash(sources: list[Source], progress: Progress, result: Result) -> None:
     total = sum(source.path.stat().st_size for source in sources)
     for source in sources:
         source.sha256 = sha256(source.path, lambda n: progress("checksums", n, total))
         source.check_unchanged()
+        if note := recognised(source.path.name, source.stamp[0], source.sha256):
+            result.notes.append(note)

@@ -1,13 +1,12 @@
-"""The published checkpoint and the vocabularies of its text autoencoder from the Hugging Face hub, by a fixed commit and by hash."""
+"""The published checkpoint and the vocabularies of its text autoencoder: which files, at which commit, with which hashes."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +15,52 @@ from ..components import COMPONENTS
 from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..files import sha256, whole_file, write_text
+from .hub import Changed, Hub, Unavailable
 from .layout import published_file
+from .releases import COMMIT, HALF_FOLDER, RELEASES, REPOSITORY
 
-REPOSITORY = "ZinengTang/CoDi"
-HALF_FOLDER = "checkpoints_fp16/"  # half-precision files have the names of the full-precision ones, which lie at the top
 PINS = "download.json"
-"""Records in the model folder which commit each repository was read at; later downloads use the same one."""
+"""In the model folder: commits, sizes and hashes that overrule those built in, and what was fetched."""
 
 DOWNLOADS = "published"
 """Folder below the model folder for the .pth files."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, bytes done since the last call, bytes in all."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A file to fetch. `path` in the repository at `commit`; sha256 None where nobody states it."""
+    """A file to fetch. `path` in the repository at `commit`; size and hash None where nobody states them, `about` bytes then."""
 
     repository: str
     commit: str
     path: str
-    size: int
+    size: int | None
     sha256: str | None
     target: Path
+    about: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes to reckon with."""
+        return self.size or self.about
+
+    @property
+    def pin(self) -> str:
+        """Its name among the pins."""
+        return f"{self.repository}@{self.commit}/{self.path}"
+
+    @property
+    def part(self) -> Path:
+        """Where its beginning lies until it is whole."""
+        return self.target.with_name(f"{self.target.name}.part")
+
+    def missing(self) -> int:
+        """Bytes that are still to be fetched."""
+        if self.target.exists():
+            return 0
+        return max(0, self.bytes - (self.part.stat().st_size if self.part.exists() else 0))
 
 
 _VOCABULARIES = {
@@ -51,43 +73,59 @@ _VOCABULARIES = {
 """File in a model folder -> repository, file there, bytes, SHA-256: the vocabularies that Optimus was trained with."""
 
 
-def wanted_weights(out: Path, *, components: Collection[str] = (), precision: str = "fp16", revision: str | None = None) -> list[Wanted]:
-    """Published files that hold the components (all without any), with sizes and hashes as the hub states them.
+def wanted_weights(
+    out: Path, *, components: Collection[str] = (), precision: str = "fp16", revision: str | None = None, hub: Hub | None = None
+) -> list[Wanted]:
+    """Published files that hold the components (all without any), the largest first, with sizes and hashes.
 
-    revision: a commit, branch or tag; None means the commit recorded in `out`, or else the newest.
-    Raises CoDiError where the hub cannot be asked or its repository does not hold the files."""
+    revision: a commit, branch or tag, of which the hub is asked; None means the commit that `out` records, or else the built-in one, for
+    which nobody needs to be asked. Raises CoDiError where the hub cannot be asked or its repository does not hold the files."""
     if unknown := sorted(set(components) - set(COMPONENTS)):
         raise CoDiError(f"unknown component {unknown[0]!r}: CoDi has {', '.join(COMPONENTS)}")
     names = list(dict.fromkeys(published_file(name) for name in (components or COMPONENTS)))
-    info = _listing(REPOSITORY, revision or read_pins(out).get(REPOSITORY) or "main")
-    there = {sibling.rfilename: sibling for sibling in info.siblings}
+    paths = [f"{HALF_FOLDER}{name}" if precision == "fp16" else name for name in names]
+    pins = Pins.read(out)
+    commit = revision or pins.commits.get(REPOSITORY, COMMIT)
+    known: dict[str, dict[str, Any]] = {path: {"size": r.size, "sha256": r.sha256, "about": r.about} for path, r in RELEASES.items()}
+    if commit != COMMIT and not all(f"{REPOSITORY}@{commit}/{path}" in pins.files for path in paths):
+        commit, known = _asked(hub or Hub(), commit, paths)
     wanted = []
-    for name in names:
-        path = f"{HALF_FOLDER}{name}" if precision == "fp16" else name
-        if path not in there:
-            weights = ", ".join(sorted(p for p in there if p.endswith((".pth", ".safetensors"))))
-            raise CoDiError(f"{REPOSITORY} at {info.sha} has no {path}; it has {weights or 'no weights'}. Give another --revision")
-        stated = there[path].lfs
-        wanted.append(
-            Wanted(REPOSITORY, info.sha, path, int(there[path].size or 0), stated.sha256 if stated else None, out / DOWNLOADS / path)
-        )
-    return wanted
+    for path in paths:
+        own = known.get(path, {}) | pins.files.get(f"{REPOSITORY}@{commit}/{path}", {})
+        target = out / DOWNLOADS / path
+        wanted.append(Wanted(REPOSITORY, commit, path, own.get("size"), own.get("sha256"), target, own.get("about") or 0))
+    return sorted(wanted, key=lambda w: -w.bytes)  # converted one by one, so the least is needed at the end
 
 
-def wanted_vocabularies(out: Path) -> list[Wanted]:
-    """The three vocabulary files that `out` lacks. Raises CoDiError where `out` holds other vocabularies, or a model of other sizes."""
+def _asked(hub: Hub, revision: str, paths: Sequence[str]) -> tuple[str, dict[str, dict[str, Any]]]:
+    """The commit of a revision, and sizes and hashes of its files."""
+    listing = hub.listing(REPOSITORY, revision)
+    commit = str(listing["sha"])
+    files = {s["rfilename"]: s for s in listing.get("siblings", [])}
+    if lacking := [path for path in paths if path not in files]:
+        weights = ", ".join(sorted(path for path in files if path.endswith((".pth", ".safetensors"))))
+        raise CoDiError(f"{REPOSITORY} at {commit} has no {lacking[0]}; it has {weights or 'no weights'}. Give another --revision")
+    return commit, {path: {"size": s.get("size"), "sha256": (s.get("lfs") or {}).get("sha256")} for path, s in files.items()}
+
+
+def wanted_vocabularies(out: Path, config: CoDiConfig | None = None) -> list[Wanted]:
+    """The three vocabulary files that `out` lacks. Raises CoDiError where `out` holds other vocabularies, or a model of other sizes than
+    `config`, which are the official ones where nothing is said."""
     if (out / "config.json").exists():
-        text, official = CoDiConfig.load(out / "config.json").text_autoencoder, CoDiConfig.official().text_autoencoder
+        text, official = CoDiConfig.load(out / "config.json").text_autoencoder, (config or CoDiConfig.official()).text_autoencoder
         if (text.encoder_vocab, text.decoder_vocab) != (official.encoder_vocab, official.decoder_vocab):
             raise CoDiError(
                 f"{out} holds a model with vocabularies of {text.encoder_vocab} and {text.decoder_vocab - len(GPT2_SPECIALS)} entries: "
                 "the official ones do not fit it. Give the folder of the official model as --out"
             )
-    wanted = []
+    wanted, pins = [], Pins.read(out)
     for name, (repository, path, size, digest) in _VOCABULARIES.items():
         target = out / name
+        commit = pins.commits.get(repository) or "main"
+        own = pins.files.get(f"{repository}@{commit}/{path}", {})
+        size, digest = own.get("size", size), own.get("sha256", digest)
         if not target.exists():
-            wanted.append(Wanted(repository, read_pins(out).get(repository) or "main", path, size, digest, target))
+            wanted.append(Wanted(repository, commit, path, size, digest, target))
         elif target.is_dir():
             raise CoDiError(f"{target} is a folder: move it away, then run the command again")
         elif sha256(target) != digest:
@@ -95,87 +133,88 @@ def wanted_vocabularies(out: Path) -> list[Wanted]:
     return wanted
 
 
-def fetch(wanted: Sequence[Wanted], out: Path, *, say: Callable[[str], None] = lambda _: None) -> None:
-    """Download, check sizes and hashes, record the commits. What was fetched before is kept, what was interrupted goes on.
-
-    Raises CoDiError where the hub cannot be reached, the disk is too small, or a file is not the expected one."""
-    needed, free = sum(w.size for w in wanted if not w.target.exists()), shutil.disk_usage(_existing(out)).free
-    if needed > free:
-        raise CoDiError(f"{out} has {free / 1e9:.1f} GB free, the download needs {needed / 1e9:.1f} GB: make room or give another --out")
-    for w in wanted:
-        if (out / DOWNLOADS) in w.target.parents:
-            _fetch(w, out / DOWNLOADS, say)
-        else:
-            with tempfile.TemporaryDirectory() as folder:
-                path = _fetch(w, Path(folder), say)
-                with whole_file(w.target) as temporary:
-                    shutil.copyfile(path, temporary)
-        if _COMMIT.fullmatch(w.commit):
-            write_text(out / PINS, json.dumps({**read_pins(out), w.repository: w.commit}, indent=2, sort_keys=True) + "\n")
-
-
-def _fetch(wanted: Wanted, folder: Path, say: Callable[[str], None]) -> Path:
-    """One file into a folder, where the hub's client keeps what it needs to go on after an interruption; checked by hash."""
-    path = Path(
-        _asked(
-            wanted,
-            "hf_hub_download",
-            repo_id=wanted.repository,
-            filename=wanted.path,
-            revision=wanted.commit,
-            local_dir=str(folder),
-        )
-    )
-    say(f"checking {wanted.path}")
-    if (found := sha256(path)) != (wanted.sha256 or found):
-        path.unlink()
+def check_room(out: Path, needed: int) -> None:
+    """Raises CoDiError where the disk of `out` has fewer bytes free than are needed."""
+    place = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
+    if needed > (free := shutil.disk_usage(place).free):
         raise CoDiError(
-            f"{wanted.path} of {wanted.repository} has SHA-256 {found}, expected {wanted.sha256}: it changed or was damaged on the way, "
-            "and was removed. Run the command again"
+            f"{out} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: make room, give --out on another disk, or fewer parts "
+            "with --components"
         )
-    return path
 
 
-def read_pins(out: Path) -> dict[str, str]:
-    """Repository -> commit that `out` was filled from. Raises CoDiError for an unreadable record."""
-    path = out / PINS
-    try:
-        return {str(k): str(v) for k, v in json.loads(path.read_text(encoding="utf-8")).items()} if path.exists() else {}
-    except (OSError, ValueError, AttributeError) as error:
-        raise CoDiError(f"{path} is not readable ({error}): delete it to download from the newest commit") from error
+def fetch(wanted: Wanted, out: Path, hub: Hub, progress: Progress = lambda *_: None) -> Path:
+    """Download one file, unless it is there or in the cache of the hub's client; check it, record it, and return where it lies.
+
+    What was interrupted goes on. Raises CoDiError where the hub is out of reach, the disk is full, or the file is not the expected one."""
+    name = wanted.path.rpartition("/")[2]
+    if wanted.target.exists():
+        _check(wanted, wanted.target, progress, "Move it away to download it again")
+        return wanted.target
+    if cached := hub.cached(wanted.repository, wanted.commit, wanted.path):
+        _check(wanted, cached, progress, "Remove it from the cache of the hub's client")
+        if wanted.target.parent != out:
+            return cached
+        with whole_file(wanted.target) as temporary:
+            shutil.copyfile(cached, temporary)
+        return wanted.target
+    fresh = not wanted.part.exists()
+    while True:
+        progress(name, wanted.part.stat().st_size if wanted.part.exists() else 0, wanted.bytes)
+        hub.download(wanted.repository, wanted.commit, wanted.path, wanted.part, wanted.size, lambda n: progress(name, n, wanted.bytes))
+        try:
+            digest = _check(wanted, wanted.part, progress, "It was removed: run the command again, or give another --mirror")
+        except Changed:
+            wanted.part.unlink()
+            if fresh:
+                raise
+            fresh = True  # the beginning was from before, perhaps from elsewhere: once more, as a whole
+            continue
+        size = wanted.part.stat().st_size
+        wanted.part.replace(wanted.target)
+        Pins.read(out).record(wanted, size, digest).write(out)
+        return wanted.target
 
 
-def _listing(repository: str, revision: str) -> Any:
-    """The repository's files at a revision, with sizes and hashes, and its commit."""
-    wanted = Wanted(repository, revision, "", 0, None, Path())
-    return _asked(wanted, "model_info", repo_id=repository, revision=revision, files_metadata=True)
+def _check(wanted: Wanted, path: Path, progress: Progress, advice: str) -> str:
+    """The file's hash. Raises Changed where it is not the stated one."""
+    size = path.stat().st_size
+    found = sha256(path, lambda n: progress(f"checking {path.name.removesuffix('.part')}", n, size))
+    if wanted.sha256 and found != wanted.sha256:
+        raise Changed(
+            f"{wanted.path} of {wanted.repository} ({path}) has SHA-256 {found}, expected {wanted.sha256}: it is damaged, or another file. "
+            f"{advice}"
+        )
+    return found
 
 
-def _asked(wanted: Wanted, function: str, **arguments: Any) -> Any:
-    """A call of huggingface_hub, its many kinds of failure told in one way."""
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise CoDiError("downloads need the package huggingface_hub: `pip install huggingface_hub`") from error
-    try:
-        return getattr(huggingface_hub, function)(**arguments)
-    except KeyboardInterrupt:
-        raise
-    except Exception as error:  # huggingface_hub lets through what its HTTP library raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        what = f"{wanted.path} of {wanted.repository}" if wanted.path else f"the list of files of {wanted.repository}"
-        raise CoDiError(
-            f"cannot fetch {what} at {wanted.commit!r} from the Hugging Face hub ({reason}). Check the connection, the revision and "
-            f"HF_HUB_OFFLINE; or fetch it elsewhere and {_by_hand(wanted)}"
-        ) from error
+@dataclass(frozen=True)
+class Pins:
+    """What a model folder records: repository -> commit, and `repository@commit/path` -> size and hash as first downloaded."""
+
+    commits: dict[str, str]
+    files: dict[str, dict[str, Any]]
+
+    @staticmethod
+    def read(out: Path) -> Pins:
+        """The record of a folder, empty where there is none. Raises CoDiError for an unreadable one."""
+        path = out / PINS
+        try:
+            data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            commits = data.get("commits", {k: v for k, v in data.items() if isinstance(v, str)})  # version 0.3 wrote commits alone
+            files = {str(k): {"size": v["size"], "sha256": v["sha256"]} for k, v in data.get("files", {}).items()}
+            return Pins({str(k): str(v) for k, v in commits.items()}, files)
+        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+            raise CoDiError(f"{path} is not readable ({error}): delete it to download the built-in commit") from error
+
+    def record(self, wanted: Wanted, size: int, digest: str) -> Pins:
+        """With a file that was fetched."""
+        commits = {wanted.repository: wanted.commit} if re.fullmatch(r"[0-9a-f]{40}", wanted.commit) else {}
+        return replace(self, commits=self.commits | commits, files=self.files | {wanted.pin: {"size": size, "sha256": digest}})
+
+    def write(self, out: Path) -> None:
+        """Keep it in a folder."""
+        write_text(out / PINS, json.dumps({"commits": self.commits, "files": self.files}, indent=2, sort_keys=True) + "\n")
 
 
-def _by_hand(wanted: Wanted) -> str:
-    if wanted.target.name in _VOCABULARIES:
-        return f"save it as {wanted.target}"
-    return "give the files to `python -m codi_models convert`"
-
-
-def _existing(folder: Path) -> Path:
-    folder = folder.resolve()
-    return next(p for p in (folder, *folder.parents) if p.exists())
+__all__ = ["DOWNLOADS", "PINS", "Hub", "Pins", "Unavailable", "Wanted", "check_room", "fetch", "wanted_vocabularies", "wanted_weights"]

@@ -1,10 +1,10 @@
-"""Keys and shapes of the published checkpoint, derived from the networks themselves, and what of it is left out."""
+"""Keys and shapes of the published checkpoint, derived from the networks themselves, and what of it no network needs."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 
@@ -18,7 +18,10 @@ PREFIXES = {name: entry.published_prefix for name, entry in COMPONENTS.items()}
 ENCODERS_FILE = COMPONENTS["clip"].published_file
 
 TIED = {"optimus.decoder.lm_head.weight": "optimus.decoder.transformer.wte.weight"}
-"""Published keys that are second copies of another: they must be equal, and only the other is kept."""
+"""Published keys of one parameter: later in the published loading order -> the one that is kept. Where they differ, the later decides."""
+
+DEFAULTS = {"clip.model.logit_scale": 4.6052}
+"""Weights that only training uses, with the value to take where a file lacks them (CLIP's temperature, log 100)."""
 
 _SCHEDULES = (
     "betas|alphas_cumprod|alphas_cumprod_prev|sqrt_alphas_cumprod|sqrt_one_minus_alphas_cumprod|log_one_minus_alphas_cumprod|"
@@ -27,18 +30,28 @@ _SCHEDULES = (
 )
 LEFT_OUT = {
     rf"({_SCHEDULES})": "the noise schedule is computed from its three constants",
+    r"logvar|scale_factor|global_step|epoch": "a constant or counter of training",
+    r"model_ema\.(decay|num_updates)": "counters of averaging",
     r"audioldm\.fn_STFT\..+": "Fourier bases and mel filters of the sound autoencoder are computed from its settings",
     r"clap\.model\.audio_branch\.(spectrogram_extractor|logmel_extractor)\..+": "Fourier bases and mel filters of CLAP are computed",
     r"clap\.model\.audio_branch\..+\.(relative_position_index|attn_mask)": "index and mask of shifted windows are computed",
+    r"clap\.model\.(text_branch|text_transform|text_projection)(\..+)?": "the text branch of CLAP encodes no prompts",
+    r"clap\.model\.logit_scale_[at]|clap\.model\.logit_scale": "a temperature of CLAP's training",
     r"clip\.model\.(text_model|vision_model)\.embeddings\.position_ids": "counts 0, 1, 2, ...",
     r"optimus\.encoder\.embeddings\.position_ids": "counts 0, 1, 2, ...",
     r"optimus\.decoder\.transformer\.h\.\d+\.attn\.(bias|masked_bias)": "the causal mask is computed",
     r"optimus\.decoder\.lm_head\.weight": "tied to the token embedding, which is kept",
+    r"(autokl|audioldm)\.(loss|discriminator)\..+": "networks that only training needs",
 }
 """Patterns of published keys that no network needs, with the reason."""
 
-_WRAPPERS = re.compile(r"(module|model|net|network|state_dict|weights|_orig_mod|_forward_module)\.")
 _CUT_OFF = ("", "model.", "model.diffusion_model.", "clip.", "clap.")
+_AVERAGES = re.compile(r"(^|_)(ema|swa|shadow|averaged?)(_|$)")
+_OF_TRAINING = re.compile(r"(^|_)(optim|optimizers?|grads?|momentum|teacher|lr_schedulers?)(_|$)")
+_DOTLESS = re.compile(r"(?:.+\.)?model_ema\.(\w+)$")
+
+AVERAGE, TRAINING = "moving average (EMA)", "state of training"
+"""What a set of weights is that is not the model's own."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +62,15 @@ class Entry:
     key: str
     shape: tuple[int, ...]
     floating: bool
+
+
+@dataclass(frozen=True)
+class Name:
+    """What a file's key stands for: a published key, what the file puts before it, and which kind of copy that makes it, if any."""
+
+    published: str
+    lead: str
+    copy: str = ""
 
 
 class Layout:
@@ -66,19 +88,28 @@ class Layout:
         """Weights of one component by published key."""
         return {key: entry for key, entry in self.entries.items() if entry.component == component}
 
-    def published_key(self, key: str) -> str | None:
-        """The published key that a file's key stands for: itself, or itself without what training frameworks put before it
-        (`module.`, `state_dict.`), or with the prefix that a part saved alone lacks. None for keys of other models."""
+    def name(self, key: str) -> Name | None:
+        """What a file's key stands for: the longest end of it that is a published key, whatever containers and training frameworks put
+        before (`state_dict.`, `module.`), also where a part saved alone lacks a prefix. None for keys of other models."""
+        if (dotless := _DOTLESS.match(key)) and (published := self._dotless.get(dotless[1])):
+            return Name(published, key[: -len(dotless[1])], AVERAGE)
+        start = 0
         while True:
-            if found := next((prefix + key for prefix in _CUT_OFF if self.knows(prefix + key)), None):
-                return found
-            if (wrapper := _WRAPPERS.match(key)) is None:
+            rest, lead = key[start:], key[:start]
+            if found := next((prefix + rest for prefix in _CUT_OFF if self.knows(prefix + rest)), None):
+                return Name(found, lead, _copy(lead))
+            if (dot := key.find(".", start)) < 0:
                 return None
-            key = key[wrapper.end() :]
+            start = dot + 1
 
     def knows(self, key: str) -> bool:
         """Whether this is a published key, needed or left out."""
         return key in self.entries or left_out(key) is not None
+
+    @cached_property
+    def _dotless(self) -> dict[str, str]:
+        """Names that averaging in latent diffusion gives to parameters of `model`: without dots."""
+        return {key.removeprefix("model.").replace(".", ""): key for key in self.entries}
 
 
 @lru_cache(maxsize=2)
@@ -88,6 +119,7 @@ def layout(config: CoDiConfig) -> Layout:
         return Layout(config)
 
 
+@lru_cache(maxsize=1 << 16)
 def left_out(key: str) -> str | None:
     """Why a published key is not converted; None where it is, or where it is no published key."""
     return next((reason for pattern, reason in LEFT_OUT.items() if re.fullmatch(pattern, key)), None)
@@ -96,3 +128,10 @@ def left_out(key: str) -> str | None:
 def published_file(component: str) -> str:
     """Name of the file of the published release that holds a component."""
     return COMPONENTS[component].published_file
+
+
+def _copy(lead: str) -> str:
+    parts = lead.lower().split(".")
+    if any(_OF_TRAINING.search(part) for part in parts):
+        return TRAINING
+    return AVERAGE if any(_AVERAGES.search(part) for part in parts) else ""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import re
+import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +18,17 @@ import torch
 from torch import Tensor
 
 from ..errors import CoDiError, out_of_memory
+from . import legacy
 from .pickles import foreign_object
 
-AGAIN = "Download it again (`python -m codi_models download codi`), or give another file"
+AGAIN = "Download it again (`python codi.py download codi`), or give another file"
 _UNFINISHED = f"{AGAIN}; if a download of it is still running, wait for its end"
-_WRAPPED_IN = ("state_dict", "model_state_dict", "model", "module", "network", "net", "weights")
+_SAVED_AGAIN = "Have it saved again with `torch.save` of a PyTorch from 1.6 on, or as safetensors"
 _LFS = b"version https://git-lfs"
-_DEEPEST = 20  # mappings inside each other; checkpoints have three at most
+_TEXT_MAGIC = (b"L119547037146038801333356", b"\x8a\x0a")  # what files from before PyTorch 1.6 begin with where protocol 0 or 1 wrote them
+_DEEPEST = 20  # containers inside each other; checkpoints have three at most
+_MOST = 1_000_000  # entries of all containers together
+SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
 @dataclass(eq=False)
@@ -32,7 +39,6 @@ class Source:
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     read: Callable[[str], Tensor]
-    notes: list[str] = field(default_factory=list)
     sha256: str = ""
     stamp: tuple[int, int] = (0, 0)
 
@@ -45,6 +51,64 @@ class Source:
             raise CoDiError(f"{self.path} changed while it was read: wait until nothing writes it, then run the command again")
 
 
+@dataclass(frozen=True)
+class Found:
+    """Where a tensor lies: a file and that file's own key."""
+
+    source: Source
+    key: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape in the file."""
+        return self.source.shapes[self.key]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Its type in the file."""
+        return self.source.dtypes[self.key]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """The tensor."""
+        return self.source.read(self.key)
+
+
+def checkpoint_files(given: Sequence[str | Path]) -> list[Path]:
+    """The files that the given paths mean, each once: a folder means the checkpoints in it, an index (.json) the shards it names.
+
+    Raises CoDiError for a folder without checkpoints, an index that is none, and one that names files outside its folder."""
+    files: dict[Path, Path] = {}
+    for path in map(Path, given):
+        if os.path.isdir(path):
+            found = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+            if not found:
+                raise CoDiError(
+                    f"{path} is a folder without checkpoints ({', '.join(SUFFIXES)}): give the files of the published checkpoint"
+                )
+        else:
+            found = _shards(path) if path.suffix == ".json" else [path]
+        files.update({Path(os.path.realpath(p)): p for p in found})
+    return list(files.values())
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        shards = [index.with_name(name) for name in sorted(names)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CoDiError(
+            f"{index} is no index of a checkpoint in several files (weight_map: key -> file): give the files themselves"
+        ) from error
+    if outside := next((name for name in names if Path(name).name != name), None):
+        raise CoDiError(f"{index} names {outside!r}, which is not a file beside it: give the files themselves")
+    return shards
+
+
 def open_source(path: str | Path) -> Source:
     """Open a .pth (zip or older format) or .safetensors file.
 
@@ -55,8 +119,8 @@ def open_source(path: str | Path) -> Source:
             raise CoDiError(f"{path} is {'a folder' if path.is_dir() else 'missing'}: give the .pth files of the published checkpoint")
         stamp = _stamp(path)
         with path.open("rb") as file:
-            head = file.read(64)
-        zipped = zipfile.is_zipfile(path)
+            head = file.read(512)
+        zipped = head.startswith(b"PK") and zipfile.is_zipfile(path)
     except OSError as error:
         raise CoDiError(f"cannot read {path}: {error.strerror or error}. Give a file that can be read") from error
     source = _opened(path, head, stamp[0], zipped=zipped)
@@ -76,9 +140,18 @@ def _opened(path: Path, head: bytes, size: int, *, zipped: bool) -> Source:
         return _open_safetensors(path)
     if head.startswith(b"PK") and not zipped:
         raise CoDiError(f"{path} is truncated: after {size} bytes its list of contents is missing. {_UNFINISHED}")
-    if not zipped and not head.startswith(b"\x80"):
+    if not zipped and not head.startswith(b"\x80") and _is_tar(path):
+        raise CoDiError(f"{path} is in the tar format of PyTorch before 0.1.10, which is not read. {_SAVED_AGAIN}")
+    if not zipped and not head.startswith((b"\x80", *_TEXT_MAGIC)):
         raise CoDiError(f"{path} is no PyTorch checkpoint: it {f'begins with {head[:12]!r}' if head else 'is empty'}. {_UNFINISHED}")
-    return _open_pickle(path, mapped=zipped)
+    return _open_pickle(path, usual=zipped and _is_usual(path))
+
+
+def _is_tar(path: Path) -> bool:
+    try:
+        return tarfile.is_tarfile(path)
+    except (OSError, ValueError):
+        return False
 
 
 def _open_safetensors(path: Path) -> Source:
@@ -91,73 +164,78 @@ def _open_safetensors(path: Path) -> Source:
     except (SafetensorError, OSError, KeyError, AttributeError) as error:  # the latter two for types that torch does not have
         raise CoDiError(f"{path} is not a whole safetensors file: it is truncated or damaged ({error}). {_UNFINISHED}") from error
     if not shapes:
-        raise CoDiError(f"{path} holds no tensors. {AGAIN}")
+        raise CoDiError(f"{path} holds no tensors: give files of the published checkpoint")
     return Source(path, shapes, dtypes, file.get_tensor)
 
 
-def _open_pickle(path: Path, *, mapped: bool) -> Source:
+def _is_usual(path: Path) -> bool:
+    """Whether a zip is one that weights-only loading reads. Raises CoDiError for one that is compressed: its tensors cannot be mapped."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            numbers = [record for record in archive.infolist() if "/data/" in record.filename or record.filename.endswith("/data.pkl")]
+            if any(record.compress_type != zipfile.ZIP_STORED for record in numbers):
+                raise CoDiError(f"{path} was packed again with compression, which PyTorch does not do. {_SAVED_AGAIN}")
+            names = archive.namelist()
+            if order := next((name for name in names if name.endswith("/byteorder")), None):
+                if archive.read(order) != b"little":
+                    raise CoDiError(f"{path} was saved on a big-endian machine, which is not read. {_SAVED_AGAIN}")
+            with archive.open(next(name for name in names if name.endswith("data.pkl"))) as file:
+                return file.read(2) in (b"\x80\x02", b"\x80\x03")
+    except (StopIteration, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+        return True  # PyTorch says what is wrong
+
+
+def _open_pickle(path: Path, *, usual: bool) -> Source:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a refused file more is said below
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True) if usual else legacy.load(path)
     except pickle.UnpicklingError as error:
         raise CoDiError(_refused(path, str(error))) from error
     except Exception as error:  # damaged pickles fail in any way
         if out_of_memory(error):
             raise
         if "TorchScript" in str(error):
-            raise CoDiError(f"{path} is a TorchScript archive, expected a state dict that maps names to tensors. {AGAIN}") from error
+            raise CoDiError(f"{path} is a TorchScript archive, expected a state dict that maps names to tensors. {_SAVED_AGAIN}") from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CoDiError(f"{path} cannot be read as a checkpoint: it is truncated or damaged ({reason}). {_UNFINISHED}") from error
-    inner, beside = _unwrapped(content, path)
-    tensors: dict[str, Tensor] = {}
-    for key, tensor in _flat(inner, path):
-        if key in tensors:
-            raise CoDiError(f"{path} holds {key} twice, nested in different ways: give a file that has each weight once")
-        tensors[key] = tensor
-    if not tensors:
-        raise CoDiError(f"{path} holds no named tensors: a checkpoint maps names to tensors. {AGAIN}")
+    tensors = _tensors(content, path)
     for key, tensor in tensors.items():
         if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-            raise CoDiError(f"{path}: {key} is a sparse, nested or quantised tensor, or one without data, expected plain numbers. {AGAIN}")
-    notes = [f"{path}: weights are read from {beside[0]!r}; left out beside it: {', '.join(beside[1:])}"] if len(beside) > 1 else []
-    if not mapped:
-        notes.append(f"{path} is in the format of PyTorch before 1.6, which cannot be memory-mapped: it was read into memory whole")
+            raise CoDiError(
+                f"{path}: {key} is a sparse, nested or quantised tensor, or one without data, expected plain numbers: it is no published "
+                "file. Give one of those"
+            )
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    return Source(path, shapes, {key: tensor.dtype for key, tensor in tensors.items()}, tensors.__getitem__, notes)
+    return Source(path, shapes, {key: tensor.dtype for key, tensor in tensors.items()}, tensors.__getitem__)
 
 
-def _unwrapped(content: Any, path: Path) -> tuple[Mapping[Any, Any], list[str]]:
-    """The state dict inside what training programs put around it; its name there, and the names of further tensors beside it."""
-    beside: list[str] = []
-    for _ in range(_DEEPEST):
-        if not isinstance(content, Mapping):
-            raise CoDiError(f"{path} holds a {type(content).__name__}, expected a state dict that maps names to tensors. {AGAIN}")
-        name = next((n for n in _WRAPPED_IN if isinstance(content.get(n), Mapping) and content[n]), None)
-        if name is None:
-            return content, beside
-        others = [str(key) for key, value in content.items() if key != name and _holds_tensors(value)]
-        beside, content = [name, *others], content[name]
-    raise CoDiError(_too_deep(path))
-
-
-def _holds_tensors(value: Any) -> bool:
-    return isinstance(value, Tensor) or isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
-
-
-def _flat(content: Mapping[Any, Any], path: Path, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    """Tensors of nested mappings by dotted key; numbers and texts beside them are nothing to convert."""
-    if depth > _DEEPEST:
-        raise CoDiError(_too_deep(path))
-    for key, value in content.items():
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    """All tensors of a file by dotted key. Raises CoDiError where there are none, or containers without end."""
+    if not isinstance(content, Mapping | list | tuple):
+        raise CoDiError(f"{path} holds a {type(content).__name__}, expected a state dict that maps names to tensors")
+    tensors: dict[str, Tensor] = {}
+    for count, (key, value) in enumerate(_entries(content, path)):
+        if count > _MOST:
+            raise CoDiError(f"{path} has more than {_MOST} entries in mappings inside each other: it is no checkpoint of CoDi")
         if isinstance(value, Tensor):
-            yield f"{prefix}{key}", value.detach()
-        elif isinstance(value, Mapping):
-            yield from _flat(value, path, f"{prefix}{key}.", depth + 1)
+            while key in tensors:  # one name nested in two ways: a second copy
+                key = f"again.{key}"
+            tensors[key] = value.detach()
+    if not tensors:
+        raise CoDiError(f"{path} holds no named tensors: a checkpoint maps names to tensors")
+    return tensors
 
 
-def _too_deep(path: Path) -> str:
-    return f"{path} has more than {_DEEPEST} mappings inside each other, expected a state dict that maps names to tensors. {AGAIN}"
+def _entries(content: Any, path: Path, prefix: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Everything in nested mappings and lists that is not one itself, by dotted key."""
+    if depth > _DEEPEST:
+        raise CoDiError(f"{path} has more than {_DEEPEST} mappings inside each other, expected a state dict that maps names to tensors")
+    for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):
+        if isinstance(value, Mapping | list | tuple):
+            yield from _entries(value, path, f"{prefix}{key}.", depth + 1)
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _refused(path: Path, message: str) -> str:
@@ -165,12 +243,10 @@ def _refused(path: Path, message: str) -> str:
     named = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"class '?([\w.]+)", message)
     found = foreign_object(path, named[1] if named else None)
     if named is None and found is None:
-        return (
-            f"{path} cannot be read as a checkpoint: it is truncated, damaged, not from PyTorch, or not of torch.save's usual pickle "
-            f"protocol 2. {_UNFINISHED}"
-        )
+        return f"{path} cannot be read as a checkpoint: it is truncated, damaged or not from PyTorch. {_UNFINISHED}"
     kind, key = found or (named[1] if named else "", "")
     return (
         f"{path} holds an object of type {kind}{f' (at {key!r})' if key else ''}, expected only tensors, containers, numbers and texts. "
-        f"Loading it could run any code that its maker wrote, so it is refused. {AGAIN}, or have its maker save the state_dict alone"
+        "Loading it could run any code that its maker wrote, so it is refused. The published files hold no such object: give one of those, "
+        "or have its maker save the state_dict alone"
     )

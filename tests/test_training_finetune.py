@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 import shutil
@@ -14,12 +13,17 @@ import torch
 from codi.codi_models import media
 from codi.codi_models.bounce_world.export import export_samples
 from codi.codi_models.checkpoints import read_weights
+from codi.codi_models.components import build_component
 from codi.codi_models.config import CoDiConfig
+from codi.codi_models.denoisers.alignment import alignment_parameters
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.model import CoDi
-from codi.codi_models.training import cli, own, own_run, records
+from codi.codi_models.training import cli, records
+from codi.codi_models.training.alignment import freeze
+from codi.codi_models.training.dataset import FolderDataset
+from codi.codi_models.training.finetune import Finetune, finetune, parse_pairs, take_over
 from codi.codi_models.training.memory import alignment_memory, checkpoint_blocks
-from codi.codi_models.training.own_run import OwnRun, take_over, train_own
+from codi.codi_models.training.workspace import Workspace
 from host.tiny import create_tiny, tiny_config
 
 
@@ -85,7 +89,7 @@ def test_examples_are_found_in_manifests_folders_and_tars(pairs: Path, tmp_path:
 def test_bad_data_are_told(pairs: Path, tmp_path: Path) -> None:
     def refused(data: Path, words: str) -> None:
         with pytest.raises(CoDiError, match=words):
-            records.paired(records.find_records(data))
+            FolderDataset(data, CoDiConfig.mini()).pairs_only()
 
     refused(tmp_path / "nowhere", "no data at .*nowhere")
     (tmp_path / "empty").mkdir()
@@ -112,7 +116,7 @@ def test_bad_data_are_told(pairs: Path, tmp_path: Path) -> None:
         refused(manifest.parent, words)
 
 
-def settings(tiny: Path, data: Path, tmp_path: Path, **changes) -> OwnRun:
+def settings(tiny: Path, data: Path, tmp_path: Path, **changes) -> Finetune:
     usual = {
         "stage": "alignment",
         "model": tiny,
@@ -121,9 +125,8 @@ def settings(tiny: Path, data: Path, tmp_path: Path, **changes) -> OwnRun:
         "runs": tmp_path / "runs",
         "steps": 4,
         "batch": 2,
-        "sheets": 0.0,
     }
-    return OwnRun(**{**usual, **changes})
+    return Finetune(**{**usual, **changes})
 
 
 def changed(tiny: Path, out: Path) -> dict[str, set[str]]:
@@ -141,9 +144,9 @@ def test_alignment_changes_environment_encoders_and_connectors_only(
     tiny: Path, pairs: Path, tmp_path: Path, bf16: bool, accelerator, monkeypatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("codi.codi_models.training.sheets.STEPS", 1)
-    run = settings(tiny, pairs, tmp_path, bf16=bf16, checkpointing=bf16, learning_rate=0.01, sheets=10.0)
-    assert train_own(run, accelerator=accelerator, say=said.append)
+    monkeypatch.setattr("codi.codi_models.training.denoising.SHOWN_STEPS", 1)
+    run = settings(tiny, pairs, tmp_path, bf16=bf16, checkpointing=bf16, learning_rate=0.01)
+    assert finetune(run, accelerator=accelerator, say=said.append)
     found = changed(tiny, run.out)
     assert set(found) == {"vision_denoiser", "audio_denoiser", "text_denoiser"}
     assert all("connecter" in key for keys in found.values() for key in keys)
@@ -151,40 +154,29 @@ def test_alignment_changes_environment_encoders_and_connectors_only(
     CoDi.from_pretrained(run.out, device="cpu").component("audio_denoiser")
 
 
-def test_prompts_stay_whole_where_training_leaves_the_world(tmp_path: Path) -> None:
-    for composition in ("facets", "plain"):
-        config = CoDiConfig.mini()
-        sampling = dataclasses.replace(config.sampling, composition=composition)
-        dataclasses.replace(config, sampling=sampling).save(tmp_path / "config.json")
-        own_run.keep_prompts_whole(tmp_path)
-        assert CoDiConfig.load(tmp_path / "config.json") == config
-
-
 def test_a_denoiser_learns_and_its_connectors_stay(tiny: Path, pairs: Path, tmp_path: Path, accelerator) -> None:
     run = settings(tiny, pairs, tmp_path, stage="denoiser", modality="audio")
-    assert train_own(run, accelerator=accelerator, say=lambda _: None)
+    assert finetune(run, accelerator=accelerator, say=lambda _: None)
     found = changed(tiny, run.out)
     assert set(found) == {"audio_denoiser"} and not any("connecter" in key for key in found["audio_denoiser"])
 
 
 def test_bridging_leaves_the_text_encoder_alone(tiny: Path, pairs: Path, tmp_path: Path, accelerator) -> None:
     run = settings(tiny, pairs, tmp_path, stage="bridging", learning_rate=0.01)
-    assert train_own(run, accelerator=accelerator, say=lambda _: None)
+    assert finetune(run, accelerator=accelerator, say=lambda _: None)
     found = changed(tiny, run.out)
     assert set(found) == {"clip", "clap"} and not any(key.startswith("text_model") for key in found["clip"])
 
 
 def test_media_are_encoded_once_and_a_pause_changes_nothing(tiny: Path, pairs: Path, tmp_path: Path, accelerator, monkeypatch) -> None:
     unbroken = settings(tiny, pairs, tmp_path / "a", stage="denoiser", modality="text", steps=6)
-    assert train_own(unbroken, accelerator=accelerator, say=lambda _: None)
-    paused = settings(tiny, pairs, tmp_path / "b", stage="denoiser", modality="text", steps=6, pause_after=1e-9)
-    assert not train_own(paused, accelerator=accelerator, say=lambda _: None)
-    calls: list[str] = []
-    monkeypatch.setattr("codi.codi_models.training.encoded.encode_media", lambda model, prompt: calls.append(prompt.kind))
+    assert finetune(unbroken, accelerator=accelerator, say=lambda _: None)
+    paused = settings(tiny, pairs, tmp_path / "b", stage="denoiser", modality="text", steps=6)
+    assert not finetune(paused, accelerator=accelerator, say=lambda _: None, pause_after=1e-9)
+    monkeypatch.setattr("codi.codi_models.training.encoded.embed", lambda *_: pytest.fail("encoded again"))
     for _ in range(10):
-        if train_own(paused, accelerator=accelerator, say=lambda _: None):
+        if finetune(paused, accelerator=accelerator, say=lambda _: None, pause_after=1e-9):
             break
-    assert not calls
     first, second = (read_weights(tmp_path / n / "model" / "text_denoiser.safetensors")[0] for n in "ab")
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -193,7 +185,7 @@ def test_a_disk_that_is_full_when_weights_are_written(tiny: Path, pairs: Path, t
     from safetensors import SafetensorError
 
     run = settings(tiny, pairs, tmp_path, stage="denoiser", modality="text")
-    write = own.write_learnt
+    write = Workspace.save_learnt
 
     def full(*_: object, **__: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
@@ -204,11 +196,11 @@ def test_a_disk_that_is_full_when_weights_are_written(tiny: Path, pairs: Path, t
             write(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(own, "write_learnt", writing)
+        patch.setattr(Workspace, "save_learnt", writing)
         with pytest.raises(CoDiError, match="text_denoiser.safetensors.*No space left on device"):
-            train_own(run, accelerator=accelerator, say=lambda _: None)
+            finetune(run, accelerator=accelerator, say=lambda _: None)
     assert not changed(tiny, run.out) and (run.runs / run.name / "state.pt").exists()
-    assert train_own(run, accelerator=accelerator, say=lambda _: None)
+    assert finetune(run, accelerator=accelerator, say=lambda _: None)
     assert set(changed(tiny, run.out)) == {"text_denoiser"}
 
 
@@ -217,8 +209,8 @@ def test_unreadable_media_are_named_or_skipped(tiny: Path, pairs: Path, tmp_path
     (tmp_path / "data" / "001_image.png").write_bytes(b"\x89PNG broken")
     run = settings(tiny, tmp_path / "data", tmp_path, stage="denoiser", modality="image", steps=1)
     with pytest.raises(CoDiError, match="1 of 9 media cannot be used.*001_image.png"):
-        train_own(run, accelerator=accelerator, say=lambda _: None)
-    assert train_own(settings(tiny, tmp_path / "data", tmp_path, stage="denoiser", modality="image", steps=1, skip_unreadable=True),
+        finetune(run, accelerator=accelerator, say=lambda _: None)
+    assert finetune(settings(tiny, tmp_path / "data", tmp_path, stage="denoiser", modality="image", steps=1, skip_unreadable=True),
                      accelerator=accelerator, say=lambda _: None)  # fmt: skip
 
 
@@ -237,9 +229,9 @@ def test_pairs_that_are_not_there(tiny: Path, pairs: Path, tmp_path: Path, accel
     lines = (pairs / records.MANIFEST).read_text(encoding="utf-8").splitlines()[2:]
     (tmp_path / "data" / records.MANIFEST).write_text("\n".join(lines), encoding="utf-8")
     with pytest.raises(CoDiError, match="no example has both audio and video"):
-        train_own(settings(tiny, tmp_path / "data", tmp_path, pairs=(("audio", "video"),)), accelerator=accelerator, say=lambda _: None)
-    with pytest.raises(CoDiError, match="no example has audio together"):
-        train_own(
+        finetune(settings(tiny, tmp_path / "data", tmp_path, pairs=(("audio", "video"),)), accelerator=accelerator, say=lambda _: None)
+    with pytest.raises(CoDiError, match="no example has audio; the data have"):
+        finetune(
             settings(tiny, tmp_path / "data", tmp_path / "b", stage="denoiser", modality="audio"),
             accelerator=accelerator,
             say=lambda _: None,
@@ -256,14 +248,13 @@ def test_the_starting_model_is_never_written(tiny: Path, tmp_path: Path) -> None
 
 
 def test_checkpointing_changes_memory_not_gradients() -> None:
-    from codi.codi_models.components import build_component
     from codi.codi_models.parity.recipe import fill
 
     config = tiny_config()
     gradients = []
     for again in (False, True):
         net = fill(build_component("audio_denoiser", config), "own")
-        own.freeze_but_alignment(net)
+        freeze(net, alignment_parameters(net))
         if again:
             checkpoint_blocks(net)
         x, t, context = torch.ones(2, 8, 4, 8), torch.tensor([10, 900]), torch.ones(2, 1, 128)
@@ -280,9 +271,10 @@ def test_the_command_line(tiny: Path, pairs: Path, tmp_path: Path, capsys) -> No
     folders = ["--data", str(pairs), "--out", str(tmp_path / "model"), "--runs", str(tmp_path / "runs")]
     assert cli.main([str(tiny), *folders, "--stage", "denoiser", "--modality", "text", "--steps", "2", "--batch", "2"]) == 0
     assert "model folder" in capsys.readouterr().out and (tmp_path / "runs" / "denoiser-text" / "done").exists()
-    for wrong, words in ((folders, "one --stage"), (["--stage", "denoiser"], "stage 'denoiser' is not"),
-                         (["official", "--stage", "bridging"], "model 'official'")):  # fmt: skip
-        assert cli.main(wrong) == 2 and words in capsys.readouterr().err
+    with pytest.raises(CoDiError, match="give --data FOLDER"):
+        cli.main([str(tiny)])
+    with pytest.raises(CoDiError, match="needs a modality"):
+        cli.main(["--base", str(tiny), "--data", str(pairs), "--stage", "denoiser"])
     assert cli.main([str(tiny), "--memory", "--batch", "2"]) == 0
     assert capsys.readouterr().out.count("GiB a process") == 3
-    assert own_run.parse_pairs("image+text, audio+video") == (("image", "text"), ("audio", "video"))
+    assert parse_pairs("image+text, audio+video") == (("image", "text"), ("audio", "video"))
