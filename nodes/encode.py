@@ -83,7 +83,7 @@ class EncodeAudio(Node):
     def define_schema(cls) -> io.Schema:
         audio = io.Audio.Input("audio", tooltip="Any sample rate; channels are averaged. A batch gives one prompt for each sound.")
         aliases = ["sound prompt", "clap", "listen"]
-        return _schema("Audio", "An audio prompt, of up to ten minutes.", audio, *span_inputs(), aliases=aliases)
+        return _schema("Audio", "A sound prompt, up to 10 minutes.", audio, *span_inputs(), aliases=aliases)
 
     @classmethod
     def execute(cls, codi: CoDiHandle, audio: dict, start: float = 0.0, length: float = 0.0) -> io.NodeOutput:
@@ -100,11 +100,10 @@ class EncodeVideo(Node):
         video = io.MultiType.Input(
             "video",
             types=[io.Video, io.Image],
-            tooltip="A VIDEO, or its frames as a batch of images. Of all its time, frames are taken evenly. Sound is ignored: use "
-            "CoDi Encode Audio.",
+            tooltip="A VIDEO, or its frames as a batch of images. Sound is ignored: use CoDi Encode Audio.",
         )
         aliases = ["clip prompt", "video to audio", "foley"]
-        return _schema("Video", "A video prompt, from a video or from frames.", video, *span_inputs(), aliases=aliases)
+        return _schema("Video", "A clip prompt, from a video or from frames.", video, *span_inputs(), aliases=aliases)
 
     @classmethod
     def execute(cls, codi: CoDiHandle, video: Any, start: float = 0.0, length: float = 0.0) -> io.NodeOutput:
