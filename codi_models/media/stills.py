@@ -50,11 +50,24 @@ class Animation:
 
     def seconds(self, progress: Progress) -> float:
         """End of the last frame."""
-        end = 0.0
-        for shown in self.since(0.0):
-            end = shown.end
+        end, number = 0.0, 0
+        while True:
+            self.limits.check("frames", number + 1, name_of(self.source))
+            try:
+                with _errors(self.source, "video"):
+                    self.file.seek(number)
+                    _check(self.source, self.file)
+            except CoDiError:
+                if number:
+                    return end
+                raise
             progress(0.0)
-        return end
+            end, number = end + self._lasts(), number + 1
+
+    def _lasts(self) -> float:
+        """Seconds for which the present frame is shown."""
+        lasts = float(self.file.info.get("duration", 0) or 0) / 1000
+        return lasts if _SHORTEST < lasts < 3600 else _INSTEAD
 
     def since(self, begin: float) -> Iterator[Shown]:
         """All frames, in order, since each is drawn over those before it; of a damaged file as far as it goes."""
@@ -66,12 +79,11 @@ class Animation:
                     self.file.seek(number)
                     _check(self.source, self.file)
                     image = _reduced(self.file).copy()
-                    lasts = float(self.file.info.get("duration", 0) or 0) / 1000
+                    lasts = self._lasts()
             except CoDiError:
                 if number:
                     return
                 raise
-            lasts = lasts if _SHORTEST < lasts < 3600 else _INSTEAD
             yield Shown(time, time + lasts, image)
             time, number = time + lasts, number + 1
 
