@@ -102,7 +102,7 @@ class FolderDataset(Dataset):
             return torch.stack(list(pool.map(lambda row: self._one(modality, row), rows)))
 
     def texts(self, rows: Sequence[int], rng: random.Random) -> list[str]:
-        return [str(self.records[row].read("text", 1).value) for row in rows]
+        return [str(self.records[row].read("text").value) for row in rows]
 
     def check(self, progress: Progress = lambda *_: None) -> None:
         """Read everything once. Raises CoDiError telling how much cannot be used, and the first of it."""
@@ -126,7 +126,7 @@ class FolderDataset(Dataset):
     def _one(self, modality: str, row: int) -> Tensor:
         key = (modality, row)
         if key not in self._kept:
-            value = fitted(self.config, self.records[row].read(modality, self.config.sampling.frames))
+            value = fitted(self.config, self.records[row].read(modality))
             value = value.transpose(0, 1) if modality == "video" else value  # (3, F, H, W)
             if not bool(torch.isfinite(value).all()):
                 raise CoDiError(f"{self.records[row].sources[modality]} holds values that are not finite: look at the file")

@@ -40,7 +40,7 @@ class Record:
     name: str
     sources: dict[str, Source] = field(default_factory=dict)
 
-    def read(self, kind: str, _: int = 0) -> Prompt:
+    def read(self, kind: str) -> Prompt:
         """The medium as a prompt: a caption, or a file that `latents.fitted` and `Prompt.read` read. Raises CoDiError naming what cannot be
         read."""
         source = self.sources[kind]
