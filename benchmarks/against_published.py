@@ -25,7 +25,10 @@ from published import Published, quiet  # isort: skip
 from codi_models.autoencoders.image import ImageAutoencoder  # isort: skip
 from codi_models.checkpoints import load_weights, save_weights, without_random_init  # isort: skip
 from codi_models.denoisers.unet import UNet  # isort: skip
-from codi_models.diffusion import alphas_cumprod, betas, guided, sample  # isort: skip
+from codi_models.alignment import Alignment  # isort: skip
+from codi_models.config import DiffusionConfig  # isort: skip
+from codi_models.diffusion import PUBLISHED, NoiseSchedule, alphas_cumprod, betas, run_sigmas, sample  # isort: skip
+from codi_models.guidance import Guidance, GuidedDenoiser  # isort: skip
 from codi_models.joint import JointDenoiser  # isort: skip
 from codi_models.parity.configs import autoencoder_config  # isort: skip
 from codi_models.parity.networks import build_unet  # isort: skip
@@ -76,13 +79,13 @@ def one_step(sides: Sides, x: dict[str, Tensor], prompts: int = 1) -> dict[str, 
     outputs = tuple(x)
     joint, batch = sides.need(outputs), len(next(iter(x.values())))
     contexts = torch.nn.functional.normalize(torch.randn(prompts, batch, 1, 768), dim=-1)
-    wiring, t = "self" if len(outputs) > 1 else "off", torch.full((batch,), 501)
+    alignment, t = Alignment("self"), torch.full((batch,), 501)
 
     def published() -> dict[str, Tensor]:
         parts = sides.theirs(list(x.values()), t, list(contexts), list(outputs), ["text"] * prompts)
         return dict(zip(outputs, parts, strict=True))
 
-    return {"published": published, "ours": lambda: joint(x, t, joint.fold_contexts(contexts.mean(dim=0), outputs), wiring=wiring)}
+    return {"published": published, "ours": lambda: joint(x, t, joint.fold_contexts(contexts.mean(dim=0), outputs), alignment=alignment)}
 
 
 def step(sides: Sides, outputs: tuple[str, ...], args: argparse.Namespace) -> list[str]:
@@ -95,31 +98,30 @@ def run(sides: Sides, outputs: tuple[str, ...], args: argparse.Namespace) -> lis
     """A whole DDIM run with guidance, from the same noise."""
     joint = sides.need(outputs)
     noise = latents(outputs, args.size, args.frames, 1)
-    nothing, wanted = torch.nn.functional.normalize(torch.randn(2, 1, 768), dim=-1).split(1)
+    uncond, cond = torch.nn.functional.normalize(torch.randn(2, 1, 768), dim=-1).split(1)
     sampler = sides.published.sampler(sides.theirs, alphas_cumprod(), betas().float())
-    wiring = "self" if len(outputs) > 1 else "off"
+    schedule = NoiseSchedule(DiffusionConfig())
 
     def published() -> dict[str, Tensor]:
         with quiet():
             made, _ = sampler.sample(
                 steps=args.steps, shape=[list(x.shape) for x in noise.values()], xt=[x.clone() for x in noise.values()],
-                condition=[torch.cat([nothing, wanted])], unconditional_guidance_scale=7.5, xtype=list(outputs),
+                condition=[torch.cat([uncond, cond])], unconditional_guidance_scale=7.5, xtype=list(outputs),
                 condition_types=["text"], eta=0.0, verbose=False, mix_weight={"text": 1},
             )  # fmt: skip
         return dict(zip(outputs, made, strict=True))
 
     def ours() -> dict[str, Tensor]:
-        denoise = guided(
-            lambda x, t, c: joint(x, t, c, wiring=wiring), wanted, nothing, 7.5, fold=lambda c: joint.fold_contexts(c, outputs)
-        )
-        return sample(denoise, noise, sampler="ddim", steps=args.steps)
+        guidance, scales = dict.fromkeys(outputs, Guidance(7.5)), dict.fromkeys(outputs, 1.0)
+        denoise = GuidedDenoiser(joint, schedule, cond, uncond, guidance, Alignment("self"), scales=scales)
+        return sample(denoise, noise, run_sigmas(schedule, PUBLISHED, args.steps))
 
     label = f"{' + '.join(outputs)}, DDIM run of {args.steps} steps"
     return compare(label, {"published": published, "ours": ours}, max(1, args.repeats // 2), torch.device("cpu"), RUN_TOLERANCE)
 
 
 def autoencoder(published: Published, args: argparse.Namespace) -> list[list[str]]:
-    """Encoding (posterior mean) and decoding of one picture."""
+    """Encoding (posterior mean) and decoding of one image."""
     arguments = published.config("sd")["sd_autoencoder"]["args"]
     with torch.device("meta"):
         ours = ImageAutoencoder(autoencoder_config(arguments))
@@ -133,8 +135,8 @@ def autoencoder(published: Published, args: argparse.Namespace) -> list[list[str
     encode = {"published": lambda: theirs.encode(pixels).mode(), "ours": lambda: ours.encode(pixels)}
     decode = {"published": lambda: theirs.decode(z), "ours": lambda: ours.decode(z)}
     return [
-        compare("picture autoencoder, encode", encode, args.repeats, cpu, TOLERANCE),
-        compare("picture autoencoder, decode", decode, args.repeats, cpu, TOLERANCE),
+        compare("image autoencoder, encode", encode, args.repeats, cpu, TOLERANCE),
+        compare("image autoencoder, decode", decode, args.repeats, cpu, TOLERANCE),
     ]
 
 
@@ -195,7 +197,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=1, help="divide the channels of all networks")
     parser.add_argument("--only", default=",".join(KINDS), help=f"some of {', '.join(KINDS)}")
     parser.add_argument("--outputs", default="image,video,audio,text,video+audio,image+text", help="of unets and joint")
-    parser.add_argument("--size", type=int, default=256, help="pixels of pictures and clips")
+    parser.add_argument("--size", type=int, default=256, help="pixels of images and videos")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50, help="of the DDIM run")
     parser.add_argument("--repeats", type=int, default=3)

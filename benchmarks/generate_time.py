@@ -1,4 +1,4 @@
-"""Seconds from one sentence to picture, clip, sound and caption after loading, stage by stage, on this machine.
+"""Seconds from one sentence to image, video, audio and text after loading, stage by stage, on this machine.
 
 python benchmarks/generate_time.py [--model codi-mini|PATH] [--device auto|cpu|cuda] [--threads 2] [--steps S] [--count K] [--repeats 3]
 """
@@ -14,8 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402
 
-from codi_models.config import MODALITIES  # noqa: E402
 from codi_models.errors import CoDiError  # noqa: E402
+from codi_models.modalities import MODALITIES  # noqa: E402
 from codi_models.pipeline import CoDiPipeline  # noqa: E402
 
 
@@ -31,10 +31,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     pipe = CoDiPipeline.from_pretrained(args.model, device=args.device)
-    pipe(args.prompt, MODALITIES, steps=1, count=args.count)  # loads everything and warms up
+    pipe(args.prompt, list(MODALITIES), steps=1, count=args.count)  # loads everything and warms up
     runs = []
     for seed in range(args.repeats):
-        pipe(args.prompt, MODALITIES, seed=seed, steps=args.steps, count=args.count)
+        pipe(args.prompt, list(MODALITIES), seed=seed, steps=args.steps, count=args.count)
         runs.append({stage: seconds for stage, seconds in pipe.seconds.items() if stage != "load"})
     device = torch.cuda.get_device_name(pipe.model.device) if pipe.model.device.type == "cuda" else f"{args.threads} CPU threads"
     steps = args.steps or pipe.model.config.sampling.steps

@@ -28,7 +28,9 @@ from memory import Peak  # isort: skip
 from published import Published  # isort: skip
 
 from codi_models.checkpoints import without_random_init  # isort: skip
-from codi_models.config import DENOISER_OF, CoDiConfig  # isort: skip
+from codi_models.alignment import Alignment  # isort: skip
+from codi_models.config import CoDiConfig  # isort: skip
+from codi_models.modalities import MODALITIES, denoisers_of  # isort: skip
 from codi_models.bounce_world.evaluation import plots  # isort: skip
 from codi_models.files import write_text  # isort: skip
 from codi_models.joint import JointDenoiser  # isort: skip
@@ -39,8 +41,8 @@ Runs = Mapping[str, Callable[[], Any]]
 CPU = torch.device("cpu")
 AXES = ("frames", "size", "batch", "prompts", "outputs")
 OUTPUTS = ("image", "audio", "text", "video")  # in the order in which the axis of outputs adds them
-LABELS = {"frames": "frames of a clip", "size": "pixels of a picture's edge", "batch": "pictures a batch",
-          "prompts": "prompts mixed, picture", "outputs": f"outputs: {', '.join(OUTPUTS)}"}  # fmt: skip
+LABELS = {"frames": "frames of a video", "size": "pixels of an image's edge", "batch": "images a batch",
+          "prompts": "prompts mixed, image", "outputs": f"outputs: {', '.join(OUTPUTS)}"}  # fmt: skip
 
 
 class Ours:
@@ -48,17 +50,17 @@ class Ours:
 
     def __init__(self, scale: int) -> None:
         self.config, self._networks = CoDiConfig.official(), dict[str, Any]()
-        for name in dict.fromkeys(DENOISER_OF.values()):
+        for name in denoisers_of(MODALITIES):
             part: Any = getattr(self.config, name)
             width = part.model_channels if scale == 1 else max(1, round(part.model_channels / scale / 64)) * 64
             self.config = dataclasses.replace(self.config, **{name: dataclasses.replace(part, model_channels=width)})
 
     def need(self, outputs: tuple[str, ...]) -> JointDenoiser:
         """The joint denoiser of some outputs."""
-        for name in {DENOISER_OF[m] for m in outputs} - set(self._networks):
+        for name in set(denoisers_of(outputs)) - set(self._networks):
             with without_random_init():
                 self._networks[name] = fill(build_component(name, self.config), "benchmark").eval().requires_grad_(False)
-        return JointDenoiser({DENOISER_OF[m]: self._networks[DENOISER_OF[m]] for m in outputs}, register=False)
+        return JointDenoiser({name: self._networks[name] for name in denoisers_of(outputs)}, register=False)
 
 
 def runs(sides: Any, x: dict[str, Tensor], prompts: int = 1) -> Runs:
@@ -67,11 +69,11 @@ def runs(sides: Any, x: dict[str, Tensor], prompts: int = 1) -> Runs:
         return one_step(sides, x, prompts)
     joint, batch = sides.need(tuple(x)), len(next(iter(x.values())))
     contexts, t = torch.nn.functional.normalize(torch.randn(prompts, batch, 1, 768), dim=-1), torch.full((batch,), 501)
-    return {"ours": lambda: joint(x, t, joint.fold_contexts(contexts.mean(dim=0), tuple(x)), wiring="self")}
+    return {"ours": lambda: joint(x, t, joint.fold_contexts(contexts.mean(dim=0), tuple(x)), alignment=Alignment("self"))}
 
 
 def points(axis: str, args: argparse.Namespace) -> list[tuple[int, dict[str, Tensor], int]]:
-    """Place on the axis, latents, number of prompts. What an axis does not change is one picture or clip at --size, without guidance."""
+    """Place on the axis, latents, number of prompts. What an axis does not change is one image or video at --size, without guidance."""
     asked = {"frames": args.frames, "size": args.sizes, "batch": args.batches, "prompts": args.prompts}
     found = []
     for n in map(int, asked[axis].split(",")) if axis in asked else range(1, args.outputs + 1):

@@ -22,7 +22,9 @@ from measure import compare, machine, table
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
 
-from codi_models.config import DENOISER_OF, CoDiConfig  # isort: skip
+from codi_models.alignment import Alignment  # isort: skip
+from codi_models.config import CoDiConfig  # isort: skip
+from codi_models.modalities import MODALITIES, Size  # isort: skip
 from codi_models.checkpoints import without_random_init  # isort: skip
 from codi_models.denoisers import convolution  # isort: skip
 from codi_models.denoisers.layers import CrossAttention, ResBlock, SpatialTransformer  # isort: skip
@@ -77,14 +79,8 @@ def compile_regions(net: torch.nn.Module) -> Callable[[Callable[[], Tensor]], Ca
 
 def latent(output: str, config: CoDiConfig, size: int, frames: int, batch: int) -> Tensor:
     """Noise of one output: 256 pixels or the size asked for, 10 s of sound."""
-    vision, audio = config.vision_denoiser.in_channels, config.audio_denoiser.in_channels
-    side = size // 2 ** (len(config.image_autoencoder.channel_mult) - 1)
-    down = 2 ** (len(config.audio_autoencoder.channel_mult) - 1)
-    shapes: dict[str, tuple[int, ...]] = {
-        "image": (vision, side, side), "video": (vision, frames, side, side), "text": (config.text_denoiser.in_channels,),
-        "audio": (audio, config.mel.frames // down, config.mel.n_mels // down),
-    }  # fmt: skip
-    return torch.randn(batch, *shapes[output], generator=torch.Generator().manual_seed(0))
+    shape = MODALITIES[output].latent_shape(config, Size(size, size, frames, config.mel.frames))
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(0))
 
 
 @contextlib.contextmanager
@@ -115,9 +111,9 @@ def joint_levers(net: Any, x: Tensor, config: CoDiConfig, output: str, levers: l
     """Rows of a joint step: connectors left out beyond the alignment's range, environment encoders at every second step."""
     other = "audio" if output != "audio" else "image"
     with without_random_init():
-        second: Any = build_component(DENOISER_OF[other], config, device=x.device)
+        second: Any = build_component(MODALITIES[other].denoiser, config, device=x.device)
     fill(second, "benchmark").eval().requires_grad_(False)
-    members = {DENOISER_OF[output]: net, DENOISER_OF[other]: second}
+    members = {MODALITIES[output].denoiser: net, MODALITIES[other].denoiser: second}
     both = {output: x, other: latent(other, config, 256, 8, len(x)).to(x.device)}
     joint, lagging = (cls(members, register=False) for cls in (JointDenoiser, Lagging))
     prompt = torch.nn.functional.normalize(torch.randn(len(x), 1, config.vision_denoiser.context_dim, device=x.device), dim=-1)
@@ -132,7 +128,12 @@ def joint_levers(net: Any, x: Tensor, config: CoDiConfig, output: str, levers: l
 
     if "window" in levers:
         t = torch.full((len(x),), 501, device=x.device)
-        pair(lambda: joint(both, t, folded), lambda: joint(both, t, folded, window=(0.0, 0.2)), "outside the alignment's range", None)
+        pair(
+            lambda: joint(both, t, folded),
+            lambda: joint(both, t, folded, alignment=Alignment("off")),
+            "outside the alignment's range",
+            None,
+        )
     if "environment" in levers:
         pair(lambda: two_steps(joint), lambda: two_steps(lagging), "environment encoders at every second of two steps", None)
 
@@ -182,7 +183,7 @@ def eight_bit_operations() -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=("official", "mini"), default="official")
-    parser.add_argument("--output", choices=tuple(DENOISER_OF), default="image")
+    parser.add_argument("--output", choices=tuple(MODALITIES), default="image")
     parser.add_argument("--levers", default=",".join(LEVERS), help=f"some of {', '.join(LEVERS)}")
     parser.add_argument("--size", type=int, default=256, help="pixels")
     parser.add_argument("--frames", type=int, default=8)
@@ -198,7 +199,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     config, device = getattr(CoDiConfig, args.config)(), torch.device(args.device)
     with without_random_init():
-        net: Any = build_component(DENOISER_OF[args.output], config, device=device)
+        net: Any = build_component(MODALITIES[args.output].denoiser, config, device=device)
     fill(net, "benchmark").eval().requires_grad_(False)
     x = latent(args.output, config, args.size, args.frames, 2).to(device)
     t = torch.full((2,), 501, device=device)
@@ -264,7 +265,7 @@ def main() -> None:
     if "eight_bits" in levers:
         with without_random_init():
             small: Any = build_component(
-                DENOISER_OF[args.output], config, device=device, dtype=torch.float8_e4m3fn, operations=eight_bit_operations()
+                MODALITIES[args.output].denoiser, config, device=device, dtype=torch.float8_e4m3fn, operations=eight_bit_operations()
             )
         small.load_state_dict(net.state_dict())
         pair(usual, lambda: small.eval()(x, t, small.fold_context(prompt)), "weights in 8 bits (e4m3), cast by the host's operations", None)
@@ -275,7 +276,7 @@ def main() -> None:
     for precision in ("bfloat16", "float16"):
         if precision in levers:
             dtype = getattr(torch, precision)
-            half = build_component(DENOISER_OF[args.output], config, device=device, dtype=dtype)
+            half = build_component(MODALITIES[args.output].denoiser, config, device=device, dtype=dtype)
             half.load_state_dict(net.state_dict())
             half.eval().requires_grad_(False)
             short = half.fold_context(prompt.to(dtype))  # type: ignore[operator]
@@ -296,7 +297,7 @@ def main() -> None:
         usual()
         took = time.perf_counter() - begin
         pair(eager(usual), usual, f"torch.compile of each block ({took:.0f} s to compile), against eager")
-    print(f"{config.name}, {DENOISER_OF[args.output]}, {args.output} {tuple(x.shape)}, {machine(device)}\n")
+    print(f"{config.name}, {MODALITIES[args.output].denoiser}, {args.output} {tuple(x.shape)}, {machine(device)}\n")
     print(table(["lever", "without, s", "with, s", "times as fast", "difference"], rows))
 
 

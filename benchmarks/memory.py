@@ -28,11 +28,12 @@ from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
+from codi_models.components import COMPONENTS, build_component  # noqa: E402
 from codi_models.config import CoDiConfig  # noqa: E402
 from codi_models.joint import JointDenoiser  # noqa: E402
-from codi_models.components import COMPONENTS, build_component  # noqa: E402
+from codi_models.modalities import MODALITIES, denoisers_of  # noqa: E402
 from codi_models.model import DTYPES  # noqa: E402
-from codi_models.settings import Settings, denoisers_of, latent_shapes  # noqa: E402
+from codi_models.settings import Settings, latent_shapes  # noqa: E402
 
 FULL = ("audio_autoencoder", "vocoder")  # the host keeps them in float32
 GUIDED = 2  # rows of a batch under guidance
@@ -152,9 +153,8 @@ def stages(official: Official, prompts: tuple[str, ...], settings: Settings) -> 
     for kind in prompts:
         found.append((f"encode {kind}", ("clap" if kind == "audio" else "clip",), official.encode(kind)))
     found.append(("denoise", tuple(denoisers_of(settings.outputs)), official.denoise(settings)))
-    decoders = {"audio": ("audio_autoencoder", "vocoder"), "text": ("text_autoencoder",)}
     for output in settings.outputs:
-        found.append((f"decode {output}", decoders.get(output, ("image_autoencoder",)), official.decode(output, settings)))
+        found.append((f"decode {output}", MODALITIES[output].decoders, official.decode(output, settings)))
     return found
 
 
@@ -183,13 +183,13 @@ TARGETS = {"text to video and audio": 8e9, "any to any: four prompts to four out
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="fp16", choices=list(DTYPES))
-    parser.add_argument("--size", type=int, default=512, help="edge of pictures in pixels")
-    parser.add_argument("--video-size", type=int, default=256, help="edge of clips in pixels")
+    parser.add_argument("--size", type=int, default=512, help="edge of images in pixels")
+    parser.add_argument("--video-size", type=int, default=256, help="edge of videos in pixels")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--json", metavar="FILE", help="also write the numbers")
     args = parser.parse_args()
     official = Official(DTYPES[args.dtype])
-    sizes = f"pictures {args.size} px, clips {args.frames} x {args.video_size} px"
+    sizes = f"images {args.size} px, videos {args.frames} x {args.video_size} px"
     print(f"computed from allocated tensors, {args.dtype}, {sizes}; GB = 1e9 bytes")
     print("\n| component | weights, GB |\n| --- | ---: |")
     for name in COMPONENTS:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from . import media
+from .config import CoDiConfig
 from .errors import CoDiError
 from .modalities import MODALITIES
 from .model import CoDi
@@ -25,31 +26,50 @@ _SPHERICAL_STEPS = 100
 class Prompt:
     """One prompt and its weight in the mixture.
 
-    value by kind: text a string; image (3, H, W) in 0..1; audio ((N,) in -1..1, sample rate); video (F, 3, H, W) in 0..1;
-    a string or Path as image, audio or video is a file to read."""
+    value by kind: text a string; image (3, H, W) in 0..1; audio ((N,) in -1..1, sample rate); video (F, 3, H, W) in 0..1, at the
+    model's frame rate where time matters, or a `media.Video`; a string, Path or open file as image, audio or video is read.
+    start, length: the part of a video or audio, in seconds; without a length all that there is, or that fits."""
 
     kind: str
-    value: str | Path | Tensor | tuple[Tensor, int]
+    value: media.Source | Tensor | tuple[Tensor, int] | media.Video
     weight: float = 1.0
+    start: float = 0.0
+    length: float | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in PROMPT_KINDS:
             raise CoDiError(f"unknown kind of prompt {self.kind!r}: give one of {', '.join(PROMPT_KINDS)}")
+        _ = self.span
+
+    @property
+    def span(self) -> media.Span:
+        """The part of a video or audio that is meant. Raises CoDiError for times that are none."""
+        return media.Span(self.start, self.length)
 
     @property
     def encoder(self) -> str:
         """Component that encodes prompts of this kind."""
         return MODALITIES[self.kind].encoder
 
-    def read(self, frames: int) -> Prompt:
-        """The prompt with its file, if it is one, read; of a clip `frames` frames. Raises CoDiError as `media` does."""
-        if self.kind == "text" or not isinstance(self.value, (str, Path)):
+    def read(self, config: CoDiConfig, progress: media.Progress = lambda _: None) -> Prompt:
+        """The prompt with its file, if it is one, read as the encoders take it: of a video frames that are spread evenly over its time,
+        at the size of the encoder. Raises CoDiError as `media` does."""
+        if self.kind == "text" or not media.is_source(self.value):
             return self
-        if self.kind == "image":
-            return Prompt(self.kind, media.read_image(self.value), self.weight)
+        value: Any
         if self.kind == "audio":
-            return Prompt(self.kind, media.read_audio(self.value), self.weight)
-        return Prompt(self.kind, media.read_video(self.value, frames), self.weight)
+            value = media.read_audio(self.value, rate=config.clap.sample_rate, span=self.span, progress=progress)
+        else:
+            from .encoders.preprocess import resize_image
+
+            def fit(pixels: Tensor) -> Tensor:
+                return resize_image(pixels[None], config.clip.image_size)[0]
+
+            if self.kind == "image":
+                value = media.read_image(self.value, fit=fit)
+            else:
+                value = media.read_video(self.value, config.sampling.frames, span=self.span, fit=fit, progress=progress)
+        return Prompt(self.kind, value, self.weight)
 
 
 @torch.inference_mode()
@@ -65,10 +85,11 @@ def encode_prompt(model: CoDi, prompt: Prompt) -> Tensor:
 
         if not (isinstance(value, tuple) and isinstance(value[0], Tensor) and value[0].ndim == 1 and value[0].numel()):
             raise CoDiError("an audio prompt is a pair: a waveform (N,) with at least one sample, and its sample rate")
-        embedding = encode_audio(model.clap, value[0][None].to(model.device), value[1])
+        embedding = encode_audio(model.clap, value[0][None].to(model.device), int(value[1]))
     else:
         from .encoders.preprocess import clip_image, clip_video, spread
 
+        value = value.frames if isinstance(value, media.Video) else value
         if not (isinstance(value, Tensor) and value.ndim == (3 if prompt.kind == "image" else 4)):
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise CoDiError(f"an image prompt is pixels (3, H, W), a video prompt (F, 3, H, W), in 0..1; got {given} as {prompt.kind}")
@@ -88,10 +109,17 @@ def unconditional(model: CoDi, prompts: Sequence[Prompt]) -> list[Prompt]:
     (`model.space` has means), and where there is no prompt, the empty text."""
     if model.space.means or not prompts:
         return [Prompt("text", "")]
-    clap = model.config.clap
-    grey, silence = torch.full((3, 8, 8), 0.5), torch.zeros(round(clap.clip_seconds * clap.sample_rate))
-    absent = {"text": "", "image": grey, "video": grey[None], "audio": (silence, clap.sample_rate)}
-    return [Prompt(prompt.kind, absent[prompt.kind], prompt.weight) for prompt in prompts]  # type: ignore[arg-type]
+    return [Prompt(prompt.kind, _absent(model, prompt.kind), prompt.weight) for prompt in prompts]
+
+
+def _absent(model: CoDi, kind: str) -> str | Tensor | tuple[Tensor, int]:
+    if kind == "text":
+        return ""
+    if kind == "audio":
+        clap = model.config.clap
+        return torch.zeros(round(clap.clip_seconds * clap.sample_rate)), clap.sample_rate
+    grey = torch.full((3, 8, 8), 0.5)
+    return grey if kind == "image" else grey[None]
 
 
 def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, method: str = "linear") -> Tensor:

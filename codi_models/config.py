@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import version_0_3
 from .errors import CoDiError
 
 
@@ -299,26 +300,7 @@ class CoDiConfig:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise CoDiError(f"{path} is not a readable CoDi config.json: {error}") from error
-        return typing.cast(CoDiConfig, _build(CoDiConfig, _from_0_3(data), str(path)))
-
-
-_RENAMED = {"picture_autoencoder": "image_autoencoder", "sound_autoencoder": "audio_autoencoder"}
-_DROPPED = ("alignment_emphasis", "cfg_each", "composition", "facets", "facets_from")
-_SCHEDULES_0_3 = {"in turn": "sequential"}
-
-
-def _from_0_3(data: Any) -> Any:
-    """The content of a config.json that version 0.3 or an earlier one wrote, with today's names; any other as it is."""
-    if not isinstance(data, dict):
-        return data
-    data = {_RENAMED.get(name, name): value for name, value in data.items()}
-    if isinstance(sampling := data.get("sampling"), dict):
-        sampling = {name: value for name, value in sampling.items() if name not in _DROPPED}
-        if "order" in sampling:
-            order = sampling.pop("order")
-            sampling["schedule"] = _SCHEDULES_0_3.get(order, order)
-        data["sampling"] = sampling
-    return data
+        return typing.cast(CoDiConfig, _build(CoDiConfig, version_0_3.config(data), str(path)))
 
 
 def _build(kind: type, data: Any, where: str) -> Any:

@@ -11,14 +11,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .modalities import MODALITIES
+
 PAPER, INK, FAINT = (24, 26, 31), (232, 234, 237), (92, 98, 110)
-COLOURS = {
-    "text": (238, 197, 87),
-    "image": (98, 190, 120),
-    "video": (91, 158, 245),
-    "audio": (235, 116, 101),
-    "mix": (190, 139, 240),
-}
+COLOURS = {**{name: row.colour for name, row in MODALITIES.items()}, "mix": (190, 139, 240)}
 """Colour of a point by its kind; others are drawn in the colour of ink."""
 _LABEL = 20  # height of a point's name
 _LOW, _MIDDLE, _HIGH = (58, 82, 160), (38, 41, 48), (233, 122, 66)  # similarity -1, 0, 1

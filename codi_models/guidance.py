@@ -78,13 +78,13 @@ class GuidedDenoiser:
         outputs = {**x, **self.given}
         guidance = {m: self.guidance[m] if alignment.sources(m, outputs) else replace(self.guidance[m], alignment=1.0) for m in wanted}
         inputs = {m: self.schedule.network_input(part, sigma, self.scales[m]).to(self.dtype) for m, part in x.items()}
-        embeddings = self._environment(inputs, sigma, alignment, wanted)
+        embeddings = self._environment(inputs, sigma, alignment, [m for m in wanted if guidance[m].weights.keys() != {"c_off"}])
         denoised: dict[str, Latents] = {m: {} for m in wanted}
         for names, passed, aligned in _passes(guidance, alignment):
-            rows = {m: inputs[m].repeat(len(names), *[1] * (inputs[m].ndim - 1)) for m in passed}
+            rows = {m: part.repeat(len(names), *[1] * (part.ndim - 1)) for m, part in inputs.items()}
             known = {m: e.repeat(len(names), 1, 1) for m, e in embeddings.items()}
             contexts = {m: self._context(m, names) for m in passed}
-            predictions = self.joint(rows, self._timesteps(rows, sigma), contexts, alignment=aligned, given=known)
+            predictions = self.joint(rows, self._timesteps(rows, sigma), contexts, alignment=aligned, targets=passed, given=known)
             for m, prediction in predictions.items():
                 for name, part in zip(names, prediction.float().chunk(len(names)), strict=True):
                     denoised[m][name] = self.schedule.denoised(part, x[m], sigma, self.scales[m])
@@ -95,8 +95,7 @@ class GuidedDenoiser:
         outputs = {**inputs, **self.given}
         needed = {source for m in targets for source in alignment.sources(m, outputs)}
         noisy = {m: part for m, part in inputs.items() if m in needed and m not in self.given}
-        known = {**self.joint.environment_embeddings(noisy, self._timesteps(noisy, sigma)), **self.given}
-        return known
+        return {**self.joint.environment_embeddings(noisy, self._timesteps(noisy, sigma)), **self.given}
 
     def _timesteps(self, rows: Mapping[str, Tensor], sigma: float) -> dict[str, Tensor]:
         return {m: self.schedule.timestep(sigma, self.scales[m]).to(part.device).expand(len(part)) for m, part in rows.items()}

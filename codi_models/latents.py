@@ -2,51 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from .conditioning import Prompt
 from .config import CoDiConfig
-from .encoders.preprocess import resample, resize_clip, rgb, spread
+from .encoders.preprocess import resize_clip
 from .errors import CoDiError
+from .media import (
+    Audio,
+    Fit,
+    Progress,
+    Span,
+    Video,
+    audio_seconds,
+    frames_at_rate,
+    is_source,
+    name_of,
+    partly,
+    read_audio,
+    read_image,
+    read_video,
+    resample,
+    rgb,
+    video_seconds,
+)
 from .model import CoDi
 
 PIXELS_AT_ONCE = 8 * 256 * 256  # pictures and frames beyond that many pixels are decoded one part after another
 BINS_AT_ONCE = 8 * 1024 * 64  # the same for sounds, in mel bins
 
 
-def fitted(config: CoDiConfig, prompt: Prompt, *, size: int | None = None, frames: int | None = None) -> Any:
-    """A read prompt (see `Prompt`) at the model's own sizes, or at these: image (3, S, S), video (F, 3, S, S) in 0..1, audio (N,) at
-    `config.mel.sample_rate`, text a string.
+Note = Callable[[str], None]
+"""Called with one line for a user who may not expect it: that only a part of a file is taken."""
 
-    Pictures and frames are cut to their middle square; of a clip `frames` are taken, the last repeated where it has fewer; sound of
-    any rate is resampled, then cut or filled up with silence. What has the right size stays as it is, pictures of 8 bits and sound to
-    the bit. Raises CoDiError for values that are no such media."""
-    value: Any = prompt.value
+
+def fitted(
+    config: CoDiConfig, prompt: Prompt, *, size: int | None = None, frames: int | None = None,
+    progress: Progress = lambda _: None, note: Note = lambda _: None,
+) -> Any:  # fmt: skip
+    """A prompt (see `Prompt`) at the model's own sizes, or at these: image (3, S, S), video (F, 3, S, S) in 0..1, audio (N,) at
+    `config.mel.sample_rate`, text a string. Files are read.
+
+    Images and frames are cut to their middle square. Of video and audio the prompt's span is taken, as far as the model can hold it: of
+    video the frames at the model's rate by time, the last repeated where it is shorter; of audio the samples at the model's rate, then
+    silence. What has the right size stays as it is, images of 8 bits and audio to the bit. Raises CoDiError for values that are no such
+    media."""
     if prompt.kind == "text":
-        return str(value)
+        return str(prompt.value)
     if prompt.kind == "audio":
-        wave, rate = value
-        if not bool(torch.isfinite(wave).all()):
-            raise CoDiError("the sound holds NaN or infinite samples; it takes values in -1..1. Check the file that it comes from")
-        samples = config.mel.frames * config.mel.hop_length
-        wave = resample(wave[None].float(), int(rate), config.mel.sample_rate)[0, :samples]
-        return torch.nn.functional.pad(wave, (0, samples - len(wave)))
+        return _fitted_audio(config, prompt, progress, note)
     usual = config.sampling
+    side = size or (usual.image_size if prompt.kind == "image" else usual.video_size)
+
+    def fit(pixels: Tensor) -> Tensor:
+        return resize_clip(pixels[None], side)[0]
+
     if prompt.kind == "image":
-        return resize_clip(rgb(value[None], "picture"), size or usual.image_size)[0]
+        value = prompt.value
+        return read_image(value, fit=fit) if is_source(value) else fit(rgb(cast(Tensor, value)))
     count = frames or usual.frames
-    clip = resize_clip(rgb(value, "clip"), size or usual.video_size)
-    clip = spread(clip[None], count)[0]
-    return torch.cat([clip, clip[-1:].expand(count - len(clip), -1, -1, -1)])
+    made = _frames(prompt, count, usual.frame_rate, fit, progress, note)
+    return torch.cat([made, made[-1:].expand(count - len(made), -1, -1, -1)])
+
+
+def _frames(prompt: Prompt, count: int, rate: float, fit: Fit, progress: Progress, note: Note) -> Tensor:
+    """At most `count` frames at the model's rate: (K, 3, S, S)."""
+    value, span = prompt.value, prompt.span
+    if is_source(value):
+        video = read_video(value, count, rate=rate, span=span, fit=fit, progress=progress)
+        if video.seconds > count / rate - 0.05:  # all that fits: there may be more
+            _note(note, prompt, video.seconds, video_seconds(value, progress))
+        return frames_at_rate(video, rate, count)
+    if not isinstance(value, Video):
+        value = cast(Tensor, value)
+        value = Video(value, torch.arange(len(value), dtype=torch.float64) / rate, len(value) / rate)
+    part = value.part(span)
+    _note(note, prompt, min(part.seconds, count / rate), value.seconds)
+    return torch.stack([fit(rgb(frame, "video")) for frame in frames_at_rate(part, rate, count)])
+
+
+def _fitted_audio(config: CoDiConfig, prompt: Prompt, progress: Progress, note: Note) -> Tensor:
+    """(N,) at the model's rate and of its length."""
+    value, rate, span = prompt.value, config.mel.sample_rate, prompt.span
+    samples = config.mel.frames * config.mel.hop_length
+    held = min(samples / rate, span.end - span.start)
+    if is_source(value):
+        wave = read_audio(value, rate=rate, span=Span(span.start, held), progress=progress).samples
+        total = audio_seconds(value, progress)
+    else:
+        wave, given = cast("tuple[Tensor, int]", value)
+        if not bool(torch.isfinite(wave).all()):
+            raise CoDiError("the audio holds NaN or infinite samples; it takes values in -1..1. Check the file that it comes from")
+        total = len(wave) / given
+        part = Audio(wave, int(given)).part(Span(span.start, held))
+        wave = resample(part.samples[None].float(), part.rate, rate)[0]
+    _note(note, prompt, held, total)
+    wave = wave[: round(held * rate)]
+    return torch.nn.functional.pad(wave, (0, samples - len(wave)))
+
+
+def _note(note: Note, prompt: Prompt, taken: float, total: float) -> None:
+    what = name_of(prompt.value) if is_source(prompt.value) else prompt.kind
+    if line := partly(what, prompt.span, taken, total):
+        note(line)
 
 
 @torch.inference_mode()
 def encode_media(model: CoDi, prompt: Prompt, *, size: int | None = None, frames: int | None = None, strict: bool = False) -> Tensor:
-    """The latent of a read prompt in diffusion space, float32, of the model's own sizes or of these, without batch axis:
+    """The latent of a prompt in diffusion space, float32, of the model's own sizes or of these, without batch axis:
     image (C, h, w), video (C, F, h, w), audio (C, T, M), text (D,).
 
     Fits and raises as `fitted` does; `strict` also for a text that is too long, which is cut otherwise."""

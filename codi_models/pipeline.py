@@ -17,7 +17,8 @@ from .diffusion import TIMESTEPS, Denoise, Latents, NoiseSchedule, initial_noise
 from .errors import CoDiError
 from .guidance import GuidedDenoiser
 from .joint import JointDenoiser
-from .latents import decode_audio, decode_pixels, decode_text, encode_media, fitted
+from .latents import Note, decode_audio, decode_pixels, decode_text, encode_media, fitted
+from .media import Progress
 from .modalities import MODALITIES, denoisers_of
 from .model import CoDi
 from .settings import Settings, latent_shapes, snr_scales
@@ -72,18 +73,20 @@ class CoDiPipeline:
         return list(self.stream(prompts, resolved, given=media, callback=callback))
 
     def stream(
-        self, prompts: str | Sequence[Prompt], settings: Settings, *, given: Sequence[Prompt] = (), callback: Callback | None = None
-    ) -> Iterator[Sample]:
+        self, prompts: str | Sequence[Prompt], settings: Settings, *, given: Sequence[Prompt] = (), callback: Callback | None = None,
+        reading: Progress = lambda _: None, note: Note = lambda _: None,
+    ) -> Iterator[Sample]:  # fmt: skip
         """Samples in order, batch by batch. Sample i is drawn from seed `settings.seed + i` whatever batch it is in.
 
-        given: a value for each output of `settings.given`."""
+        given: a value for each output of `settings.given`. reading: called while a file is read, with the part of it that is done.
+        note: called with what a user may not expect, that only a part of a file is taken."""
         self.seconds = {}
         prompts = [Prompt("text", prompts)] if isinstance(prompts, str) else list(prompts)
         if prompts:  # a mistyped weight is told before anything is loaded
             fractions([prompt.weight for prompt in prompts], len(prompts), normalise=settings.mix != "add-subtract")
         with self._stage("read"):
-            prompts = [prompt.read(self.model.config.sampling.frames) for prompt in prompts]
-            given = [prompt.read(settings.frames) for prompt in given]
+            prompts = [prompt.read(self.model.config, reading) for prompt in prompts]
+            given = self.read_given(given, settings, reading, note)
         with self._stage("load"):
             self.load(prompts, settings)
         with self._stage("encode"):
@@ -123,8 +126,19 @@ class CoDiPipeline:
                 setattr(one, output, value)
         return samples, ran
 
+    def read_given(
+        self, given: Sequence[Prompt], settings: Settings, progress: Progress = lambda _: None, note: Note = lambda _: None
+    ) -> list[Prompt]:
+        """Values for `settings.given` at the sizes and rates of the run, see `latents.fitted`; files are read."""
+        read = []
+        for prompt in given:
+            edge = settings.size(prompt.kind, self.model.config).height
+            value = fitted(self.model.config, prompt, size=edge, frames=settings.frames, progress=progress, note=note)
+            read.append(Prompt(prompt.kind, (value, self.model.config.mel.sample_rate) if prompt.kind == "audio" else value))
+        return read
+
     def encode_given(self, given: Sequence[Prompt], settings: Settings) -> tuple[Latents, dict[str, Any]]:
-        """Latents (1, ...) in diffusion space of read values for `settings.given`; and the values themselves, at the sizes of the run,
+        """Latents (1, ...) in diffusion space of values for `settings.given`; and the values themselves, at the sizes of the run,
         of those that stay as they are: an autoencoder would change them a little.
 
         Raises CoDiError where there is not one value for each, and for values that are no such media."""
@@ -132,11 +146,11 @@ class CoDiPipeline:
         if sorted(kinds) != sorted(settings.given):
             raise CoDiError(f"this run takes {', '.join(settings.given) or 'nothing'} as given, and got {', '.join(kinds) or 'nothing'}")
         latents, media = {}, {}
-        for prompt in given:
-            fit: dict[str, Any] = {"size": settings.size(prompt.kind, self.model.config).height, "frames": settings.frames}
-            latents[prompt.kind] = encode_media(self.model, prompt, **fit, strict=True)[None]
+        for prompt in self.read_given(given, settings):
+            edge = settings.size(prompt.kind, self.model.config).height
+            latents[prompt.kind] = encode_media(self.model, prompt, size=edge, frames=settings.frames, strict=True)[None]
             if prompt.kind in settings.unchanged:
-                media[prompt.kind] = fitted(self.model.config, prompt, **fit)
+                media[prompt.kind] = prompt.value[0] if isinstance(prompt.value, tuple) else prompt.value
         return latents, media
 
     def load(self, prompts: Sequence[Prompt], settings: Settings) -> None:
@@ -191,9 +205,10 @@ class CoDiPipeline:
                 joint, schedule, prompt, empty, settings.guidance(prompted=uncond is not None), settings.alignment, scales=scales,
                 given=joint.environment_embeddings(environment, torch.zeros(batch, device=model.device)), dtype=model.dtype,
             )  # fmt: skip
-            start = {m: clean[m] for m in stage if m in clean}
+            strength = dict(settings.strength)
+            start = {m: clean[m] for m in stage if m in clean and strength[m] < 1}  # at 1 nothing of it is left
             finished |= sample(
-                _partly_given(guided, schedule, start, scales, dict(settings.strength)), {m: noise[m] for m in stage}, sigmas,
+                _partly_given(guided, schedule, start, scales, strength), {m: noise[m] for m in stage}, sigmas,
                 sampler=settings.sampler, unit_start=unit_start, scales=scales, clean=start, seeds=seeds, callback=step,
             )  # fmt: skip
         return {output: finished[output] for output in settings.outputs}, ran
@@ -240,10 +255,10 @@ def _partly_given(
 ) -> Denoise:
     """Given outputs stay what they are until the part `strength` of the run, at its end, in which they are denoised like the others
     (SDEdit, Meng et al. 2022)."""
+    until = {m: float(schedule.sigma(strength[m] * TIMESTEPS)) for m in clean}
 
     def denoise(x: Latents, sigma: float) -> Latents:
-        timestep = float(schedule.timestep(sigma))
-        held = {m: scales[m] * part for m, part in clean.items() if timestep >= strength.get(m, 0.0) * TIMESTEPS}
+        held = {m: scales[m] * part for m, part in clean.items() if sigma >= until[m]}
         return {**held, **guided(x, sigma, [m for m in x if m not in held])}
 
     return denoise

@@ -15,7 +15,7 @@ from .diffusion import PUBLISHED, SAMPLERS, NoiseSchedule, run_sigmas
 from .errors import CoDiError
 from .guidance import Guidance
 from .modalities import MODALITIES, Size, ordered, snr_scale
-from .stages import SEQUENTIAL, TOGETHER, parse_schedule
+from .stages import TOGETHER, parse_schedule
 
 Each = float | str | Mapping[str, float]
 """A number for all outputs, or for some: 3, "image=5, text=2", "3, image=5" (3 for the others), {"image": 5}."""
@@ -26,20 +26,6 @@ OVERRIDES: dict[str, Any] = {
     "strength": Each, "mix": str, "frames": int, "size": int,
 }  # fmt: skip
 """What a run's settings may be told instead of the model's defaults, with their types."""
-
-_RENAMED = {"order": "schedule", "denoise": "strength", "alignment_pairs": "alignment_directions"}
-_SAMPLERS = {"ddpm": ("euler_ancestral", None), "ddim_trailing": ("ddim", "sgm_uniform"), "dpmpp_2m_karras": ("dpmpp_2m", "karras")}
-
-
-def of_version_0_3(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by today's names, of any that version 0.3 took; `composition` has no effect any more."""
-    found = {_RENAMED.get(name, name): value for name, value in given.items() if name != "composition"}
-    if found.get("schedule") == "in turn":
-        found["schedule"] = SEQUENTIAL
-    if found.get("sampler") in _SAMPLERS:
-        found["sampler"], scheduler = _SAMPLERS[found["sampler"]]
-        found = {**({"scheduler": scheduler} if scheduler else {}), **found}
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)

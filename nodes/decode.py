@@ -9,10 +9,14 @@ from typing import Any
 
 import folder_paths
 import torch
+from comfy.cli_args import args
 from comfy_api.latest import InputImpl, Types, io, ui
+from torch import Tensor
 
 from ..codi_models.errors import CoDiError
 from ..codi_models.latents import decode_text
+from ..codi_models.media import allowed_rate, resample, write_mp4
+from .host.frames import reading
 from .host.handle import CoDiHandle
 from .host.parts import take
 from .host.vae import AudioVAE, ImageVAE
@@ -96,10 +100,8 @@ class DecodeVideo(Node):
     def execute(cls, codi: CoDiHandle, latent: dict, audio: dict | None = None, frame_rate: float = 0.0) -> io.NodeOutput:
         clips = ImageVAE(codi).decode(take(latent, "video", codi.config))  # (B, F, H, W, 3)
         rate = Fraction(frame_rate or codi.config.sampling.frame_rate).limit_denominator(1000)
-        videos = []
-        for row, frames in enumerate(clips):
-            videos.append(InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, audio=_row(audio, row), frame_rate=rate)))
-        shown = ui.PreviewVideo([saved_clip(video) for video in videos])
+        videos = [video_of(frames, _row(audio, row), rate) for row, frames in enumerate(clips)]
+        shown = ui.PreviewVideo([saved_video(video, cls) for video in videos])
         return io.NodeOutput(clips.flatten(0, 1), videos[0], ui=shown)
 
 
@@ -160,10 +162,22 @@ def _row(audio: dict | None, row: int) -> dict | None:
     return {**audio, "waveform": wave[min(row, len(wave) - 1)][None]}
 
 
-def saved_clip(video: Any) -> ui.SavedResult:
-    """Writes the clip to the host's temp folder, for the player on the node."""
+def video_of(frames: Tensor, audio: dict | None, rate: Fraction) -> Any:
+    """A VIDEO of frames (F, H, W, 3) and an AUDIO of any rate, brought to one that mp4 allows, and of one or two channels."""
+    if audio is not None:
+        wave, given = audio["waveform"], int(audio["sample_rate"])
+        wave = wave if wave.shape[1] in (1, 2) else wave.mean(dim=1, keepdim=True)
+        audio = {**audio, "waveform": resample(wave.float().cpu(), given, allowed_rate(given)), "sample_rate": allowed_rate(given)}
+    return InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, audio=audio, frame_rate=rate))
+
+
+def saved_video(video: Any, node: type[io.ComfyNode]) -> ui.SavedResult:
+    """Writes a VIDEO to the host's temp folder, for the player on the node; with prompt and workflow, as the host's Save Video does."""
+    parts, hidden = video.get_components(), getattr(node, "hidden", None)
+    metadata = {**(getattr(hidden, "extra_pnginfo", None) or {}), "prompt": getattr(hidden, "prompt", None)}
+    metadata = {} if args.disable_metadata else {key: value for key, value in metadata.items() if value is not None}
+    audio = {} if parts.audio is None else {"audio": parts.audio["waveform"][0], "sample_rate": parts.audio["sample_rate"]}
     name = f"codi_{uuid.uuid4().hex}.mp4"
-    folder = folder_paths.get_temp_directory()
-    os.makedirs(folder, exist_ok=True)
-    video.save_to(os.path.join(folder, name))
+    path = os.path.join(folder_paths.get_temp_directory(), name)
+    write_mp4(path, parts.images.movedim(-1, 1), float(parts.frame_rate), **audio, metadata=metadata, progress=reading())
     return ui.SavedResult(name, "", io.FolderType.temp)

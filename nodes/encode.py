@@ -11,10 +11,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..codi_models.conditioning import Prompt, encode_prompt
+from ..codi_models.encoders.preprocess import resize_image
 from ..codi_models.errors import CoDiError
-from ..codi_models.media import MAX_SECONDS
+from ..codi_models.media import Audio, Limits, Span
+from .host.frames import Frames, reading
 from .host.handle import CoDiHandle
-from .host.media import frames_of
+from .keep import span_inputs
 from .schema import CODI_TIP, CodiModel, Node, schema
 
 
@@ -78,37 +80,39 @@ class EncodeAudio(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         audio = io.Audio.Input("audio", tooltip="Any sample rate; channels are averaged. A batch gives one prompt for each sound.")
-        return _schema("Audio", f"A sound prompt, up to {MAX_SECONDS / 60:g} minutes.", audio, aliases=["sound prompt", "clap", "listen"])
+        aliases = ["sound prompt", "clap", "listen"]
+        return _schema("Audio", "An audio prompt, of up to ten minutes.", audio, *span_inputs(), aliases=aliases)
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, audio: dict) -> io.NodeOutput:
-        wave, rate = audio["waveform"].float(), audio["sample_rate"]
-        if wave.shape[-1] > MAX_SECONDS * rate:
-            raise CoDiError(
-                f"the sound is {wave.shape[-1] / rate / 60:.1f} minutes long, a prompt may have {MAX_SECONDS / 60:g}: "
-                "trim it first (Trim Audio Duration)"
-            )
-        return _conditioning(codi, [Prompt("audio", (sound, rate)) for sound in wave.mean(dim=1)])
+    def execute(cls, codi: CoDiHandle, audio: dict, start: float = 0.0, length: float = 0.0) -> io.NodeOutput:
+        wave, rate = Audio(audio["waveform"], audio["sample_rate"]).part(Span(start, length or None))
+        Limits.current().check("seconds", wave.shape[-1] / rate, "the audio")
+        return _conditioning(codi, [Prompt("audio", (sound.float().mean(dim=0), rate)) for sound in wave])
 
 
 class EncodeVideo(Node):
-    """A clip, as VIDEO or as a batch of frames."""
+    """Video, as VIDEO or as a batch of frames."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        clip = io.MultiType.Input(
+        video = io.MultiType.Input(
             "video",
             types=[io.Video, io.Image],
-            tooltip="A VIDEO, or its frames as a batch of images. Sound is ignored: use CoDi Encode Audio.",
+            tooltip="A VIDEO, or its frames as a batch of images. Of all its time, frames are taken evenly. Sound is ignored: use "
+            "CoDi Encode Audio.",
         )
-        return _schema("Video", "A clip prompt, from a video or from frames.", clip, aliases=["clip prompt", "video to audio", "foley"])
+        aliases = ["clip prompt", "video to audio", "foley"]
+        return _schema("Video", "A video prompt, from a video or from frames.", video, *span_inputs(), aliases=aliases)
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, video: Any) -> io.NodeOutput:
-        frames = _pixels(frames_of(video))
-        wanted = min(codi.config.sampling.frames, len(frames))
-        middles = [(2 * i + 1) * len(frames) // (2 * wanted) for i in range(wanted)]
-        return _conditioning(codi, [Prompt("video", frames[middles])])
+    def execute(cls, codi: CoDiHandle, video: Any, start: float = 0.0, length: float = 0.0) -> io.NodeOutput:
+        usual, span = codi.config.sampling, Span(start, length or None)
+
+        def fit(frame: Tensor) -> Tensor:
+            return resize_image(frame[None], codi.config.clip.image_size)[0]
+
+        read = Frames(video, usual.frame_rate).read(usual.frames, rate=None, span=span, fit=fit, progress=reading())
+        return _conditioning(codi, [Prompt("video", read)])
 
 
 def _pixels(image: Tensor) -> Tensor:

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..codi_models.errors import CoDiError
+from ..codi_models.media import Span, moments_at_rate
 from ..codi_models.modalities import MODALITIES
 from .host import parts as latents
+from .host.frames import Frames, reading
 from .host.handle import CoDiHandle
 from .host.masks import masks_of, spatial, with_masks
-from .host.media import encode_part, frames_of
+from .host.media import Note, encode_part
 from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
 
 
@@ -24,6 +26,30 @@ def _media() -> list[Any]:
         io.MultiType.Input("video", types=[io.Video, io.Image], optional=True, tooltip="A VIDEO, or its frames as a batch of images."),
         io.Audio.Input("audio", optional=True, tooltip="A sound, or one for every sample of the batch."),
         io.String.Input("text", optional=True, force_input=True, tooltip="A caption."),
+    ]
+
+
+def span_inputs() -> list[Any]:
+    """Widgets that choose a part of video and audio."""
+    return [
+        io.Float.Input(
+            "start",
+            default=0.0,
+            min=0.0,
+            max=86400.0,
+            step=0.01,
+            optional=True,
+            tooltip="Seconds of video and audio that are passed over; both are taken from there.",
+        ),
+        io.Float.Input(
+            "length",
+            default=0.0,
+            min=0.0,
+            max=86400.0,
+            step=0.01,
+            optional=True,
+            tooltip="Seconds of video and audio that are taken. 0: all there is, or as much as fits.",
+        ),
     ]
 
 
@@ -64,19 +90,25 @@ class MediaToLatent(Node):
                 io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
                 io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
                 *_media(),
+                *span_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="All parts, for CoDi Preview or the Decode nodes.")],
         )
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, width: int, height: int, **media: Any) -> io.NodeOutput:
-        given = _given(media)
-        frames, seconds = 1, 1.0
-        if "video" in given:
-            given["video"] = frames_of(given["video"])
-            frames = min(len(given["video"]), codi.config.vision_denoiser.max_frames)
+    def execute(cls, codi: CoDiHandle, width: int, height: int, start: float = 0.0, length: float = 0.0, **media: Any) -> io.NodeOutput:
+        given, span, lines = _given(media), Span(start, length or None), list[str]()
+        frames, seconds, rate = 1, 1.0, codi.config.sampling.frame_rate
         if "audio" in given:
-            seconds = given["audio"]["waveform"].shape[-1] / int(given["audio"]["sample_rate"])
+            total = given["audio"]["waveform"].shape[-1] / int(given["audio"]["sample_rate"])
+            seconds = max(0.01, min(span.end, total) - start)
+        if "video" in given:
+            given["video"] = Frames(given["video"], rate)
+            most = codi.config.vision_denoiser.max_frames
+            shown = min(span.end, given["video"].seconds(reading())) - start
+            frames = min(most, len(moments_at_rate(rate, most, shown)))
+            if shown > most / rate:  # audio of the same span
+                seconds = min(seconds, most / rate)
         counts = [len(given["image"])] if "image" in given else []
         counts += [len(given["audio"]["waveform"])] if "audio" in given else []
         out = latents.empty(
@@ -88,7 +120,8 @@ class MediaToLatent(Node):
             seconds=seconds,
             batch=max(counts, default=1),
         )
-        return io.NodeOutput({**out, "samples": latents.join(_placed(codi, latents.split(out, codi.config), given)[0])})
+        parts, _ = _placed(codi, latents.split(out, codi.config), given, span=span, note=lines.append)
+        return io.NodeOutput({**out, "samples": latents.join(parts)}, ui=said(lines))
 
 
 class Keep(Node):
@@ -107,6 +140,7 @@ class Keep(Node):
                 *_media(),
                 io.Mask.Input("mask", optional=True, tooltip="White: generated anew, in the kept picture and clip."),
                 *_extension(),
+                *span_inputs(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="LATENT whose noise mask keeps what was connected.")],
         )
@@ -119,11 +153,13 @@ class Keep(Node):
         mask: Tensor | None = None,
         last_frames: int = 0,
         last_seconds: float = 0.0,
+        start: float = 0.0,
+        length: float = 0.0,
         **media: Any,
     ) -> io.NodeOutput:
-        given = _given(media)
+        given, span, lines = _given(media), Span(start, length or None), list[str]()
         last = {"video": last_frames, "audio": last_seconds}
-        parts, covered = _placed(codi, latents.split(latent, codi.config), given, last)
+        parts, covered = _placed(codi, latents.split(latent, codi.config), given, last, span=span, note=lines.append)
         masks = masks_of(latent, codi.config)
         for m in given:
             keep = torch.zeros_like(masks[m])
@@ -132,7 +168,7 @@ class Keep(Node):
             if mask is not None and m in ("image", "video"):
                 keep = torch.maximum(keep, spatial(mask, parts[m]))
             masks[m] = keep
-        return io.NodeOutput(with_masks(latent, parts, masks))
+        return io.NodeOutput(with_masks(latent, parts, masks), ui=said(lines))
 
 
 class Mask(Node):
@@ -201,15 +237,26 @@ def _given(media: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
+def said(lines: list[str]) -> Any:
+    """What a node tells its user, as it is shown on the node; None for nothing."""
+    return ui.PreviewText("\n".join(lines)) if lines else None
+
+
 def _placed(
-    codi: CoDiHandle, parts: dict[str, Tensor], given: dict[str, Any], last: Mapping[str, float] | None = None
+    codi: CoDiHandle,
+    parts: dict[str, Tensor],
+    given: dict[str, Any],
+    last: Mapping[str, float] | None = None,
+    *,
+    span: Span,
+    note: Note,
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Parts with the media, or the last frames or seconds of them, at their beginning; and how many frames or time steps each covers."""
     parts, covered, last = dict(parts), {}, last or {}
     for m, media in given.items():
         if m not in parts:
             raise CoDiError(f"{m} is to be kept, but this LATENT holds only {', '.join(parts)}: switch it on in CoDi Empty Joint Latent")
-        z = encode_part(codi, m, media, parts[m].shape, last=last.get(m, 0)).to(parts[m])
+        z = encode_part(codi, m, media, parts[m].shape, last=last.get(m, 0), span=span, note=note).to(parts[m])
         whole = parts[m].clone()
         if m in ("video", "audio"):
             covered[m] = z.shape[2]

@@ -9,7 +9,7 @@ import torch
 from comfy_api.latest import InputImpl, Types, io, ui
 
 from ..codi_models.figures import draw_spectrogram, to_image
-from .decode import frame_rate_input, saved_clip, words_seed_input
+from .decode import frame_rate_input, saved_video, words_seed_input
 from .host import shared
 from .host.handle import CoDiHandle
 from .host.spectrum import loudness
@@ -67,7 +67,7 @@ class Preview(Node):
                 parts = Types.VideoComponents(images=frames, audio=sound, frame_rate=rate)
                 clips.append(InputImpl.VideoFromComponents(parts))
             video = clips[0]
-            show["codi_video"] = [saved_clip(clip) for clip in clips]
+            show["codi_video"] = [saved_video(clip, cls) for clip in clips]
         if "text" in made:
             text = "\n".join(made["text"])
             show["text"] = tuple(made["text"])

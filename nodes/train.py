@@ -18,7 +18,7 @@ from ..codi_models.errors import CoDiError
 from ..codi_models.figures import draw_curve, to_image
 from ..codi_models.modalities import MODALITIES
 from ..codi_models.model import SHIPPED
-from ..codi_models.training import OWN_STAGES
+from ..codi_models.training import STAGES
 from .host import folders, handle
 from .schema import ADVANCED, CodiModel, Node, schema
 
@@ -55,9 +55,9 @@ class Train(Node):
                 ),
                 io.Combo.Input(
                     "stage",
-                    options=list(OWN_STAGES),
+                    options=list(STAGES),
                     default="alignment",
-                    tooltip="bridging: encoders towards captions. denoiser: one modality's diffusion model. alignment: how outputs listen.",
+                    tooltip="bridging: encoders towards captions. denoiser: one modality's diffusion model. alignment: how outputs agree.",
                 ),
                 io.Combo.Input(
                     "modality", options=list(MODALITIES), default="image", tooltip="What the denoiser makes; for the stage denoiser only."
@@ -123,16 +123,16 @@ class Train(Node):
         skip_unreadable: bool,
         seed: int,
     ) -> io.NodeOutput:
-        from ..codi_models.training.own_run import OwnRun, parse_pairs  # the host starts without them
+        from ..codi_models.training.finetune import Finetune, parse_pairs  # the host starts without them
 
         out, runs = model_path(save_as), _runs(save_as)
-        run = OwnRun(
+        what = Finetune(
             stage=stage, data=data_path(data), out=out, runs=runs, model=folders.model_folder(name), modality=modality,
             pairs=parse_pairs(pairs), steps=steps, batch=batch, learning_rate=learning_rate or None, bf16=bf16, checkpointing=checkpointing,
             skip_unreadable=skip_unreadable, seed=seed, again=True,
         )  # fmt: skip
-        losses = _train(run)
-        picture = draw_curve(losses, f"{save_as}: {run.name}")
+        losses = _train(what)
+        picture = draw_curve(losses, f"{save_as}: {what.name}")
         image = to_image(picture)[None]  # (1, H, W, 3)
         return io.NodeOutput(handle.open_handle(save_as), image, save_as, ui=ui.PreviewImage(image, cls=cls))
 
@@ -164,34 +164,34 @@ def _runs(name: str) -> Path:
     return Path(folder_paths.get_output_directory()) / RUNS / name
 
 
-def _train(run: Any) -> list[float]:
-    """Train (an OwnRun) with the host's progress bar, loss plot and stop button; returns the losses."""
+def _train(what: Any) -> list[float]:
+    """Train (a Finetune) with the host's progress bar, loss plot and stop button; returns the losses."""
     from accelerate import Accelerator
 
-    from ..codi_models.training.own_run import train_own
+    from ..codi_models.training.finetune import finetune
 
     device = mm.get_torch_device()
     if device.type != "cpu":
         mm.unload_all_models()
         mm.soft_empty_cache()
     losses: list[float] = []
-    bar = comfy.utils.ProgressBar(run.steps)
+    bar = comfy.utils.ProgressBar(what.steps)
     shown = 0.0
 
     def encoding(done: int, count: int) -> None:
         mm.throw_exception_if_processing_interrupted()
         bar.update_absolute(done, max(count, 1))
 
-    def progress(step: int, share: float, loss: float) -> None:
+    def progress(step: int, loss: float) -> None:
         nonlocal shown
         losses.append(loss)
         preview, moment = None, time.monotonic()
         if moment - shown > _PREVIEW_EVERY:
-            shown, preview = moment, ("JPEG", draw_curve(losses, f"{run.name}, step {step}"), 640)
+            shown, preview = moment, ("JPEG", draw_curve(losses, f"{what.name}, step {step}"), 640)
         mm.throw_exception_if_processing_interrupted()
-        bar.update_absolute(step, run.steps, preview)
+        bar.update_absolute(step, what.steps, preview)
 
     # The host runs nodes in inference mode, whose tensors cannot be trained.
     with torch.inference_mode(False), torch.enable_grad():
-        train_own(run, accelerator=Accelerator(cpu=device.type == "cpu"), say=logging.info, encoding=encoding, progress=progress)
+        finetune(what, accelerator=Accelerator(cpu=device.type == "cpu"), say=logging.info, encoding=encoding, progress=progress)
     return losses

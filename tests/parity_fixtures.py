@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from codi.codi_models.alignment import Alignment
 from codi.codi_models.autoencoders.image import ImageAutoencoder
 from codi.codi_models.autoencoders.mel import LogMel
 from codi.codi_models.autoencoders.optimus import TextAutoencoder
@@ -28,7 +29,7 @@ from codi.codi_models.denoisers.layers import SpatialTransformer
 from codi.codi_models.denoisers.temporal import TemporalModule, log_distances
 from codi.codi_models.denoisers.unet2d import UNet2D
 from codi.codi_models.denoisers.unet_text import TextUNet
-from codi.codi_models.diffusion import guided, sample
+from codi.codi_models.diffusion import alphas_cumprod
 from codi.codi_models.encoders import preprocess
 from codi.codi_models.encoders.clap import CLAPEncoder
 from codi.codi_models.encoders.clip import CLIPEncoder
@@ -129,9 +130,9 @@ def joint(kinds: list[str], conditions: list[str], seed: str = "other", batch: i
     tensors["mid/mixed_context"] = mixed
     if len(kinds) > 1:
         tensors |= {f"mid/h_con_{kind}": h for kind, h in model.environment_embeddings(latents, tensors["in/t"]).items()}
-    tensors |= {f"out/{kind}": e for kind, e in model(latents, tensors["in/t"], mixed, wiring="self").items()}
+    tensors |= {f"out/{kind}": e for kind, e in model(latents, tensors["in/t"], mixed, alignment=Alignment("self")).items()}
     if len(kinds) == 2:
-        tensors |= {f"paper_swap/{kind}": e for kind, e in model(latents, tensors["in/t"], mixed, wiring="cross").items()}
+        tensors |= {f"paper_swap/{kind}": e for kind, e in model(latents, tensors["in/t"], mixed, alignment=Alignment("cross")).items()}
     count = sum(len(net.state_dict()) for net in nets.values())
     info = dict(official_class="UNetModelCoDi", config=UNETS, seed=seed, keys="see unet_all.json", n_keys=count,
                 xtype=kinds, condition_types=conditions, mix_weight=weights)  # fmt: skip
@@ -144,13 +145,17 @@ def ddim(kinds: list[str], steps: int, scale: float, seed: str = "other") -> Mad
     model = JointDenoiser({COMPONENT[kind]: nets[COMPONENT[kind]] for kind in kinds})
     tensors = {f"in/xT_{kind}": noise(1, *SHAPES[kind], seed=i) for i, kind in enumerate(kinds)}
     tensors["in/cond0_uncond_then_cond"] = both = noise(2, 1, 48, seed=5)
+    latents = {kind: tensors[f"in/xT_{kind}"] for kind in kinds}
     after: list[dict[str, Tensor]] = []
-    latents = sample(
-        guided(lambda x, t, c: model(x, t, c, wiring="self"), both[1:], both[:1], scale),
-        {kind: tensors[f"in/xT_{kind}"] for kind in kinds},
-        steps=steps,
-        callback=lambda done, total, x: after.append(x),
-    )
+    table, timesteps = alphas_cumprod().tolist(), range(1, 1000, 1000 // steps)
+    for i in reversed(range(len(timesteps))):
+        doubled = {kind: torch.cat([x, x]) for kind, x in latents.items()}
+        halves = {kind: e.chunk(2) for kind, e in model(doubled, torch.full((2,), timesteps[i]), both, alignment=Alignment("self")).items()}
+        eps = {kind: u + scale * (c - u) for kind, (u, c) in halves.items()}
+        level, following = table[timesteps[i]], table[timesteps[i - 1] if i else 0]
+        clean = {kind: (x - (1 - level) ** 0.5 * eps[kind]) / level**0.5 for kind, x in latents.items()}
+        latents = {kind: following**0.5 * clean[kind] + (1 - following) ** 0.5 * eps[kind] for kind in kinds}
+        after.append(latents)
     tensors |= {f"out/{kind}": x for kind, x in latents.items()}
     tensors |= {f"mid/x_after_step{i}_{kind}": after[i][kind] for i in (0, len(after) - 1) for kind in kinds}
     info = dict(official_class="UNetModelCoDi", config=UNETS, seed=seed, xtype=kinds, condition_types=["video"],

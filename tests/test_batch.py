@@ -115,7 +115,7 @@ def test_lines_that_cannot_be_used_are_listed_and_the_rest_is_made(batch, tmp_pa
         ({"outputs": ["image"]}, "cannot name"),
         (entry("m1", prompts=[{"kind": "image", "path": "nowhere.png"}]), "no file at"),
         (entry("m2", prompts=[{"kind": "audio", "path": "cut.wav"}]), "cannot be read as audio"),
-        (entry("p1", prompts=[{"kind": "smell", "path": "x"}]), "text, image, audio, video"),
+        (entry("p1", prompts=[{"kind": "smell", "path": "x"}]), "text, video, image, audio"),
         (entry("p2", prompts=[{"kind": "text", "path": "x"}]), "needs the text as value"), (entry("p3", prompts="x"), "must be a list"),
         (entry("p4", prompts=[7]), "object with kind"), (entry("p5", prompts=[{"kind": "text", "value": "x", "wieght": 1}]), "wieght"),
         (entry("w1", prompts=[{"kind": "text", "value": "x", "weight": 0}]), "sum to 0"),
@@ -150,6 +150,25 @@ def test_what_concerns_all_items_stops_the_command(batch, tmp_path, capsys, opti
     assert not (batch.out / "items" / "a").exists()
 
 
+def test_a_manifest_of_version_0_3_is_made_and_its_requests_stay_the_same(batch):
+    old = {"order": "in turn", "denoise": 0.5, "alignment_pairs": "image<text=0.5", "composition": "facets", "sampler": "ddim_trailing"}
+    new = {
+        "schedule": "sequential",
+        "strength": 0.5,
+        "alignment_directions": "image<text=0.5",
+        "sampler": "ddim",
+        "scheduler": "sgm_uniform",
+    }
+    kept = {"outputs": "image,audio", "keep": {"text": "a star"}, "seed": 4}
+    assert batch([entry("old", settings={**STEPS, **old}, **kept), entry("new", settings={**STEPS, **new}, **kept)], "--raw") == 0
+    assert failures(batch.out) == []
+    made = items(batch.out)
+    requests = [json.loads(made[name]["item.json"])["request"] for name in ("old", "new")]
+    assert {**requests[0], "id": "new"} == requests[1] and requests[1]["scheduler"] == "sgm_uniform"
+    raws = [np.load(batch.out / "items" / name / f"{name}_raw.npz") for name in ("old", "new")]
+    assert all(np.array_equal(raws[0][name], raws[1][name]) for name in ("image", "audio"))
+
+
 def test_a_missing_or_empty_manifest(batch, tmp_path, capsys):
     assert batch([b"", b"  "]) == 2 and "is empty" in capsys.readouterr().err
     assert main(["batch", str(tmp_path / "no.jsonl"), "--out", str(tmp_path / "o")]) == 2 and "no.jsonl" in capsys.readouterr().err
@@ -167,13 +186,13 @@ def test_another_request_under_a_used_id_and_another_model_in_a_used_folder(batc
 def test_a_device_out_of_memory_halves_the_batch_and_says_so(batch, monkeypatch, capsys):
     generate, sizes = CoDiPipeline.generate, []
 
-    def limited(self, wanted, nothing, settings, seeds, **more):
+    def limited(self, cond, uncond, settings, seeds, **more):
         sizes.append(len(seeds))
         if len(seeds) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         if 9 in seeds and len(seeds) == 1:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
-        return generate(self, wanted, nothing, settings, seeds, **more)
+        return generate(self, cond, uncond, settings, seeds, **more)
 
     monkeypatch.setattr(CoDiPipeline, "generate", limited)
     assert batch([entry(f"i{i}", seed=i) for i in range(9)], "--batch-size", "5") == 0
@@ -186,10 +205,10 @@ def test_a_device_out_of_memory_halves_the_batch_and_says_so(batch, monkeypatch,
 def test_one_bad_item_does_not_take_its_batch_with_it(batch, monkeypatch):
     generate = CoDiPipeline.generate
 
-    def sometimes(self, wanted, nothing, settings, seeds, **more):
+    def sometimes(self, cond, uncond, settings, seeds, **more):
         if 3 in seeds:
             raise KeyError("something nobody thought of")
-        return generate(self, wanted, nothing, settings, seeds, **more)
+        return generate(self, cond, uncond, settings, seeds, **more)
 
     monkeypatch.setattr(CoDiPipeline, "generate", sometimes)
     assert batch([entry(f"i{i}", seed=i) for i in range(6)], "--batch-size", "6") == 0

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 
 def batch(n: int, seed: int = 0) -> tuple[bounce.Scenes, bounce.Nuisance]:
-    """n scenes, all 72 in turn (the held-out ones too), with random nuisance."""
+    """n scenes, all 72 in turn, with random nuisance."""
     return bounce.every_scene()[torch.arange(n) % 72], bounce.sample_nuisance(n, generator=torch.Generator().manual_seed(seed))
 
 

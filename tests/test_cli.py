@@ -14,8 +14,8 @@ import pytest
 import torch
 from codi.codi_models import media
 from codi.codi_models.__main__ import main
-from codi.codi_models.conditioning import Prompt
 from codi.codi_models.files import sha256
+from codi.codi_models.pipeline import CoDiPipeline
 from PIL import Image
 
 PACK = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ def test_a_sentence_to_everything(generate, folder, capsys):
     assert np.abs(picture - raw["image"]).max() <= 0.5 / 255 + 1e-6
     with wave.open(str(generate.out / "001_audio.wav")) as file:
         assert (file.getsampwidth(), file.getframerate(), file.getnchannels(), file.getnframes()) == (2, 16000, 1, 20480)
-    assert media.read_video(generate.out / "001_video.mp4", 30).shape == (8, 3, 64, 64)
+    assert media.read_video(generate.out / "001_video.mp4", 30).frames.shape == (8, 3, 64, 64)
     assert media.read_audio(generate.out / "001_video.mp4")[1] == 16000  # the sound is in the clip
     run = json.loads((generate.out / "run.json").read_text())
     assert run["prompts"] == [{"kind": "text", "value": "a red circle", "weight": 1.0}]
@@ -65,6 +65,35 @@ def test_prompts_keep_their_order_and_negative_weights_are_taken(generate, tmp_p
     assert [(p["kind"], p["weight"]) for p in run["prompts"]] == [("text", -0.5), ("image", 1), ("text", 2), ("audio", 0.1), ("video", 1)]
     assert run["prompts"][0]["value"] == "-a dash" and run["cfg"] == -1 and run["outputs"] == ["text"]
     assert {p.name for p in generate.out.iterdir()} == {"000_text.txt", "run.json"}
+
+
+def test_names_of_version_0_3_still_work(generate):
+    wanted = ["--outputs", "image,text", "--keep-text", "a red star", "--text", "a", "--seed", "3", "--raw"]
+    new = ["--schedule", "sequential", "--strength", "0.5", "--alignment-directions", "image<text=0.5", "--sampler", "dpmpp_2m"]
+    old = ["--order", "in turn", "--denoise", "0.5", "--alignment-pairs", "image<text=0.5", "--sampler", "dpmpp_2m_karras"]
+    assert generate(*wanted, *new, "--scheduler", "karras") == 0
+    first, told = np.load(generate.out / "000_raw.npz")["image"], json.loads((generate.out / "run.json").read_text())
+    assert generate(*wanted, *old, "--composition", "facets") == 0
+    assert np.array_equal(first, np.load(generate.out / "000_raw.npz")["image"])
+    again = json.loads((generate.out / "run.json").read_text())
+    assert {k: v for k, v in again.items() if k != "seconds"} == {k: v for k, v in told.items() if k != "seconds"}
+    assert (told["schedule"], told["scheduler"], told["strength"]) == ("sequential", "karras", {"text": 0.5})
+
+
+def test_the_largest_seed(generate):
+    assert generate("--outputs", "text", "--seed", str(2**64 - 1)) == 0
+    assert json.loads((generate.out / "run.json").read_text())["samples"][0]["seed"] == 2**64 - 1
+
+
+def test_run_json_repeats_the_run(generate, folder):
+    """All that decides the result beside the model is in it, under the names that the pipeline takes."""
+    options = ["--cfg", "image=4,text=2", "--cfg-rescale", "0.5", "--alignment-directions", "image<text=0.5", "--alignment-end", "0.9"]
+    assert generate("--text", "a red star", "--outputs", "image,text", "--seed", "5", "--raw", *options) == 0
+    run, image = json.loads((generate.out / "run.json").read_text()), np.load(generate.out / "000_raw.npz")["image"]
+    names = ("seed", "count", "mix", "frames", "batch_size", "steps", "sampler", "scheduler", "cfg", "cfg_rescale", "wiring", "alignment",
+             "alignment_guidance", "alignment_directions", "alignment_end", "schedule")  # fmt: skip
+    (sample,) = CoDiPipeline.from_pretrained(folder, device="cpu")("a red star", run["outputs"], **{n: run[n] for n in names if n in run})
+    assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), image)
 
 
 def test_no_prompt_is_unconditional(generate):
@@ -97,12 +126,14 @@ def test_no_prompt_is_unconditional(generate):
     (["--image", "n" * 5000], "no readable file"),
     (["--image", "FOLDER"], "is a folder"),
     (["--device", "meta"], "cannot compute here"),
-    (["--seed", str(2**63)], "below 2**63"),
+    (["--seed", str(2**64)], "below 2**64"),
     (["--text", "a", "--text", "b", "--weights", "1,-1"], "sum to 0"),
     (["--text", "a", "--weights", "1e400"], "finite"),
     (["--count", "0"], "count 0"),
-    (["--sampler", "ddim", "--steps", "501"], "1 to 500"),
-    (["--cfg", "nan"], "cfg nan"),
+    (["--scheduler", "ddim_uniform", "--steps", "501"], "1 to 500"),
+    (["--scheduler", "magic"], "sgm_uniform"),
+    (["--schedule", "image+smell"], "'smell'"),
+    (["--cfg", "nan"], "cfg of image is nan"),
     (["--frames", "31"], "between 1 and 30"),
     (["--batch-size", "0"], "batch size 0"),
 ])  # fmt: skip
@@ -233,4 +264,4 @@ def test_ctrl_c_on_a_real_process(folder, tmp_path):
     assert {file for sample in run["samples"] for file in sample["files"]} | {"run.json"} == names
     for name in names:
         if name.endswith(".mp4"):
-            assert Prompt("video", tmp_path / "out" / name).read(30).value.shape == (8, 3, 64, 64)
+            assert media.read_video(tmp_path / "out" / name, 30).frames.shape == (8, 3, 64, 64)

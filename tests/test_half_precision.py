@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 from codi.codi_models.components import COMPONENTS
-from codi.codi_models.config import MODALITIES, CoDiConfig
+from codi.codi_models.config import CoDiConfig
 from codi.codi_models.denoisers.temporal import FrameNorm
+from codi.codi_models.modalities import MODALITIES
 from codi.codi_models.parity.half import PRECISIONS, half_errors, joint_errors
 from host.tiny import tiny_config
 

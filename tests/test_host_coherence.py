@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from codi.codi_models import coherence
-from codi.codi_models import latents
+from codi.codi_models import coherence, latents
 from codi.codi_models.model import CoDi
 from host.graph import decoded, node, sampled, shown
 from host.session import Failed

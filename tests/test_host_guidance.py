@@ -57,7 +57,8 @@ def result(session, *args, **kw) -> list[torch.Tensor]:
 
 
 GUIDERS = (
-    "KSampler", "KSamplerAdvanced", "Joint Sampler", "CFGGuider", "BasicGuider", "DualCFG regular", "DualCFG nested", "PerpNeg", "CoDi Guider",
+    "KSampler", "KSamplerAdvanced", "Joint Sampler", "CFGGuider", "BasicGuider", "DualCFG regular", "DualCFG nested", "PerpNeg",
+    "CoDi Guider",
 )  # fmt: skip
 
 

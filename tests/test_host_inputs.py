@@ -106,12 +106,12 @@ def test_more_than_the_machine_can_hold_is_refused_before_it_is_made(rig, monkey
 
 def test_a_large_batch_of_sounds_is_made_in_parts(session, monkeypatch):
     handle = session.pack.nodes.host.handle.open_handle("tiny")
-    decoding, vae = session.pack.codi_models.decoding, session.pack.nodes.host.vae
+    latents, vae = session.pack.codi_models.latents, session.pack.nodes.host.vae
     z = torch.randn(5, 8, 4, 8, generator=torch.Generator().manual_seed(0))
     whole = vae.AudioVAE(handle).decode(z)
     sizes, autoencoder = [], handle.model.audio_autoencoder
     decode = autoencoder.decode
-    monkeypatch.setattr(decoding, "BINS_AT_ONCE", 2 * 32 * 64)
+    monkeypatch.setattr(latents, "BINS_AT_ONCE", 2 * 32 * 64)
     monkeypatch.setattr(autoencoder, "decode", lambda part: sizes.append(len(part)) or decode(part))
     torch.testing.assert_close(vae.AudioVAE(handle).decode(z), whole, rtol=0, atol=1e-4)
     assert sizes == [2, 2, 1]

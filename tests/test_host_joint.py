@@ -191,7 +191,7 @@ def test_previews_show_the_decoded_latents_roughly(session):
     codi = session.pack.nodes.host.handle.open_handle("codi-mini")
     preview = session.pack.nodes.host.preview
     generator = torch.Generator().manual_seed(5)
-    scenes = bounce.sample_scenes(8, generator=generator, held_out="include")
+    scenes = bounce.sample_scenes(8, generator=generator)
     nuisance = bounce.sample_nuisance(8, generator=generator)
     pixels, sound = render.render_image(scenes, nuisance) * 2 - 1, render.render_audio(scenes, nuisance)
     z = codi.model.image_autoencoder.encode(pixels) * codi.config.image_autoencoder.scale

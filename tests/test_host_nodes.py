@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from codi.codi_models import conditioning
 from codi.codi_models import latents
 from codi.codi_models.bounce_world import judge
 from codi.codi_models.conditioning import mix

@@ -1,4 +1,4 @@
-"""Denoisers and the joint step: wiring, strength, folded prompts, training, and what they refuse."""
+"""Denoisers and the joint step: wiring, strength, folded prompts, training, and errors."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from codi.codi_models.alignment import Alignment
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.denoisers.alignment import alignment_parameters, copy_prompt_attention_into_connectors
 from codi.codi_models.denoisers.layers import FoldedContext
@@ -15,7 +16,7 @@ from codi.codi_models.denoisers.unet import UNet
 from codi.codi_models.denoisers.unet2d import UNet2D
 from codi.codi_models.denoisers.unet_text import TextUNet
 from codi.codi_models.errors import CoDiError
-from codi.codi_models.joint import JointDenoiser, guidance_shares
+from codi.codi_models.joint import JointDenoiser
 from torch import Tensor, nn
 
 CONFIG = CoDiConfig.mini()
@@ -23,7 +24,7 @@ WIDTH = CONFIG.vision_denoiser.context_dim
 
 
 def stir(module: nn.Module, seed: int = 0) -> None:
-    """Random weights everywhere, so that no branch is silent."""
+    """Random weights everywhere, so that every branch takes part."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -129,15 +130,17 @@ def test_injected_operations_make_every_layer() -> None:
         assert own == set(made)
 
 
-def test_cross_wiring_lets_outputs_hear_each_other_and_self_wiring_does_not(nets: dict[str, UNet]) -> None:
+def test_outputs_attend_to_each_other_in_cross_wiring_and_not_in_self_wiring(nets: dict[str, UNet]) -> None:
     joint, x = JointDenoiser(nets), latents("video", "audio", "text")
     other = x | {"audio": latents("audio", seed=5)["audio"]}
-    for wiring, hears in (("cross", True), ("self", False), ("off", False)):
-        before, after = joint(x, TIME, prompt(), wiring=wiring), joint(other, TIME, prompt(), wiring=wiring)
+    for wiring, attends in (("cross", True), ("self", False), ("off", False)):
+        before, after = joint(x, TIME, prompt(), alignment=Alignment(wiring)), joint(other, TIME, prompt(), alignment=Alignment(wiring))
         for m in ("video", "text"):
-            assert differ(after[m], before[m]) if hears else torch.equal(after[m], before[m])
-    same(joint(x, TIME, prompt(), wiring="cross", alignment=0.0), joint(x, TIME, prompt(), wiring="off"))
-    assert differ(joint(x, TIME, prompt(), wiring="self")["text"], joint(x, TIME, prompt(), wiring="off")["text"])
+            assert differ(after[m], before[m]) if attends else torch.equal(after[m], before[m])
+    same(joint(x, TIME, prompt(), alignment=Alignment(strength=0.0)), joint(x, TIME, prompt(), alignment=Alignment("off")))
+    assert differ(
+        joint(x, TIME, prompt(), alignment=Alignment("self"))["text"], joint(x, TIME, prompt(), alignment=Alignment("off"))["text"]
+    )
 
 
 def test_three_outputs_attend_to_the_other_two(nets: dict[str, UNet]) -> None:
@@ -151,24 +154,17 @@ def test_three_outputs_attend_to_the_other_two(nets: dict[str, UNet]) -> None:
 
 def test_strength_of_the_connectors(nets: dict[str, UNet]) -> None:
     joint, x = JointDenoiser(nets), latents("image", "audio")
-    off, on = joint(x, TIME, prompt(), wiring="off"), joint(x, TIME, prompt())
-    per_sample = joint(x, TIME, prompt(), alignment=torch.tensor([0.0, 1.0]))
+    off, on = joint(x, TIME, prompt(), alignment=Alignment("off")), joint(x, TIME, prompt())
+    per_sample = joint(x, TIME, prompt(), alignment=Alignment(strength=torch.tensor([0.0, 1.0])))
     for m in x:
         torch.testing.assert_close(per_sample[m][0], off[m][0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(per_sample[m][1], on[m][1], rtol=1e-4, atol=1e-5)
-    half = joint(x, TIME, prompt(), alignment=0.5)
-    same(half, joint(x, TIME, prompt(), alignment=torch.tensor([0.5, 0.5])))
+    half = joint(x, TIME, prompt(), alignment=Alignment(strength=0.5))
+    same(half, joint(x, TIME, prompt(), alignment=Alignment(strength=torch.tensor([0.5, 0.5]))))
     assert differ(half["audio"], off["audio"]) and differ(half["audio"], on["audio"])
 
 
-def test_guidance_on_the_alignment(nets: dict[str, UNet]) -> None:
-    joint, x = JointDenoiser(nets), latents("image", "text")
-    off, on = joint(x, TIME, prompt(), wiring="off"), joint(x, TIME, prompt())
-    same(joint(x, TIME, prompt(), alignment_guidance=3.0), {m: off[m] + 3.0 * (on[m] - off[m]) for m in x})
-    same(joint(x, TIME, prompt(), alignment_guidance=0.0), off)
-
-
-def test_picture_and_clip_share_a_denoiser(nets: dict[str, UNet]) -> None:
+def test_image_and_video_share_a_denoiser(nets: dict[str, UNet]) -> None:
     joint, x = JointDenoiser({"vision_denoiser": nets["vision_denoiser"]}), latents("image", "video")
     noise = joint(x, TIME, prompt())
     assert {m: e.shape for m, e in noise.items()} == {m: v.shape for m, v in x.items()}
@@ -183,6 +179,16 @@ def test_samples_do_not_depend_on_their_batch(nets: dict[str, UNet]) -> None:
     same(alone, {m: v[1:] for m, v in whole.items()})
 
 
+def test_every_output_may_have_its_own_timestep(nets: dict[str, UNet]) -> None:
+    joint, x = JointDenoiser(nets), latents("image", "audio")
+    times = {"image": TIME, "audio": torch.tensor([3.5, 700.25])}
+    own = {m: joint.denoiser(m).environment_embedding(x[m], times[m]) for m in x}
+    made = joint(x, times, prompt())
+    for m, other in (("image", "audio"), ("audio", "image")):
+        torch.testing.assert_close(made[m], joint.denoiser(m)(x[m], times[m], prompt(), environment=own[other]))
+    assert differ(made["audio"], joint(x, TIME, prompt())["audio"])
+
+
 def test_text_latent_of_the_host_has_a_third_dimension(nets: dict[str, UNet]) -> None:
     x = latents("text")["text"]
     noise = nets["text_denoiser"](x[..., None], TIME, prompt())
@@ -195,7 +201,7 @@ def test_register_decides_about_the_module_tree(nets: dict[str, UNet]) -> None:
     assert next(iter(JointDenoiser(nets).state_dict())).startswith("vision_denoiser.")
 
 
-def test_fresh_network_is_silent_and_its_connectors_are_the_identity() -> None:
+def test_a_fresh_network_predicts_zero_and_its_connectors_are_the_identity() -> None:
     joint = JointDenoiser({"vision_denoiser": UNet2D(CONFIG.vision_denoiser), "text_denoiser": TextUNet(CONFIG.text_denoiser)})
     for name, parameter in joint.named_parameters():
         assert torch.isfinite(parameter).all()
@@ -206,7 +212,7 @@ def test_fresh_network_is_silent_and_its_connectors_are_the_identity() -> None:
         assert all(not noise.any() for noise in joint(x, TIME, prompt()).values())
         for name, head in (("vision_denoiser", "out"), ("text_denoiser", "out")):
             stir(getattr(getattr(joint, name), head))
-        same(joint(x, TIME, prompt()), joint(x, TIME, prompt(), wiring="off"))
+        same(joint(x, TIME, prompt()), joint(x, TIME, prompt(), alignment=Alignment("off")))
 
 
 @pytest.mark.parametrize("modality", ["video", "audio", "text"])
@@ -302,8 +308,8 @@ def test_refusals(nets: dict[str, UNet]) -> None:
         joint.denoiser("smell")
     with pytest.raises(CoDiError, match="radio_denoiser"):
         JointDenoiser({"radio_denoiser": nets["audio_denoiser"]})
-    with pytest.raises(CoDiError, match="wiring 'loop'.*cross, self, off"):
-        joint({"audio": x["audio"]}, TIME, prompt(), wiring="loop")
+    with pytest.raises(CoDiError, match="no timestep for output 'audio'"):
+        joint({"audio": x["audio"]}, {"text": TIME}, prompt())
     with pytest.raises(CoDiError, match="no output"):
         joint({}, TIME, prompt())
     with pytest.raises(CoDiError, match="no prompt for output 'audio'"):
@@ -319,15 +325,3 @@ def test_refusals(nets: dict[str, UNet]) -> None:
         vision({"video": torch.zeros(2, 4, 31, 2, 2)}, TIME, prompt())
     with pytest.raises(CoDiError, match=r"\(2, 65\).*\(batch, 64\)"):
         vision({"text": torch.zeros(2, 65)}, TIME, prompt())
-
-
-def test_samples_without_the_prompt_get_no_guidance_of_the_alignment_and_the_others_once(nets: dict[str, UNet]) -> None:
-    joint, x, cfg, g = JointDenoiser(nets), latents("image", "audio"), 4.0, 3.0
-    off, on = (joint(x, TIME, prompt(), wiring=wiring) for wiring in ("off", "cross"))
-    push = guidance_shares([False] + [True] * (len(TIME) - 1), cfg)
-    some = joint(x, TIME, prompt(), alignment_guidance=g, push=push)
-    for m in x:
-        torch.testing.assert_close(some[m][:1], on[m][:1])
-        torch.testing.assert_close(
-            on[m][1:] + cfg * (some[m] - on[m])[1:], on[m][1:] + (g - 1) * (on[m] - off[m])[1:], atol=1e-4, rtol=1e-4
-        )

@@ -1,15 +1,19 @@
 """Any mix of prompts to any set of outputs, headless."""
 
+import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
 from codi.codi_models import media
 from codi.codi_models.conditioning import PROMPT_KINDS, Prompt, encode_prompt, unconditional
-from codi.codi_models.config import MODALITIES, CoDiConfig
+from codi.codi_models.config import CoDiConfig, DiffusionConfig
+from codi.codi_models.diffusion import NoiseSchedule, initial_noise
 from codi.codi_models.encoders.shared_space import SharedSpace
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.latents import decode_audio, encode_media
+from codi.codi_models.modalities import MODALITIES
 from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.settings import Settings, latent_shapes
 
@@ -62,10 +66,10 @@ def test_every_set_of_outputs(pipe, outputs):
 
 @pytest.mark.parametrize("kinds", subsets(PROMPT_KINDS), ids="+".join)
 def test_every_mix_of_prompts_takes_part(pipe, kinds):
-    wanted, nothing = pipe.condition([prompt(kind) for kind in kinds])
+    cond, uncond = pipe.condition([prompt(kind) for kind in kinds])
     parts = torch.stack([encode_prompt(pipe.model, prompt(kind)) for kind in kinds])
-    torch.testing.assert_close(wanted, parts.mean(dim=0))
-    assert nothing.shape == wanted.shape == (1, 1, 128)
+    torch.testing.assert_close(cond, parts.mean(dim=0))
+    assert uncond.shape == cond.shape == (1, 1, 128)
     torch.testing.assert_close(parts.norm(dim=-1), torch.ones(len(kinds), 1, 1))
 
 
@@ -101,13 +105,13 @@ def test_samples_do_not_depend_on_their_batch(pipe, sampler):
     assert (first - second).norm() > 0.3 * first.norm()
 
 
-def test_an_output_more_changes_nothing_unless_outputs_listen_to_each_other(pipe):
+def test_another_output_changes_nothing_unless_outputs_attend_to_each_other(pipe):
     alone = pipe("a blue star", ["image"], steps=2, seed=3)[0]
     off = pipe("a blue star", ["image", "audio"], steps=2, seed=3, wiring="off")[0]
-    silent = pipe("a blue star", ["image", "audio"], steps=2, seed=3, wiring="cross", alignment=0)[0]
+    zero = pipe("a blue star", ["image", "audio"], steps=2, seed=3, wiring="cross", alignment=0)[0]
     cross = pipe("a blue star", ["image", "audio"], steps=2, seed=3, wiring="cross")[0]
     torch.testing.assert_close(alone.image, off.image, rtol=0, atol=1e-4)
-    torch.testing.assert_close(silent.image, off.image, rtol=0, atol=1e-4)
+    torch.testing.assert_close(zero.image, off.image, rtol=0, atol=1e-4)
     assert (cross.image - off.image).abs().max() > 0.01
 
 
@@ -153,10 +157,10 @@ def test_unusual_prompts_work(pipe, unusual):
 def test_prompts_from_files(pipe, tmp_path):
     clip = torch.rand(8, 3, 64, 64)
     media.write_png(tmp_path / "a.png", clip[0])
-    picture = encode_prompt(pipe.model, Prompt("image", str(tmp_path / "a.png")).read(8))
+    picture = encode_prompt(pipe.model, Prompt("image", str(tmp_path / "a.png")).read(pipe.model.config))
     torch.testing.assert_close(picture, encode_prompt(pipe.model, Prompt("image", clip[0])), atol=0.02, rtol=0)
     media.write_wav(tmp_path / "a.wav", torch.rand(20480) - 0.5, 16000)
-    assert encode_prompt(pipe.model, Prompt("audio", tmp_path / "a.wav").read(8)).isfinite().all()
+    assert encode_prompt(pipe.model, Prompt("audio", tmp_path / "a.wav").read(pipe.model.config)).isfinite().all()
 
 
 @pytest.mark.parametrize("wrong", [
@@ -174,9 +178,12 @@ def test_tensors_of_the_wrong_kind(pipe, wrong):
     (["image"], {"size": 100}, "size 100 must be a multiple of 16.*96"),
     (["image"], {"size": 0}, "size 0"),
     (["video"], {"frames": 31}, "frames 31 must be between 1 and 30"),
-    (["image"], {"steps": 0}, "steps 0"),
-    (["image"], {"cfg": float("nan")}, "cfg nan"),
+    (["image"], {"steps": 0}, "0 steps: a run takes 1 to 1000"),
+    (["image"], {"cfg": float("nan")}, "cfg of image is nan"),
     (["image"], {"alignment": float("inf")}, "alignment inf"),
+    (["image"], {"alignment_guidance": float("nan")}, "alignment guidance nan"),
+    (["image"], {"schedule": "image, smell"}, "unknown output 'smell' in schedule"),
+    (["image"], {"scheduler": "magic"}, "magic.*sgm_uniform"),
     (["image"], {"count": 0}, "count 0"),
     (["image"], {"seed": -1}, "seed -1"),
     (["image"], {"wiring": "crossed"}, "cross, self, off"),
@@ -193,7 +200,8 @@ def test_requests_that_cannot_be_met_are_refused_before_anything_is_loaded(folde
 
 def test_sizes_and_defaults():
     official = Settings.resolve(CoDiConfig.official(), ("audio", "text", "image", "video"))
-    assert official.outputs == MODALITIES and (official.steps, official.cfg, official.sampler) == (50, 7.5, "ddim")
+    assert official.outputs == tuple(MODALITIES) and dict(official.cfg) == dict.fromkeys(MODALITIES, 7.5)
+    assert (official.steps, official.sampler, official.scheduler) == (50, "ddim", "ddim_uniform")
     assert latent_shapes(CoDiConfig.official(), official) == {
         "video": (4, 8, 32, 32), "image": (4, 64, 64), "text": (768,), "audio": (8, 256, 16),
     }  # fmt: skip
@@ -224,28 +232,86 @@ def test_half_precision_stays_close(folder, pipe, dtype):
     assert (spectra[0] - spectra[1]).norm() < 0.1 * spectra[1].norm()
 
 
-def test_outputs_that_are_kept_stay_and_the_others_fit_them(pipe):
-    config, usual = pipe.model.config, {"steps": 2, "count": 2, "sampler": "ddim"}
-    nothing, _ = pipe.condition([])
+def test_given_latents_stay_and_the_others_are_generated_to_fit(pipe):
+    config, usual = pipe.model.config, {"steps": 2, "count": 2, "sampler": "ddim", "given": ["audio"]}
+    cond, _ = pipe.condition([])
     cross = Settings.resolve(config, ("image", "audio"), wiring="cross", alignment_guidance=5, **usual)
     shapes = latent_shapes(config, cross)
     one, other = (torch.randn(2, *shapes["audio"], generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
 
-    def run(settings, **keep):
-        return pipe.generate(nothing, None, settings, [4, 5], keep=keep)[0]
+    def run(settings, **given):
+        return pipe.generate(cond, None, settings, [4, 5], given=given)[0]
 
     first, again, second = run(cross, audio=one), run(cross, audio=one), run(cross, audio=other)
     off = run(Settings.resolve(config, ("image", "audio"), wiring="off", **usual), audio=one)
-    alone = run(Settings.resolve(config, ("image",), **usual))
+    alone = run(Settings.resolve(config, ("image",), **{**usual, "given": []}))
     sound = decode_audio(pipe.model, one)
     for i in range(2):
         torch.testing.assert_close(first[i].audio, sound[i], rtol=0, atol=1e-5)
         assert torch.equal(first[i].image, again[i].image) and (first[i].image - second[i].image).abs().max() > 1e-3
         torch.testing.assert_close(off[i].image, alone[i].image, rtol=0, atol=1e-4)
-    everything = {m: torch.zeros(2, *shape) for m, shape in shapes.items()}
-    for keep, message in (({"video": one}, "of video cannot be kept"), ({"audio": one[:1]}, "cannot be kept"), (everything, "all outputs")):
+    for given, message in (
+        ({"image": torch.zeros(2, *shapes["image"]), "audio": one}, "of image cannot be given"),
+        ({"audio": one[:1]}, "cannot be given"),
+        ({}, "audio is missing"),
+    ):
         with pytest.raises(CoDiError, match=message):
-            run(cross, **keep)
+            run(cross, **given)
+
+
+def test_later_stages_attend_to_finished_outputs_and_not_the_other_way_round(pipe):
+    usual = {"steps": 2, "seed": 3, "cfg": 2.0, "alignment_guidance": 3.0}
+    run = lambda outputs, **more: pipe("a blue star", outputs, **usual, **more)[0]  # noqa: E731
+    alone = {output: run([output]) for output in ("audio", "image")}
+    first, turned = (run(["audio", "image"], schedule=schedule) for schedule in ("audio, image", "image, audio"))
+    torch.testing.assert_close(first.audio, alone["audio"].audio, rtol=0, atol=2e-3)
+    torch.testing.assert_close(turned.image, alone["image"].image, rtol=0, atol=1e-4)
+    assert (first.image - alone["image"].image).abs().max() > 1e-3 and (turned.image - first.image).abs().max() > 1e-3
+    given = pipe("a blue star", ["image"], given={"audio": (first.audio, 16000)}, **usual)[0]  # decoded and encoded again: nearly the same
+    together = run(["audio", "image"], schedule="together")
+    assert (together.image - first.image).abs().max() > 1e-3 and given.image.shape == first.image.shape
+    off = run(["audio", "image"], schedule="audio, image", wiring="off")
+    torch.testing.assert_close(off.image, alone["image"].image, rtol=0, atol=1e-4)
+
+
+def test_a_later_stage_attends_to_the_finished_latents_as_to_given_ones(pipe):
+    """Their environment embeddings are those of latents without noise, at timestep 0."""
+    config, (cond, uncond) = pipe.model.config, pipe.condition([Prompt("text", "a blue star")])
+    usual = {"steps": 3, "cfg": 2.0, "alignment_guidance": 3.0}
+    staged = Settings.resolve(config, ("image", "text", "audio"), schedule="audio+text, image", **usual)
+    noise = initial_noise(latent_shapes(config, staged), [7, 8])
+    made, ran = pipe.denoise(cond, uncond, staged, noise)
+    assert ran == 6
+    given = Settings.resolve(config, ("image",), given=("audio", "text"), **usual)
+    again, ran = pipe.denoise(cond, uncond, given, noise, given={m: made[m] for m in ("audio", "text")})
+    assert ran == 3
+    for output, latent in made.items():
+        torch.testing.assert_close(again[output], latent, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_a_run_with_shifted_noise_levels_is_single_runs_at_their_own(pipe, monkeypatch, prediction):
+    """With the alignment off: x = s x0 + sigma n at sigma is s times the run of the modality alone at sigma / s."""
+    shifts = {"image": -1.0, "audio": 1.4}
+    settings = {"steps": 3, "cfg": 2.5, "wiring": "off", "schedule": "together", "scheduler": "karras"}
+    cond, uncond = pipe.condition([Prompt("text", "a blue star")])
+    timestep = NoiseSchedule.timestep  # which is rounded without a shift; here it is not, anywhere
+    monkeypatch.setattr(NoiseSchedule, "timestep", lambda self, sigma, scale=1.0: timestep(self, 7 * sigma, 7 * scale))
+    together_config = dataclasses.replace(pipe.model.config, diffusion=DiffusionConfig(prediction=prediction, shifts=shifts))
+    single_config = dataclasses.replace(pipe.model.config, diffusion=DiffusionConfig(prediction=prediction))
+    both = Settings.resolve(together_config, tuple(shifts), **settings)
+    noise = initial_noise(latent_shapes(together_config, both), [7])
+    monkeypatch.setattr(pipe.model, "config", together_config)
+    together, _ = pipe.denoise(cond, uncond, both, noise)
+    monkeypatch.setattr(pipe.model, "config", single_config)
+    unshifted, _ = pipe.denoise(cond, uncond, both, noise)
+    levels, _ = both.sigmas(single_config)
+    for output, shift in shifts.items():
+        own = [sigma / math.exp(shift / 2) for sigma in levels]
+        monkeypatch.setattr(Settings, "sigmas", lambda *_, own=own: (own, True))
+        alone, _ = pipe.denoise(cond, uncond, Settings.resolve(single_config, (output,), **settings), {output: noise[output]})
+        assert (together[output] - alone[output]).norm() < 1e-3 * alone[output].norm()
+        assert (together[output] - unshifted[output]).norm() > 0.05 * unshifted[output].norm()
 
 
 def test_media_become_the_latents_that_decode_to_them(pipe):

@@ -1,313 +1,276 @@
-"""The training loop resumes exactly, and each stage trains what it says and nothing else."""
+"""Training from a recipe: every kind of run on a tiny model, resumed, repeated, and what each leaves alone."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from codi.codi_models.config import CoDiConfig
+from codi.codi_models.bounce_world.dataset import BounceWorld
+from codi.codi_models.checkpoints import read_weights
+from codi.codi_models.config import CoDiConfig, DiffusionConfig
+from codi.codi_models.denoisers.alignment import ALIGNMENT_PREFIXES
 from codi.codi_models.errors import CoDiError
+from codi.codi_models.model import CoDi
+from codi.codi_models.pipeline import CoDiPipeline
+from codi.codi_models.training import cli
+from codi.codi_models.training.alignment import pairs_of
 from codi.codi_models.training.bridging import contrastive
-from codi.codi_models.training.denoising import conditions, jittered, timesteps
-from codi.codi_models.training.loop import Objective, Schedule, train
-from codi.codi_models.training.pools import Pool, make_pool
+from codi.codi_models.training.dataset import open_dataset
+from codi.codi_models.training.denoising import Noising
+from codi.codi_models.training.encoded import Encoded, draw_prompts, encode_dataset, jittered
+from codi.codi_models.training.recipe import Recipe
+from codi.codi_models.training.run import train_recipe
 from codi.codi_models.training.workspace import Workspace
-from torch import Tensor, nn
+from host.setting import PACK
+from host.tiny import tiny_config
 
-CPU = torch.device("cpu")
-
-
-class Line(Objective):
-    """Fit y = 3 x + 1; the batch comes from the step's generator alone."""
-
-    learning_rate = 0.05
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(1, 1)
-
-    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        x = torch.randn(64, 1, generator=generator)
-        return F.mse_loss(self.layer(x), 3 * x + 1), {}
+RUNS: list[dict[str, Any]] = [
+    {"name": "image_autoencoder", "kind": "autoencoder", "component": "image_autoencoder", "batch": 2, "detail": 4.0},
+    {"name": "audio_autoencoder", "kind": "autoencoder", "component": "audio_autoencoder", "batch": 2, "bf16": True},
+    {"name": "vocoder", "kind": "vocoder", "batch": 2},
+    {"name": "text_autoencoder", "kind": "autoencoder", "component": "text_autoencoder", "batch": 4, "prompts": 0.5},
+    {"name": "bridging", "kind": "bridging", "batch": {"image": 4, "audio": 4, "video": 4}},
+    {"name": "vision_denoiser", "kind": "denoiser", "modalities": ["image", "video"], "batch": {"image": 4, "video": 2}, "variants": 2},
+    {"name": "audio_denoiser", "kind": "denoiser", "modalities": ["audio"], "batch": {"audio": 4}, "variants": 2},
+    {"name": "text_denoiser", "kind": "denoiser", "modalities": ["text"], "batch": {"text": 4}, "variants": 2},
+    {"name": "environment", "kind": "environment", "batch": {"image": 4, "video": 2, "audio": 4, "text": 4}, "variants": 2},
+    {"name": "alignment", "kind": "alignment", "batch": 2, "variants": 2},
+]
 
 
 @pytest.fixture(scope="module")
-def accelerator() -> object:
+def accelerator() -> Any:
     from accelerate import Accelerator
 
     return Accelerator(cpu=True)
 
 
-def test_loop_learns(tmp_path: Path, accelerator: object) -> None:
-    line = Line()
-    assert train(line, Schedule(steps=400, warmup=1), accelerator=accelerator, run=tmp_path)  # type: ignore[arg-type]
-    assert line.layer.weight.item() == pytest.approx(3, abs=0.1)
-    assert line.layer.bias.item() == pytest.approx(1, abs=0.1)
+def recipe_file(folder: Path, runs: list[dict[str, Any]] = RUNS, steps: int = 3) -> Path:
+    config = tiny_config()
+    big = dict(clip=dataclasses.replace(config.clip, vocab_size=1536), diffusion=DiffusionConfig(schedule="cosine", prediction="v"))
+    config = dataclasses.replace(
+        config, **big, text_autoencoder=dataclasses.replace(config.text_autoencoder, encoder_vocab=640, decoder_vocab=1024)
+    )
+    path = folder / "recipe.json"
+    shifts = {"text": -1.0, "image": -2.0, "audio": -4.0, "video": -4.0}
+    networks = dataclasses.asdict(config) | {"diffusion": {"schedule": "cosine", "prediction": "v", "shifts": shifts}}
+    data = {"networks": networks, "runs": [{"steps": steps, **run} for run in runs]}
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
 
 
-def test_a_paused_run_ends_as_an_unbroken_one(tmp_path: Path, accelerator: object) -> None:
-    unbroken, paused = Line(), Line()
-    train(unbroken, Schedule(steps=12), accelerator=accelerator, run=tmp_path / "a")  # type: ignore[arg-type]
-    for _ in range(40):
-        if train(paused, Schedule(steps=12, pause_after=1e-9), accelerator=accelerator, run=tmp_path / "b"):  # type: ignore[arg-type]
-            break
-    assert torch.equal(unbroken.layer.weight, paused.layer.weight)
-
-
-def test_state_of_another_network_is_refused(tmp_path: Path, accelerator: object) -> None:
-    train(Line(), Schedule(steps=3, pause_after=1e-9), accelerator=accelerator, run=tmp_path)  # type: ignore[arg-type]
-    other = Line()
-    other.more = nn.Linear(2, 2)
-    with pytest.raises(CoDiError, match="another configuration"):
-        train(other, Schedule(steps=3), accelerator=accelerator, run=tmp_path)  # type: ignore[arg-type]
-
-
-def test_equal_captions_are_no_negatives() -> None:
-    a = F.normalize(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
-    ids = torch.tensor([0, 1, 2, 2])
-    same = a.clone()
-    same[3] = same[2]
-    apart = contrastive(same, same, 50.0)
-    shared = contrastive(same, same, 50.0, ids)
-    assert shared < apart + 1e-6
-    assert contrastive(same, same.flip(0), 50.0, ids) > shared  # wrong pairs cost more
-
-
-def test_timesteps_cover_all_noise_levels() -> None:
-    t = timesteps(100, torch.Generator().manual_seed(0)).sort().values
-    assert torch.equal(t // 10, torch.arange(100))
-
-
-def test_conditions_keep_their_shares() -> None:
-    generator = torch.Generator().manual_seed(0)
-    empty, one, two = torch.zeros(4), torch.ones(20000, 4), torch.full((20000, 4), 2.0)
-    context = conditions([(0.6, one), (0.3, two)], empty, generator)
-    assert context.shape == (20000, 1, 4)
-    shares = [float((context[:, 0, 0] == value).float().mean()) for value in (0, 1, 2)]
-    assert shares == pytest.approx([0.1, 0.6, 0.3], abs=0.02)
-
-
-def test_jitter_stays_near_and_on_the_sphere() -> None:
-    x = F.normalize(torch.randn(256, 128, generator=torch.Generator().manual_seed(1)), dim=-1)
-    y = jittered(x, torch.Generator().manual_seed(2))
-    assert torch.allclose(y.norm(dim=-1), torch.ones(256), atol=1e-5)
-    cosine = (x * y).sum(-1)
-    assert 0.7 < float(cosine.min()) < float(cosine.max()) <= 1.0 + 1e-6
+def few(recipe: Recipe) -> BounceWorld:
+    return BounceWorld(recipe.networks, items=24)
 
 
 @pytest.fixture(scope="module")
-def space(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """A workspace in which every component exists, untrained."""
-    from codi.codi_models.components import COMPONENTS
-    from codi.codi_models.parity.recipe import fill
-    from codi.codi_models.training.autoencoding import CaptionReconstruction
-    from codi.codi_models.training.bridging import BridgingAlignment
-
-    torch.manual_seed(0)
-    space = Workspace(tmp_path_factory.mktemp("model"), CoDiConfig.mini(), CPU)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BridgingAlignment, "means_of", 8)
-        BridgingAlignment(space).write()
-    CaptionReconstruction(space).write()
-    for name in COMPONENTS:
-        if not space.has(name):  # a fresh denoiser predicts zero and sends no gradient back
-            space.save(name, fill(space.network(name), "training test"))
-    return space
+def trained(tmp_path_factory: pytest.TempPathFactory, accelerator: Any) -> Path:
+    """A model trained by the whole tiny recipe."""
+    folder = tmp_path_factory.mktemp("recipe")
+    recipe = Recipe.load(recipe_file(folder))
+    assert train_recipe(recipe, few(recipe), folder / "model", folder / "runs", accelerator=accelerator, say=lambda _: None)
+    return folder
 
 
-def test_earlier_stages_are_required(tmp_path: Path) -> None:
-    with pytest.raises(CoDiError, match="run the earlier training stages first"):
-        Workspace(tmp_path, CoDiConfig.mini(), CPU).trained("clip")
+def test_a_recipe_makes_a_model_that_generates(trained: Path) -> None:
+    (sample,) = CoDiPipeline.from_pretrained(trained / "model", device="cpu")("a red ball", ("image", "video", "audio", "text"), steps=2)
+    assert sample.image is not None and sample.image.shape == (3, 64, 64) and sample.video is not None and sample.video.shape[0] == 8
+    assert sample.audio is not None and len(sample.audio) == 20480 and isinstance(sample.text, str)
+    assert {path.name for path in (trained / "runs").iterdir()} == {run["name"] for run in RUNS} | {"cache"}
 
 
-def test_scale_of_latents_is_written(space: Workspace) -> None:
-    assert space.config.text_autoencoder.scale != 1.0
+def test_the_log_shows_what_is_made(trained: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def tags(run: str) -> dict[str, Any]:
+        log = EventAccumulator(str(trained / "runs" / run))
+        log.Reload()
+        return log.Tags()
+
+    assert tags("image_autoencoder")["images"] == ["reconstruction"] and "loss" in tags("image_autoencoder")["scalars"]
+    assert set(tags("vision_denoiser")["images"]) == {"image", "video"}
+    assert tags("text_denoiser")["tensors"] == ["text/text_summary"]
+    assert {"audio+video/audio", "audio+video/video", "image+text/image"} <= set(tags("alignment")["images"])
 
 
-def test_pool_rows_belong_to_their_scene(space: Workspace) -> None:
-    pool = make_pool("image", space, 2, seed=0)
-    ids = torch.tensor([0, 5, 53, 5])
-    _, embeddings = pool.draw(ids, torch.Generator().manual_seed(0))
-    for scene, embedding in zip(ids.tolist(), embeddings, strict=True):
-        assert any(torch.equal(embedding, row) for row in pool.embeddings[2 * scene : 2 * scene + 2])
+def test_latent_alignment_trains_environment_encoders_and_connectors_alone(trained: Path, tmp_path: Path, accelerator: Any) -> None:
+    """Denoisers leave them as they are drawn; after both runs of latent alignment every connector has moved."""
+    runs = [run for run in RUNS if run["name"] in ("environment", "alignment")]
+    recipe = Recipe.load(recipe_file(tmp_path, runs))
+    weights = trained / "model"
+    before = {name: read_weights(weights / f"{name}.safetensors")[0] for name in ("vision_denoiser", "audio_denoiser", "text_denoiser")}
+    import shutil
+
+    shutil.copytree(weights, tmp_path / "model")
+    assert train_recipe(recipe, few(recipe), tmp_path / "model", tmp_path / "runs", accelerator=accelerator, say=lambda _: None)
+    for path in weights.glob("*.safetensors"):
+        after = read_weights(tmp_path / "model" / path.name)[0]
+        changed = {key for key, value in after.items() if not torch.equal(value, before.get(path.stem, read_weights(path)[0])[key])}
+        assert all(key.startswith(ALIGNMENT_PREFIXES) for key in changed)
+        assert bool(changed) == path.stem.endswith("denoiser")
 
 
-def test_denoiser_stage_leaves_connectors_alone(space: Workspace) -> None:
-    from codi.codi_models.training.denoising import AudioDenoising
+def test_the_same_recipe_and_seed_give_the_same_weights(tmp_path: Path, accelerator: Any) -> None:
+    """Unbroken, and paused after every step; another seed gives others."""
+    runs = [RUNS[3], {**RUNS[4], "batch": {"image": 4}}]
 
-    stage = AudioDenoising.__new__(AudioDenoising)
-    AudioDenoising.copies, kept = 1, AudioDenoising.copies
-    try:
-        stage.__init__(space)  # type: ignore[misc]
-    finally:
-        AudioDenoising.copies = kept
-    loss, _ = stage(0, torch.Generator().manual_seed(0))
-    loss.backward()
-    touched = {name for name, p in stage.net.named_parameters() if p.grad is not None}
-    assert touched and not any("connecter" in name for name in touched)
+    def weights(name: str, **changes: Any) -> dict[str, torch.Tensor]:
+        (tmp_path / name).mkdir()
+        recipe = Recipe.load(recipe_file(tmp_path / name, [{**run, **changes} for run in runs]))
+        pause = 1e-9 if name == "paused" else None
+        for _ in range(20):
+            if train_recipe(recipe, few(recipe), tmp_path / name / "model", tmp_path / name / "runs", accelerator=accelerator,
+                            say=lambda _: None, pause_after=pause, samples_every=0):  # fmt: skip
+                break
+        found = {}
+        for component in ("text_autoencoder", "clip"):
+            found |= {f"{component}.{k}": v for k, v in read_weights(tmp_path / name / "model" / f"{component}.safetensors")[0].items()}
+        return found
 
-
-def test_a_pool_without_neighbours_holds_the_worlds_scenes_alone(space: Workspace) -> None:
-    generator = torch.Generator().manual_seed(0)
-    pool = make_pool("image", space, 2, seed=0, foreign=False)
-    assert len(pool.latents) == 2 * 54 and pool.copies[54:].sum() == 0
-    assert pool.draw(torch.arange(54), generator)[0].shape == pool.latents[:54].shape
-
-
-@pytest.mark.parametrize("stage", ["WorldPrompting", "SoundPrompting", "CaptionPrompting"])
-def test_the_last_runs_of_the_denoisers_meet_the_world_alone(
-    space: Workspace, pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    from codi.codi_models.bounce_world import neighbours
-    from codi.codi_models.training import denoising
-
-    monkeypatch.setattr(denoising, "make_pool", lambda kind, *_, **__: pools[kind])
-    made = getattr(denoising, stage)(space)
-    drawn = []
-    monkeypatch.setattr(neighbours, "draw_ids", lambda *given, draw=neighbours.draw_ids: drawn.append(draw(*given)) or drawn[-1])
-    for step in range(4):
-        made.draw(step, torch.Generator().manual_seed(step))
-    ids = torch.cat(drawn)
-    assert not neighbours.foreign(made.scenes[ids]).any() and len(ids.unique()) > 20
-    monkeypatch.setattr(made, "near", 0.5)
-    assert neighbours.foreign(made.scenes[made.scene_ids(200, torch.Generator().manual_seed(0))]).any()
+    first, second, other = weights("unbroken"), weights("paused"), weights("other", seed=1)
+    assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-3) for key in first)
+    assert any(not torch.allclose(first[key].float(), other[key].float(), atol=1e-2) for key in first)
 
 
-def test_sounds_between_those_of_the_world_are_mixed_in_with_prompts_between(
-    space: Workspace, pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from codi.codi_models.training import denoising
-
-    monkeypatch.setattr(denoising, "make_pool", lambda kind, *_, **__: pools[kind])
-    monkeypatch.setattr(denoising.SoundGliding, "between_copies", 24)
-    made = denoising.SoundGliding(space)
-    latents, context = made.draw(0, torch.Generator().manual_seed(0))
-    assert len(latents) == len(context) == made.batch and context.shape[1:] == (1, 128)
-    torch.testing.assert_close(context.norm(dim=-1), torch.ones(made.batch, 1), atol=1e-4, rtol=0)
-    rows = [(made.gliding.latents == one).flatten(1).all(dim=1).nonzero()[:, 0] for one in latents]
-    between = [i for i, found in enumerate(rows) if len(found)]
-    assert len(between) == int(made.between * made.batch)
-    for i in between:
-        assert torch.equal(context[i, 0], made.gliding.prompts[rows[i][0]])
-    monkeypatch.setattr(made, "as_read", 0.0)
-    ids = torch.arange(54)
-    own, generator = pools["audio"].draw(ids, torch.Generator().manual_seed(1))[1], torch.Generator().manual_seed(2)
-    told = made.prompted(ids, own, generator)
-    empty = (told[:, 0] == made.text.empty).all(dim=1)
-    assert 0 < empty.sum() < 20
+def test_encodings_are_made_once(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe.load(trained / "recipe.json")
+    space, data = Workspace(trained / "model", torch.device("cpu")), few(recipe)
+    again = encode_dataset(space, data, tuple(data.has), ("image", "text"), trained / "runs" / "cache", variants=2)
+    assert again.embeddings["text"].shape == (24, 2, 128) and again.latents["image"].shape == (24, 4, 8, 8)
+    monkeypatch.setattr(BounceWorld, "media", lambda *_: pytest.fail("read again"))
+    kept = encode_dataset(space, few(recipe), tuple(data.has), ("image", "text"), trained / "runs" / "cache", variants=2)
+    assert torch.equal(again.latents["image"], kept.latents["image"]) and torch.equal(again.embeddings["text"], kept.embeddings["text"])
 
 
-@pytest.fixture(scope="module")
-def pools(space: Workspace) -> dict[str, Pool]:
-    """One sample of each scene in each kind."""
-    return {kind: make_pool(kind, space, 1, seed=21) for kind in ("image", "audio", "video")}
+def test_all_modalities_have_the_noise_that_a_sampler_gives_them() -> None:
+    config = dataclasses.replace(tiny_config(), diffusion=DiffusionConfig(schedule="cosine", prediction="v", shifts={"audio": -4.0}))
+    noising, generator = Noising(config), torch.Generator().manual_seed(0)
+    level = noising.levels(1000, generator)
+    assert torch.allclose(level.sort().values, (torch.arange(1000) + 0.5) / 1000, atol=6e-4)
+    clean = torch.randn(1000, 50, generator=generator)
+    for modality, shift in (("image", 0.0), ("audio", -4.0)):
+        noisy = noising(modality, clean, level, generator)
+        assert torch.allclose(noisy.sigma, noising.schedule.sigma(level * 999) / torch.tensor(shift / 2).exp())
+        assert noisy.x.std().item() == pytest.approx(1, abs=0.01)
+        signal = (noisy.x * clean).mean(1)
+        assert (
+            torch.allclose(signal, (1 + noisy.sigma**2).rsqrt(), atol=0.6) and noisy.timesteps.min() >= 0 and noisy.timesteps.max() <= 999
+        )
 
 
-@pytest.fixture
-def few(monkeypatch: pytest.MonkeyPatch, pools: dict[str, Pool]) -> None:
-    """One copy of each scene and batches of two in both parts of latent alignment."""
-    from codi.codi_models.training import alignment, environment
-
-    monkeypatch.setattr(environment, "make_pool", lambda kind, *_, **__: pools[kind])
-    monkeypatch.setattr(environment.EnvironmentEncoding, "copies", {"image": 1, "audio": 1, "video": 1})
-    for part in (environment.EnvironmentEncoding, alignment.LatentAlignment):
-        monkeypatch.setattr(part, "batches", {"image": 2, "text": 2, "audio": 2, "video": 2})
+def encoded(**has: list[bool]) -> Encoded:
+    """Two-dimensional embeddings that tell the modality: text (1, 0), image (0, 1), audio (-1, 0)."""
+    points = {"text": (1.0, 0.0), "image": (0.0, 1.0), "audio": (-1.0, 0.0)}
+    count = len(next(iter(has.values())))
+    embeddings = {kind: torch.tensor(points[kind]).expand(count, 2) for kind in has}
+    return Encoded(embeddings, {}, {kind: torch.tensor(there) for kind, there in has.items()}, torch.tensor([0.0, -1.0]))
 
 
-def moved(stage: Objective, steps: int) -> set[str]:
-    """Names of the parameters that some of the first steps pull at."""
-    for step in range(steps):
-        loss, _ = stage(step, torch.Generator().manual_seed(step))
-        loss.backward()
-    return {name for name, p in stage.named_parameters() if p.grad is not None and float(p.grad.abs().sum()) > 0}
+def test_prompts_are_drawn_from_what_an_item_has() -> None:
+    data = encoded(text=[True, False, False], image=[True, True, False], audio=[True, True, True])
+    rows, generator = torch.arange(3).repeat(4000), torch.Generator().manual_seed(0)
+    drawn = draw_prompts(data, rows, {"text": 3, "image": 1}, generator, empty=0.4, spread=0.0)[:, 0].round().reshape(4000, 3, 2)
+
+    def part(item: int, point: tuple[float, float]) -> float:
+        return (drawn[:, item] == torch.tensor(point)).all(1).float().mean().item()
+
+    assert part(0, (1, 0)) == pytest.approx(0.45, abs=0.03) and part(0, (0, 1)) == pytest.approx(0.15, abs=0.02) and part(0, (-1, 0)) == 0
+    assert part(1, (0, 1)) == pytest.approx(0.6, abs=0.03) and part(2, (-1, 0)) == pytest.approx(0.6, abs=0.03)
+    assert all(part(item, (0, -1)) == pytest.approx(0.4, abs=0.03) for item in range(3))
+    near = jittered(torch.nn.functional.normalize(torch.randn(100, 128, generator=generator), dim=1), generator, 0.15)
+    assert torch.allclose(near.norm(dim=1), torch.ones(100), atol=1e-5)
 
 
-DENOISERS = ("vision_denoiser", "audio_denoiser", "text_denoiser")
+def test_contrastive_loss_forgives_equal_captions() -> None:
+    a = torch.eye(4)
+    assert contrastive(a, a, 100.0) < 1e-6 < contrastive(a, a.roll(1, 0), 1.0)
+    doubled = torch.eye(3)[[0, 0, 1, 2]]
+    assert contrastive(doubled, doubled, 50.0, torch.tensor([0, 0, 1, 2])) == pytest.approx(
+        0.5 * torch.log(torch.tensor(2.0)).item(), abs=1e-3
+    )
 
 
-def test_environment_stage_trains_environment_encoders_only(space: Workspace, few: None) -> None:
-    from codi.codi_models.training.environment import EnvironmentEncoding
-
-    stage = EnvironmentEncoding(space)
-    trained = moved(stage, len(stage.kinds))
-    assert {name.split(".")[1] for name in trained} == set(DENOISERS) and all(".connecters_out." in name for name in trained)
-
-
-def test_environment_stage_makes_latents_say_what_they_show(space: Workspace, few: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from codi.codi_models.training import environment
-
-    monkeypatch.setattr(environment.CaptionEnvironment, "batches", {"text": 64})
-    stage = environment.CaptionEnvironment(space)
-    assert {name.split(".")[1] for name in moved(stage, 1)} == {"text_denoiser"}
-    optimiser = torch.optim.Adam(stage.trainable(), lr=2e-3)
-    pulls = []
-    for step in range(60):
-        optimiser.zero_grad()
-        loss, logs = stage(step, torch.Generator().manual_seed(step))
-        loss.backward()
-        optimiser.step()
-        pulls.append(float(logs["text/pull"].detach()))
-    assert sum(pulls[-10:]) < 8 * pulls[0]
+def test_pairs_are_those_of_the_paper_where_the_data_have_them() -> None:
+    every = torch.ones(2, dtype=torch.bool)
+    assert pairs_of(dict.fromkeys(("text", "image", "audio", "video"), every)) == (("image", "text"), ("text", "audio"), ("audio", "video"))
+    assert pairs_of({"image": every, "audio": every}) == (("image", "audio"),)
+    with pytest.raises(CoDiError, match="no two of image, video"):
+        pairs_of({"image": every, "video": every})
 
 
-def test_half_of_the_captions_are_nearly_clean(space: Workspace, few: None) -> None:
-    from codi.codi_models.training.environment import CaptionEnvironment, EnvironmentEncoding
+def test_users_words_are_whole_words_of_the_tokenizers(trained: Path) -> None:
+    from codi.codi_models.bounce_world import words
 
-    stage, generator = CaptionEnvironment(space), torch.Generator().manual_seed(0)
-    cleaner, usual = stage.levels(2000, generator), EnvironmentEncoding.levels(stage, 2000, generator)
-    assert cleaner.max() > 900 and cleaner.min() < 10
-    assert float((cleaner < stage.clean).float().mean()) > 0.5 > 0.35 > float((usual < stage.clean).float().mean())
-
-
-def test_alignment_stage_trains_connectors_only(space: Workspace, few: None) -> None:
-    from codi.codi_models.training import alignment
-
-    assert set(map(frozenset, alignment.PAIRS)) == {frozenset(p) for p in (("image", "text"), ("text", "audio"), ("audio", "video"))}
-    trained = moved(alignment.LatentAlignment(space), len(alignment.PAIRS))
-    assert {name.split(".")[1] for name in trained} == set(DENOISERS) and all("connecters_in." in name for name in trained)
+    model = CoDi.from_pretrained(trained / "model", device="cpu")
+    for text in [w for table in (*words.SHAPE_WORDS.values(), *words.COLOUR_WORDS.values()) for w in table]:
+        for word in text.replace("-", " ").split():
+            assert len(model.clip_tokenizer.encode(word)) == 1, word
+            assert "##" not in "".join(model.text_tokenizers._bert.encode(word).tokens), word
+    rng = random.Random(3)
+    said = {words.users_words(rng, 0, 0, 2, whole=1.0) for _ in range(300)}
+    assert len(said) > 290
+    known = {w for name in ("circle", *words.SHAPE_WORDS["circle"]) for w in [name]}
+    assert all(any(name in text for name in known) for text in said)
 
 
-@pytest.mark.parametrize(
-    ("stage", "network"),
-    [
-        ("VisionListening", "vision_denoiser"),
-        ("PictureListening", "vision_denoiser"),
-        ("ClipListening", "vision_denoiser"),
-        ("AudioListening", "audio_denoiser"),
-        ("TextListening", "text_denoiser"),
-    ],
-)
-def test_a_listening_stage_trains_connectors_of_its_network_and_writes_that_alone(
-    space: Workspace, few: None, monkeypatch: pytest.MonkeyPatch, stage: str, network: str
-) -> None:
-    from codi.codi_models.training import alignment, listening
-
-    made = getattr(listening, stage)
-    monkeypatch.setattr(made, "batches", dict.fromkeys(made.batches, 2))
-    assert {frozenset(pair) for pair in made.directions} <= {frozenset(pair) for pair in alignment.PAIRS}
-    listener = made(space)
-    trained = moved(listener, len(made.directions))
-    assert trained and all(name.startswith(f"nets.{network}.") and "connecters_in." in name for name in trained)
-    written = []
-    monkeypatch.setattr(space, "save", lambda name, _: written.append(name))
-    listener.write()
-    assert written == [network]
+@pytest.mark.parametrize("change, words", [
+    ({"runs": 3}, "is no recipe"), ({"more": 1}, "is no recipe"), ({"runs": [{"name": "a"}]}, "run 1: missing fields"),
+    ({"runs": [{"name": "a", "kind": "dream", "steps": 1}]}, "unknown kind 'dream'"),
+    ({"runs": [{"name": "a", "kind": "vocoder", "steps": 0}]}, "steps 0"),
+    ({"runs": [{"name": "a", "kind": "vocoder", "steps": 1.5}]}, "steps cannot be 1.5"),
+    ({"runs": [{"name": "a", "kind": "vocoder", "steps": 1}] * 2}, "two runs are called 'a'"),
+    ({"networks": {"name": "x"}}, "networks: missing fields"),
+])  # fmt: skip
+def test_a_recipe_that_cannot_be_used_is_told(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    path = recipe_file(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **change}), encoding="utf-8")
+    with pytest.raises(CoDiError, match=words):
+        Recipe.load(path)
 
 
-@pytest.mark.parametrize(
-    ("stage", "towers"),
-    [("VisionBridging", ("clip.vision_model.", "clip.visual_projection.")), ("SoundBridging", ("clap.",)), ("SoundGliding", ("clap.",))],
-)
-def test_one_tower_is_pulled_towards_text_which_stays(space: Workspace, monkeypatch: pytest.MonkeyPatch, stage: str, towers: tuple) -> None:
-    from codi.codi_models.training import bridging
+def test_options_of_a_run_are_checked_before_it_starts(tmp_path: Path, accelerator: Any) -> None:
+    for run, words in (
+        ({"name": "v", "kind": "vocoder", "batch": 2, "floor": "low"}, "floor cannot be 'low'"),
+        ({"name": "v", "kind": "vocoder", "batch": 2, "colour": 1}, "unknown fields \\['colour'\\]"),
+        ({"name": "a", "kind": "autoencoder", "batch": 2, "component": "clip"}, "'clip' is no autoencoder"),
+        ({"name": "d", "kind": "denoiser", "modalities": ["image"], "batch": {"image": 2}}, "shared_space|clip"),
+    ):
+        recipe = Recipe.load(recipe_file(tmp_path, [run]))
+        with pytest.raises(CoDiError, match=words):
+            train_recipe(recipe, few(recipe), tmp_path / "model", tmp_path / "runs", accelerator=accelerator, say=lambda _: None)
 
-    monkeypatch.setattr(bridging.SoundGliding, "pool", 12)
-    monkeypatch.setattr(bridging.SoundGliding, "between", 3)
-    made = getattr(bridging, stage)(space)
-    monkeypatch.setattr(made, "batches", dict.fromkeys(made.batches, 3))
-    trained = moved(made, 1)
-    assert trained and all(name.startswith(towers) for name in trained)
-    assert {id(p) for p in made.trainable()} == {id(p) for name, p in made.named_parameters() if name.startswith(towers)}
+
+def test_data_sets_have_names(tmp_path: Path) -> None:
+    config = CoDiConfig.mini()
+    assert len(open_dataset("bounce-world", config)) == 14400
+    for wrong in ("codi_models.nowhere:World", str(tmp_path / "nothing")):
+        with pytest.raises(CoDiError, match="no data"):
+            open_dataset(wrong, config)
+    with pytest.raises(CoDiError, match="Bounce World has images"):
+        open_dataset("bounce-world", CoDiConfig.official())
+
+
+def test_the_shipped_recipe_is_one_clean_recipe() -> None:
+    recipe = Recipe.load(PACK / "recipes" / "codi-mini.json")
+    assert len(recipe.runs) <= 10 and recipe.networks.name == "codi-mini" and recipe.data == "bounce-world"
+    assert recipe.networks.diffusion.prediction == "v" and recipe.networks.diffusion.schedule == "cosine"
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from codi.codi_models.bounce_world.export import export_samples
+
+    export_samples(tmp_path / "data", 2)
+    path = recipe_file(tmp_path, [RUNS[0]], steps=2)
+    folders = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "model")]
+    assert cli.main(["--recipe", str(path), *folders]) == 0
+    assert "model folder" in capsys.readouterr().out and (tmp_path / "model-runs" / "image_autoencoder" / "done").exists()
+    assert cli.main(["--recipe", str(path), *folders]) == 0 and "done already" in capsys.readouterr().out
+    with pytest.raises(CoDiError, match="no run 'b'"):
+        cli.main(["--recipe", str(path), *folders, "--only", "b"])
+    with pytest.raises(CoDiError, match="names no data"):
+        cli.main(["--recipe", str(path)])

@@ -4,7 +4,8 @@
  "outputs": ["image", "audio"], "seed": 7, "settings": {"steps": 25, "cfg": 3.0}}
 
 id and outputs are needed. A prompt may be a plain string, which is a text. Paths are relative to the manifest. Without a seed, the id
-makes one. keep: outputs that are given, {"video": "clip.mp4", "text": "a blue star"}: files, and the text itself. settings: any of
+makes one. keep: outputs that are given, {"video": "clip.mp4", "text": "a blue star"}: files, and the text itself. start, length: the part
+of a video or audio file in seconds, of a prompt, or in the item itself of the files of `keep`. settings: any of
 settings.OVERRIDES; what is left out is the model's default."""
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from .. import version_0_3
 from ..conditioning import PROMPT_KINDS, Prompt, fractions
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..settings import OVERRIDES, Each, Settings, of_version_0_3
+from ..settings import OVERRIDES, Each, Settings
 
-_FIELDS = ("id", "prompts", "keep", "outputs", "seed", "settings")
+_FIELDS = ("id", "prompts", "keep", "start", "length", "outputs", "seed", "settings")
+_SPAN = ("start", "length")
 _ID = re.compile(r"\w[\w.+-]*")
 _LONGEST_ID = 150  # bytes: file names are made of it
 
@@ -45,8 +48,8 @@ class Item:
     def request(self) -> dict[str, Any]:
         """All that decides the result, beside the model; neither batch nor place in the manifest."""
         settings = {k: v for k, v in self.settings.to_dict().items() if k not in ("count", "batch_size")}
-        prompts = [{"kind": p.kind, "value": str(p.value), "weight": p.weight} for p in self.prompts]
-        given = {"keep": {p.kind: str(p.value) for p in self.given}} if self.given else {}
+        prompts = [{"kind": p.kind, "value": str(p.value), "weight": p.weight, **_span_of(p)} for p in self.prompts]
+        given = {"keep": {p.kind: str(p.value) for p in self.given}, **_span_of(self.given[0])} if self.given else {}
         return {"id": self.id, "prompts": prompts, **settings, **given}
 
 
@@ -116,7 +119,7 @@ def _item(entry: Mapping[str, Any], line: int, folder: Path, config: CoDiConfig)
     seed = entry.get("seed")
     if seed is None:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
-    media = _given(entry.get("keep"), folder)
+    media = _given(entry.get("keep"), folder, _span(entry))
     kinds = [prompt.kind for prompt in media]
     settings = Settings.resolve(config, outputs, seed=_typed("seed", seed, int), given=kinds, **_overrides(entry.get("settings")))
     return Item(name, line, prompts, settings, media)
@@ -135,8 +138,8 @@ def _prompt(given: Any, folder: Path) -> Prompt:
         return Prompt("text", given)
     if not isinstance(given, dict):
         raise CoDiError(f"a prompt is a text or an object with kind, value or path, and weight; got {type(given).__name__}")
-    if unknown := sorted(set(given) - {"kind", "value", "path", "weight"}):
-        raise CoDiError(f"unknown field {unknown[0]!r} of a prompt: it has kind, value or path, and weight")
+    if unknown := sorted(set(given) - {"kind", "value", "path", "weight", *_SPAN}):
+        raise CoDiError(f"unknown field {unknown[0]!r} of a prompt: it has kind, value or path, weight, start and length")
     kind = given.get("kind")
     if kind not in PROMPT_KINDS:
         raise CoDiError(f"unknown kind of prompt {kind!r}: give one of {', '.join(PROMPT_KINDS)}")
@@ -145,14 +148,24 @@ def _prompt(given: Any, folder: Path) -> Prompt:
         wanted = "the text as value" if kind == "text" else f"the {kind} file as path"
         raise CoDiError(f"a prompt of kind {kind} needs {wanted}, a string")
     weight = _typed("weight", given.get("weight", 1.0), float)
-    return Prompt(kind, values[0] if kind == "text" else folder / values[0], weight)
+    return Prompt(kind, values[0] if kind == "text" else folder / values[0], weight, **_span(given))
 
 
-def _given(given: Any, folder: Path) -> tuple[Prompt, ...]:
+def _given(given: Any, folder: Path, span: Mapping[str, float]) -> tuple[Prompt, ...]:
     given = {} if given is None else given
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
         raise CoDiError('keep must be an object of outputs that are given, such as {"video": "clip.mp4"}; a text is given as it is')
-    return tuple(Prompt(kind, value if kind == "text" else folder / value) for kind, value in given.items())
+    return tuple(Prompt(kind, value if kind == "text" else folder / value, **span) for kind, value in given.items())
+
+
+def _span(given: Mapping[str, Any]) -> dict[str, float]:
+    """start and length of a prompt or an item, as far as they are given."""
+    return {name: _typed(name, given[name], float) for name in _SPAN if given.get(name) is not None}
+
+
+def _span_of(prompt: Prompt) -> dict[str, float]:
+    """start and length as a request tells them: nothing where all is meant."""
+    return {name: value for name, value in (("start", prompt.start), ("length", prompt.length)) if value}
 
 
 def _overrides(given: Any) -> dict[str, Any]:
@@ -160,7 +173,7 @@ def _overrides(given: Any) -> dict[str, Any]:
         return {}
     if not isinstance(given, dict):
         raise CoDiError(f"settings must be an object with any of {', '.join(OVERRIDES)}; got {type(given).__name__}")
-    given = of_version_0_3(given)
+    given = version_0_3.settings(given)
     if unknown := sorted(set(given) - set(OVERRIDES)):
         raise CoDiError(f"unknown setting {unknown[0]!r}: an item may set {', '.join(OVERRIDES)}")
     return {name: _typed(name, value, OVERRIDES[name]) for name, value in given.items() if value is not None}

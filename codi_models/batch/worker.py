@@ -52,7 +52,7 @@ class Worker:
         self.pipe.seconds = {}
         for item in items:
             try:
-                ready.append((item, self._context(item), self._given(item)))
+                ready.append((item, self._context(item), self._given(item, report)))
             except WriteError:
                 raise
             except Exception as error:
@@ -93,13 +93,16 @@ class Worker:
         if key not in self._contexts:
             if len(self._contexts) >= _KEPT_PROMPTS:
                 self._contexts.clear()
-            prompts = [prompt.read(self.pipe.model.config.sampling.frames) for prompt in item.prompts]
+            prompts = [prompt.read(self.pipe.model.config) for prompt in item.prompts]
             self.pipe.load(prompts, item.settings)
             self._contexts[key] = self.pipe.condition(prompts, item.settings.mix)
         return self._contexts[key]
 
-    def _given(self, item: Item) -> Given:
-        return self.pipe.encode_given([prompt.read(item.settings.frames) for prompt in item.given], item.settings)
+    def _given(self, item: Item, report: Report) -> Given:
+        def note(text: str) -> None:
+            report.notes.append(f"{item.id}: {text}")
+
+        return self.pipe.encode_given(self.pipe.read_given(item.given, item.settings, note=note), item.settings)
 
     def _generate(self, batch: Sequence[tuple[Item, Context, Given]]) -> list[tuple[Item, dict[str, bytes]]]:
         cond = torch.cat([context[0] for _, context, _ in batch])  # (B, 1, D)

@@ -24,24 +24,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument("--count", type=int, default=8, help="scenes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same samples (default: %(default)s)")
-    parser.add_argument(
-        "--held-out",
-        choices=["include", "exclude", "only"],
-        default="include",
-        help="the shape-colour pairs that no training sees: among the others, left out, or alone (default: %(default)s)",
-    )
     args = parser.parse_args(argv)
-    files = export_samples(args.out, args.count, seed=args.seed, held_out=args.held_out)
+    files = export_samples(args.out, args.count, seed=args.seed)
     print(f"{len(files)} files in {args.out}")
     return 0
 
 
-def export_samples(folder: str | Path, count: int, *, seed: int = 0, held_out: str = "include") -> list[Path]:
+def export_samples(folder: str | Path, count: int, *, seed: int = 0) -> list[Path]:
     """Writes `count` scenes and returns the files: for sample i, with three digits, 00i_image.png, 00i_video.mp4 (with its sound),
     00i_audio.wav and 00i_text.txt; last scenes.json, which says what each shows.
 
-    The media of a sample show one scene and share no nuisance; the sound of the clip is that of the WAV. held_out: as for
-    `sample_scenes`. Raises CoDiError for a count below 1, an unknown `held_out`, or a folder that cannot be written.
+    The media of a sample show one scene and share no nuisance; the sound of the clip is that of the WAV.
+    Raises CoDiError for a count below 1, or a folder that cannot be written.
     """
     folder = Path(folder)
     if count < 1:
@@ -49,7 +43,7 @@ def export_samples(folder: str | Path, count: int, *, seed: int = 0, held_out: s
     if folder.exists() and not folder.is_dir():
         raise CoDiError(f"{folder} is a file; give a folder to write samples into.")
     generator = torch.Generator().manual_seed(seed)
-    scenes = sample_scenes(count, generator=generator, held_out=held_out)
+    scenes = sample_scenes(count, generator=generator)
     for_image, for_video, for_audio = (sample_nuisance(count, generator=generator) for _ in range(3))
     texts = captions(scenes, generator=generator, full=True)
     files: list[Path] = []

@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .neighbours import FREQUENCIES, RGB, SHAPES, TIMBRES
-from .world import BEATS, IMAGE_SIZE, SAMPLE_RATE, SAMPLES, Nuisance, Scenes, frame_times, height, hit_times
+from .world import BEATS, FREQUENCIES, IMAGE_SIZE, RGB, SAMPLE_RATE, SAMPLES, SHAPES, Nuisance, Scenes, frame_times, height, hit_times
 
 FLOOR_TOP, FLOOR_BOTTOM = 56, 58  # rows [top, bottom)
 FLOOR_GREY = 0.35
@@ -28,18 +27,16 @@ def _star(points: int, outer: float, inner: float) -> tuple[float, float, float,
 
 
 # Outline of each shape at radius 1, by its symmetry: (sectors, angle of a vertex from "up", angle of the edge's normal from the vertex,
-# distance of the edge). Circle and ring have no edge; their rows are not used.
+# distance of the edge). A circle has no edge; its row is not used.
 OUTLINES = (
     (1.0, 0.0, 0.0, 1.0),
     (4.0, math.pi / 4, math.pi / 4, 0.9),
     (3.0, 0.0, math.pi / 3, 1.15 / 2),
     _star(5, 1.2, 0.5),
-    (4.0, 0.0, math.pi / 4, 0.8),
-    (3.0, math.pi, math.pi / 3, 1.15 / 2),
-    _star(4, 1.2, 0.42),
-    (1.0, 0.0, 0.0, 1.0),
 )
-CIRCLE, RING = SHAPES.index("circle"), SHAPES.index("ring")
+CIRCLE = SHAPES.index("circle")
+PARTIALS = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])  # (shape, even and odd ones above the first), each 1 / h
+NOISY = SHAPES.index("star")
 
 
 def coverage(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor, edge: float = 1.0) -> Tensor:
@@ -55,7 +52,6 @@ def coverage(shape: Tensor, dx: Tensor, dy: Tensor, radius: Tensor, edge: float 
     folded = (angle.remainder(2 * half) - half).abs()  # all edges fold onto one
     outside = rho * (folded - normal).cos() - distance * radius
     outside = torch.where(shape == CIRCLE, rho - radius, outside)
-    outside = torch.where(shape == RING, (rho - 0.75 * radius).abs() - 0.25 * radius, outside)
     return (0.5 - outside / edge).clamp(0, 1)
 
 
@@ -123,7 +119,7 @@ def _white_noise(seed: Tensor, samples: int) -> Tensor:
     return torch.cat([length * angle.cos(), length * angle.sin()], dim=1)
 
 
-def _note(scenes: Scenes, nuisance: Nuisance, timbres: Tensor, start: Tensor, index: int) -> Tensor:
+def _note(scenes: Scenes, nuisance: Nuisance, start: Tensor, index: int) -> Tensor:
     """The notes that start at `start` (n,) seconds, one a row, (n, 20480); index: which hit of the clip it is."""
     device = scenes.device
     frequency = torch.tensor(FREQUENCIES, device=device)[scenes.colour] * nuisance.detune
@@ -137,7 +133,7 @@ def _note(scenes: Scenes, nuisance: Nuisance, timbres: Tensor, start: Tensor, in
     phase = cycles.float() * (2 * math.pi / 2**32)
 
     wave = phase.sin()
-    even, odd, power, noise = timbres.unbind(1)
+    even, odd = PARTIALS.to(device)[scenes.shape].unbind(1)
     rich = ((even > 0) | (odd > 0)).nonzero().squeeze(1)
     if len(rich):
         # sin((h + 1) p) = 2 cos(p) sin(h p) - sin((h - 1) p)
@@ -145,29 +141,26 @@ def _note(scenes: Scenes, nuisance: Nuisance, timbres: Tensor, start: Tensor, in
         total = current.clone()
         for h in range(2, int(HIGHEST_PARTIAL / (0.99 * min(FREQUENCIES))) + 1):
             previous, current = current, torch.addcmul(-previous, twice_cos, current)
-            level = (h * frequency[rich] <= HIGHEST_PARTIAL) * (odd if h % 2 else even)[rich] / h ** power[rich]
+            level = (h * frequency[rich] <= HIGHEST_PARTIAL) * (odd if h % 2 else even)[rich] / h
             total.addcmul_(current, level.unsqueeze(1))
         wave[rich] = total
-    noisy = noise.nonzero().squeeze(1)
+    noisy = (scenes.shape == NOISY).nonzero().squeeze(1)
     if len(noisy):
         hiss = _white_noise(nuisance.noise_seed[noisy] * len(BEATS) + index, SAMPLES) * math.sqrt(0.5)
-        wave[noisy] += hiss * noise[noisy, None]
+        wave[noisy] += hiss
 
     since = (after + lead.unsqueeze(1)) / SAMPLE_RATE  # seconds
     envelope = torch.minimum(since / ATTACK, (-(since - ATTACK) / DECAY).exp()).clamp(min=0)  # 0 before the hit
     return wave * envelope
 
 
-def render_audio(scenes: Scenes, nuisance: Nuisance, timbres: Tensor | None = None) -> Tensor:
-    """Sounds, (n, 20480) mono at 16 kHz: a note at each hit, pitch by colour, timbre by shape.
-
-    timbres: (n, 4) as `neighbours.TIMBRES` has them, instead of the shapes' own."""
-    timbres = torch.tensor(TIMBRES, device=scenes.device)[scenes.shape] if timbres is None else timbres
+def render_audio(scenes: Scenes, nuisance: Nuisance) -> Tensor:
+    """Sounds, (n, 20480) mono at 16 kHz: a note at each hit, pitch by colour, timbre by shape."""
     waves = torch.zeros(len(scenes), SAMPLES, device=scenes.device)
     for piece in _pieces(len(scenes), scenes.device, 8, 1024):
-        part, extra, timbre, wave = scenes[piece], nuisance[piece], timbres[piece], waves[piece]
+        part, extra, wave = scenes[piece], nuisance[piece], waves[piece]
         for index, starts in enumerate(hit_times(part.beats).unbind(1)):
             rows = (~starts.isnan()).nonzero().squeeze(1)
-            wave[rows] += _note(part[rows], extra[rows], timbre[rows], starts[rows], index)
+            wave[rows] += _note(part[rows], extra[rows], starts[rows], index)
         wave *= (extra.peak / wave.abs().amax(dim=1)).unsqueeze(1)
     return waves

@@ -8,15 +8,14 @@ Everywhere an attribute is an index: SHAPES[shape], COLOURS[colour], BEATS[beats
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Generator, Tensor
-
-from ..errors import CoDiError
 
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = ("red", "yellow", "green", "cyan", "blue", "magenta")
@@ -25,9 +24,6 @@ BEAT_WORDS = ("once", "twice", "three times")
 ATTRIBUTES = ("shape", "colour", "beats")
 SEEN_IN = {"image": ("shape", "colour"), "video": ATTRIBUTES, "audio": ATTRIBUTES, "text": ATTRIBUTES}
 """Attributes that a medium shows. A still image does not show the beats."""
-
-HELD_OUT = (("circle", "cyan"), ("square", "magenta"), ("triangle", "red"), ("triangle", "blue"), ("star", "yellow"), ("star", "green"))
-"""Shape-colour pairs that no training stage sees, whatever the beats: they measure composition."""
 
 DURATION = 1.28  # seconds
 FRAMES = 8
@@ -117,23 +113,15 @@ class Nuisance(Batch):
     noise_seed: Tensor  # int64; seeds the noise in the sound of a star
 
 
-def every_scene(held_out: str = "include", *, device: torch.device | str = "cpu") -> Scenes:
-    """All scenes, once each, in a fixed order: 72, or the 54 of training ("exclude"), or the 18 held out ("only")."""
-    if held_out not in ("exclude", "only", "include"):
-        raise CoDiError(f"held_out={held_out!r} is not a choice of scenes; use 'exclude', 'only' or 'include'.")
-    rows = [
-        (shape, colour, beats)
-        for shape in range(len(SHAPES))
-        for colour in range(len(COLOURS))
-        for beats in range(len(BEATS))
-        if held_out == "include" or ((SHAPES[shape], COLOURS[colour]) in HELD_OUT) == (held_out == "only")
-    ]
-    return Scenes(*torch.tensor(rows, device=device).unbind(1))
+def every_scene(*, device: torch.device | str = "cpu") -> Scenes:
+    """All 72 scenes, once each, in a fixed order."""
+    sizes = (len(SHAPES), len(COLOURS), len(BEATS))
+    return Scenes(*torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes)).unbind(1))
 
 
-def sample_scenes(n: int, *, generator: Generator, held_out: str = "exclude") -> Scenes:
-    """n scenes drawn uniformly from `every_scene(held_out)`, on the generator's device."""
-    table = every_scene(held_out, device=generator.device)
+def sample_scenes(n: int, *, generator: Generator) -> Scenes:
+    """n scenes drawn uniformly, on the generator's device."""
+    table = every_scene(device=generator.device)
     return table[torch.randint(len(table), (n,), generator=generator, device=generator.device)]
 
 
@@ -172,27 +160,23 @@ def height(beats: Tensor, time: Tensor) -> Tensor:
     return (math.pi * count * time / DURATION).cos().abs()
 
 
-def caption_tables(shapes: Sequence[str] = SHAPES, colours: Sequence[str] = COLOURS) -> tuple[tuple[str, ...], Tensor, Tensor]:
-    """Every caption about these shapes and colours, once; id of a caption by (template, shape, colour, beats); what each caption
-    says as (shape, colour, beats), -1 where it is silent."""
+def _caption_tables() -> tuple[tuple[str, ...], Tensor, Tensor]:
     index: dict[str, int] = {}
     said: list[list[int]] = []
-    ids = torch.empty(len(TEMPLATES), len(shapes), len(colours), len(BEATS), dtype=torch.long)
+    ids = torch.empty(len(TEMPLATES), len(SHAPES), len(COLOURS), len(BEATS), dtype=torch.long)
     for t, template in enumerate(TEMPLATES):
-        for s, shape in enumerate(shapes):
-            for c, colour in enumerate(colours):
-                for b, beats in enumerate(BEAT_WORDS):
-                    caption = template.format(shape=shape, colour=colour, beats=beats)
-                    if caption not in index:
-                        index[caption] = len(index)
-                        said.append([v if "{" + name + "}" in template else -1 for name, v in zip(ATTRIBUTES, (s, c, b), strict=True)])
-                    ids[t, s, c, b] = index[caption]
+        for s, c, b in itertools.product(range(len(SHAPES)), range(len(COLOURS)), range(len(BEATS))):
+            caption = template.format(shape=SHAPES[s], colour=COLOURS[c], beats=BEAT_WORDS[b])
+            if caption not in index:
+                index[caption] = len(index)
+                said.append([v if "{" + name + "}" in template else -1 for name, v in zip(ATTRIBUTES, (s, c, b), strict=True)])
+            ids[t, s, c, b] = index[caption]
     return tuple(index), ids, torch.tensor(said)
 
 
-ALL_CAPTIONS, CAPTION_IDS, CAPTION_ATTRIBUTES = caption_tables()
+ALL_CAPTIONS, CAPTION_IDS, CAPTION_ATTRIBUTES = _caption_tables()
 """Every caption of the world (355 str); id of a caption by (template, shape, colour, beats), (10, 4, 6, 3); what each
-caption says as (shape, colour, beats), -1 where it is silent, (355, 3)."""
+caption says as (shape, colour, beats), -1 where it leaves an attribute open, (355, 3)."""
 
 
 def template_range(full: bool | None) -> tuple[int, int]:

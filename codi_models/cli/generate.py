@@ -11,9 +11,11 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .. import version_0_3
 from ..conditioning import MIX_METHODS, PROMPT_KINDS, Prompt
 from ..diffusion import SAMPLERS, SCHEDULERS
 from ..errors import CoDiError
@@ -21,7 +23,7 @@ from ..files import output_folder, write_text
 from ..modalities import MODALITIES
 from ..model import CoDi
 from ..pipeline import CoDiPipeline
-from ..settings import OVERRIDES, Settings, of_version_0_3
+from ..settings import OVERRIDES, Settings
 from .outputs import write_sample
 
 PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "diffusers", "transformers", "tokenizers", "av", "pillow")
@@ -37,13 +39,18 @@ def main(argv: Sequence[str]) -> int:
     folder = output_folder(args.out)
     begin = time.perf_counter()
     model = CoDi.from_pretrained(args.model, device=args.device, dtype=args.dtype)
-    chosen = of_version_0_3({name: getattr(args, name) for name in ("seed", "count", "batch_size", *OVERRIDES)})
-    given = [Prompt(output, value) for output, value in (args.keep or {}).items()]
+    chosen = version_0_3.settings({name: getattr(args, name) for name in ("seed", "count", "batch_size", *OVERRIDES)})
+    span = {"start": args.start, "length": args.length}
+    prompts = [replace(prompt, **span) if prompt.kind in ("audio", "video") else prompt for prompt in prompts]
+    given = [Prompt(output, value, **span) for output, value in (args.keep or {}).items()]
     settings = Settings.resolve(model.config, outputs, given=[prompt.kind for prompt in given], **chosen)
-    return _run(model, prompts, given, settings, folder, raw=args.raw, begin=begin)
+    return _run(model, prompts, given, settings, folder, span=span, raw=args.raw, begin=begin)
 
 
-def _run(model: CoDi, prompts: list[Prompt], given: list[Prompt], settings: Settings, folder: Path, *, raw: bool, begin: float) -> int:
+def _run(
+    model: CoDi, prompts: list[Prompt], given: list[Prompt], settings: Settings, folder: Path, *,
+    span: dict[str, float | None], raw: bool, begin: float,
+) -> int:  # fmt: skip
     from tqdm import tqdm
 
     pipe = CoDiPipeline(model)
@@ -58,7 +65,8 @@ def _run(model: CoDi, prompts: list[Prompt], given: list[Prompt], settings: Sett
 
     try:
         with contextlib.ExitStack() as closing:
-            for i, sample in enumerate(pipe.stream(prompts, settings, given=given, callback=tick)):
+            bar = closing.enter_context(LateBar("reading"))
+            for i, sample in enumerate(pipe.stream(prompts, settings, given=given, callback=tick, reading=bar, note=tell)):
                 start = time.perf_counter()
                 record: dict[str, Any] = {"index": i, "seed": sample.seed, "files": []}
                 written.append(record)
@@ -77,6 +85,7 @@ def _run(model: CoDi, prompts: list[Prompt], given: list[Prompt], settings: Sett
             "prompts": [{"kind": p.kind, "value": str(p.value), "weight": p.weight} for p in prompts],
             **settings.to_dict(),
             "keep": {p.kind: str(p.value) for p in given},
+            **{name: value for name, value in span.items() if value},
             "raw": raw,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -88,6 +97,34 @@ def _run(model: CoDi, prompts: list[Prompt], given: list[Prompt], settings: Sett
         }
         write_text(folder / "run.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return 0 if complete else INTERRUPTED
+
+
+def tell(text: str) -> None:
+    """A line for the user."""
+    print(text, file=sys.stderr)
+
+
+class LateBar:
+    """A progress bar that appears after two seconds. Call it with the part done, 0..1."""
+
+    def __init__(self, what: str) -> None:
+        self.what, self._begin = what, time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> LateBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def __call__(self, done: float) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None and time.monotonic() - self._begin > 2:
+            self._bar = tqdm(total=100, desc=self.what, unit="%", file=sys.stderr, leave=False)
+        if self._bar is not None:
+            self._bar.update(round(100 * done) - self._bar.n)
 
 
 @contextlib.contextmanager
@@ -129,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", default="codi-mini", help="name of a shipped model or a model folder (default codi-mini)")
-    accepted = {"text": "T", "image": "F", "audio": "F", "video": "F"}
+    accepted = {kind: "T" if kind == "text" else "F" for kind in PROMPT_KINDS}
     for kind in PROMPT_KINDS:
         what = "a sentence" if kind == "text" else f"a file with {kind}"
         add(f"--{kind}", action=_AppendPrompt, dest="prompts", metavar=accepted[kind], help=f"prompt: {what}; may be repeated")
@@ -139,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
         add(f"--keep-{kind}", action=_Keep, dest="keep", metavar=accepted[kind], help=f"an output that is given: {what}; the others fit it")
     add("--strength", "--denoise", dest="strength", metavar="S",
         help="part of what is kept that is generated, 0 to 1, for a variation; also image=0.5,text=0.2 (default 0)")  # fmt: skip
+    add("--start", type=float, default=0.0, metavar="S", help="seconds of audio and video files that are passed over (default 0)")
+    add("--length", type=float, metavar="S",
+        help="seconds of audio and video files that are taken (default: prompts whole; of what is kept, as much as fits)")  # fmt: skip
     add("--outputs", required=True, metavar=",".join(MODALITIES), help="any of these, separated by commas")
     add("--out", required=True, metavar="DIR", help="folder for the files; it is made where it is missing")
     add("--raw", action="store_true", help="also write 00i_raw.npz with float32 arrays")

@@ -5,7 +5,6 @@ Pixels are floats in 0..1, channels first. `clip_*` end in pixels normalised for
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import CoDiError
+from ..media.fitting import fill, rgb
+from ..media.resampling import resample
 
 if TYPE_CHECKING:
     from .clap import CLAPEncoder
@@ -25,9 +26,6 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 LONG_SIDE = 4
 """Aspect ratio up to which a picture is resized as a whole."""
 
-SAMPLE_RATES = (1000, 768000)
-"""Lowest and highest sample rate that is taken for sound, in Hz."""
-
 
 def clip_normalize(pixels: Tensor) -> Tensor:
     """Pixels (..., 3, H, W) in 0..1 to CLIP's statistics; the fast path for pictures that have the encoder's size."""
@@ -35,24 +33,8 @@ def clip_normalize(pixels: Tensor) -> Tensor:
     return (pixels - mean) / std
 
 
-def rgb(pixels: Tensor, what: str = "picture") -> Tensor:
-    """Pixels (..., C, H, W) as (..., 3, H, W) in 0..1: grey repeated, alpha dropped, out of range clamped.
-
-    Raises CoDiError for other channel counts, no pixels, integers and values that are not finite.
-    """
-    shape = tuple(pixels.shape)
-    if len(shape) < 3 or shape[-3] not in (1, 3, 4) or not pixels.numel():
-        raise CoDiError(f"the {what} has shape {shape}; it takes (..., channels, height, width) with 1, 3 or 4 channels and no empty axis")
-    if not pixels.is_floating_point():
-        raise CoDiError(f"the {what} holds {pixels.dtype}; it takes floating-point pixels in 0..1 (divide 8-bit pixels by 255)")
-    if not bool(torch.isfinite(pixels).all()):
-        raise CoDiError(f"the {what} holds NaN or infinite pixels; it takes values in 0..1. Check the node or file that it comes from")
-    pixels = pixels.expand(*shape[:-3], 3, *shape[-2:]) if shape[-3] == 1 else pixels[..., :3, :, :]
-    return pixels.clamp(0, 1)
-
-
 def resize_image(pixels: Tensor, size: int) -> Tensor:
-    """Centre square of pictures (N, 3, H, W) at size x size, through 8 bits and Pillow's bicubic filter as published.
+    """Centre square of pictures (N, 3, H, W), 0..1 or 8 bits, at size x size, through 8 bits and Pillow's bicubic filter as published.
 
     The short side becomes `size` and the middle of the long side is kept. Up to LONG_SIDE times the short side the whole picture
     is resized and then cropped, to the last bit as published; of longer ones only the middle is ever computed, so that extreme
@@ -64,7 +46,8 @@ def resize_image(pixels: Tensor, size: int) -> Tensor:
     short = min(height, width)
     whole = (size * width // short, size * height // short)
     box = (*_centre(width, short, size), *_centre(height, short, size))
-    bytes_ = (pixels.float() * 255).to(torch.uint8).movedim(1, -1).contiguous().cpu().numpy()  # (N, H, W, 3), truncated
+    eight_bits = pixels if pixels.dtype == torch.uint8 else (pixels.float() * 255).to(torch.uint8)  # truncated
+    bytes_ = eight_bits.movedim(1, -1).contiguous().cpu().numpy()  # (N, H, W, 3)
     if max(whole) <= LONG_SIDE * size:
         left, top = ((side - size) // 2 for side in whole)
         crop = (left, top, left + size, top + size)
@@ -82,17 +65,11 @@ def _centre(length: int, short: int, size: int) -> tuple[float, float]:
 
 
 def resize_clip(frames: Tensor, size: int, *, antialias: bool = True) -> Tensor:
-    """Centre square of frames (N, 3, H, W) at size x size by torch's bicubic filter, rounded to 8 bits, float32 in 0..1.
+    """Centre square of frames (N, 3, H, W) at size x size, see `media.fill`, float32 in 0..1.
 
     The published conditioning did not antialias (`antialias=False`), which large frames do not survive well.
     """
-    height, width = frames.shape[-2:]
-    short = min(height, width)
-    top, left = (height - short + 1) // 2, (width - short + 1) // 2
-    frames = (frames[..., top : top + short, left : left + short].float() * 255).round()
-    if short != size:
-        frames = F.interpolate(frames, (size, size), mode="bicubic", align_corners=False, antialias=antialias)
-    return frames.round().clamp(0, 255) / 255
+    return fill(frames, (size, size), antialias=antialias)
 
 
 def clip_image(pixels: Tensor, size: int, *, working_size: int | None = None) -> Tensor:
@@ -124,22 +101,6 @@ def spread(frames: Tensor, count: int) -> Tensor:
     if total <= count:
         return frames
     return frames[:, [(2 * i + 1) * total // (2 * count) for i in range(count)]]
-
-
-def resample(waveform: Tensor, rate: int, target: int) -> Tensor:
-    """Waveform (..., N) from `rate` to `target` Hz by windowed sinc interpolation, as torchaudio does by default.
-
-    Raises CoDiError for a rate outside SAMPLE_RATES. A ratio of large numbers is replaced by the nearest with a denominator
-    up to 1000 (a pitch error below one in a million), since the filter grows with it.
-    """
-    if not SAMPLE_RATES[0] <= rate <= SAMPLE_RATES[1]:
-        raise CoDiError(f"the sound's sample rate is {rate} Hz; it takes {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]} Hz")
-    if rate == target:
-        return waveform
-    from torchaudio.functional import resample as windowed_sinc
-
-    ratio = Fraction(target, int(rate)).limit_denominator(1000)
-    return windowed_sinc(waveform, ratio.denominator, ratio.numerator)
 
 
 def repeat_pad(waveform: Tensor, samples: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The paper's training stages on Bounce World: autoencoders, bridging alignment, one denoiser per modality, latent alignment."""
+"""Training: the paper's runs on any data set, from a recipe file (`run`), or one of them on top of a finished model (`finetune`)."""
 
-OWN_STAGES = ("bridging", "denoiser", "alignment")
-"""Stages that can be trained on a user's own pairs."""
+STAGES = ("bridging", "denoiser", "alignment")
+"""Runs that go on from a finished model on other data."""

@@ -1,89 +1,189 @@
-"""Stage 4, second part: latent alignment (paper section 3.4). Denoisers and environment encoders are frozen; connectors learn.
+"""Latent alignment (paper section 3.4): environment encoders and connectors, and nothing else.
 
 Pairs that are trained: image-text, text-audio, audio-video. Every other combination of outputs is composed without training, so
 the number of trainings grows linearly with the number of modalities."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..bounce_world import neighbours
-from ..config import DENOISER_OF
-from ..denoisers.alignment import connector_parameters, copy_prompt_attention_into_connectors
-from ..denoisers.unet import UNet
-from .denoising import SAMPLERS_BEGIN, conditions, jittered, timesteps
-from .environment import EnvironmentEncoding
+from ..denoisers.alignment import alignment_parameters, connector_parameters, copy_prompt_attention_into_connectors, environment_parameters
+from ..errors import CoDiError
+from ..modalities import MODALITIES, denoisers_of
+from .bridging import contrastive
+from .dataset import Dataset, Progress
+from .denoising import SHOWN, Noising, Noisy, prompt_weights, sample_latents
+from .encoded import Encoded, draw_prompts, encode_dataset
+from .loop import Objective
+from .sheets import decoded
 from .workspace import Workspace
 
-PAIRS = (("image", "text"), ("audio", "video"), ("text", "audio"), ("audio", "video"))
-"""Taken in turns; clips with their sound come twice, for only they must agree in time."""
-
-BLANK = 10.0  # signal-to-noise ratio times the number of elements, below which a latent hardly shows its scene
+PAPER_PAIRS = (("image", "text"), ("text", "audio"), ("audio", "video"))
+SHARPNESS = 15.0  # inverse temperature of the contrastive losses
 
 
-class LatentAlignment(EnvironmentEncoding):
-    """Denoising loss of both outputs of a pair, each attending to the other's environment embedding.
+class _Aligning(Objective):
+    """Denoisers that are frozen but for some of their latent alignment."""
 
-    Connectors start as copies of the frozen prompt attention, which understands what environment encoders have learnt to speak."""
+    nets: Any
 
-    batches = {"image": 24, "text": 24, "audio": 24, "video": 12}
-    late, late_start = 0.4, 0.7  # outputs agree or part while they are still mostly noise
-    blind = 0.3  # share of the rows whose own latent is noise alone
-
-    def __init__(self, space: Workspace):
-        super().__init__(space)
+    def __init__(self, space: Workspace, encoded: Encoded, modalities: tuple[str, ...], frozen: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.workspace, self.encoded = space, encoded
+        self.config, self.noising = space.config, Noising(space.config)
+        self.nets = nn.ModuleDict({name: space.network(name) for name in denoisers_of(modalities)})
         for net in self.nets.values():
-            if _untrained(net):
-                copy_prompt_attention_into_connectors(net)
+            freeze(net, self.trained_of(net), frozen)
 
-    def trained_of(self, net: UNet) -> list[nn.Parameter]:
-        return connector_parameters(net)
+    def trained_of(self, net: Any) -> list[nn.Parameter]:
+        """What is trained of a denoiser."""
+        return alignment_parameters(net)
+
+    def net(self, modality: str) -> Any:
+        return self.nets[MODALITIES[modality].denoiser]
+
+    def noisy(self, modality: str, rows: Tensor, level: Tensor, generator: torch.Generator) -> Noisy:
+        return self.noising(modality, self.encoded.latent(modality, rows, generator.device), level, generator)
+
+    def write(self) -> None:
+        for name, net in self.nets.items():
+            self.workspace.save_learnt(name, net)
+
+
+class EnvironmentEncoding(_Aligning):
+    """Environment embeddings are pulled to where the prompt encoders put the same item, and apart from those of other items.
+
+    Each modality learns from its own latents, their captions and their own embeddings. The denoisers are never run: a step costs next to
+    nothing beside one of `LatentAlignment`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        batch: dict[str, int]  # of each modality, in turns
+        pull: float = 1.0  # weight of the distance from the item's own embedding
+        variants: int = 8
+
+    def __init__(self, space: Workspace, encoded: Encoded, options: Options) -> None:
+        super().__init__(space, encoded, tuple(kind for kind in options.batch if kind in encoded.latents))
+        self.options, self.kinds = options, [kind for kind in options.batch if kind in encoded.latents]
+
+    @staticmethod
+    def encode(space: Workspace, data: Dataset, options: Options, cache: Path, progress: Progress) -> Encoded:
+        """What the run needs of a data set."""
+        return encode_dataset(space, data, tuple(data.has), tuple(options.batch), cache, variants=options.variants, progress=progress)
+
+    def trained_of(self, net: Any) -> list[nn.Parameter]:
+        return environment_parameters(net)
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        pair = PAIRS[step % len(PAIRS)]
+        kind = self.kinds[step % len(self.kinds)]
         with torch.no_grad():
-            t, clean, noises, context = self.drawn(pair, min(self.batches[kind] for kind in pair), generator)
-            cleaner = self.cleaner(t, generator)
-            environments = [self.heard(kind, x, noise, cleaner) for kind, x, noise in zip(pair, clean, noises, strict=True)]
-        losses = [
-            self.denoising(self.nets[DENOISER_OF[kind]], x, noise, t, context, heard, generator)
-            for kind, x, noise, heard in zip(pair, clean, noises, reversed(environments), strict=True)
+            level = self.noising.levels(self.options.batch[kind], generator)
+            rows = self.encoded.rows([kind], len(level), generator)
+            noisy = self.noisy(kind, rows, level, generator)
+            own = self.encoded.embedding(kind, rows, generator)
+            text = self.encoded.embedding("text", rows, generator) if "text" in self.encoded.embeddings else own
+            signal = (1 + noisy.sigma.square()).rsqrt()  # a latent that is nearly noise cannot name its item
+        environment = self.net(kind).environment_embedding(noisy.x, noisy.timesteps)[:, 0].float()  # (B, D)
+        pull = (signal * (1 - (environment * F.normalize(own + text, dim=-1)).sum(-1))).mean()
+        apart = contrastive(environment, text, SHARPNESS, rows.to(environment.device))
+        return self.options.pull * pull + 0.25 * apart, {f"{kind}/pull": pull, f"{kind}/apart": apart}
+
+
+class LatentAlignment(_Aligning):
+    """Denoising error of both outputs of a pair at the same noise level, each attending to the other's environment embedding, plus the
+    contrastive loss between the two embeddings.
+
+    Connectors that were never trained start as copies of the frozen prompt attention, which reads what environment encoders write."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        batch: int
+        pairs: tuple[tuple[str, str], ...] = ()  # in turns; those of the paper that the data have, else all that they have
+        empty: float = 0.6
+        contrastive: float = 0.02  # weight of the contrastive loss
+        variants: int = 8
+        spread: float = 0.15
+        half: bool = False  # keep frozen weights in bfloat16
+
+    def __init__(self, space: Workspace, encoded: Encoded, options: Options) -> None:
+        self.pairs = options.pairs or pairs_of(encoded.has)
+        for pair in self.pairs:
+            if denoisers_of(pair[:1]) == denoisers_of(pair[1:]):
+                raise CoDiError(f"{pair[0]} and {pair[1]} share a denoiser: they cannot be aligned with each other")
+            Dataset.rows(encoded, pair, 1, torch.Generator())  # type: ignore[arg-type]
+        frozen = torch.bfloat16 if options.half else torch.float32
+        super().__init__(space, encoded, tuple(kind for pair in self.pairs for kind in pair), frozen)
+        self.options = options
+        for net in self.nets.values():
+            if _untrained(net) and net.config.connector_dim == net.config.context_dim:
+                copy_prompt_attention_into_connectors(net)
+
+    @staticmethod
+    def encode(space: Workspace, data: Dataset, options: Options, cache: Path, progress: Progress) -> Encoded:
+        """What the run needs of a data set."""
+        kinds = tuple(dict.fromkeys(kind for pair in options.pairs or pairs_of(data.has) for kind in pair))
+        return encode_dataset(space, data, tuple(data.has), kinds, cache, variants=options.variants, progress=progress)
+
+    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        pair, options = self.pairs[step % len(self.pairs)], self.options
+        with torch.no_grad():
+            level = self.noising.levels(options.batch, generator)
+            rows = self.encoded.rows(pair, len(level), generator)
+            noisy = [self.noisy(kind, rows, level, generator) for kind in pair]
+            weights = {k: w for kind in pair for k, w in prompt_weights(kind).items() if k in ("text", *pair)}
+            context = draw_prompts(self.encoded, rows, weights, generator, empty=options.empty, spread=options.spread)
+        nets = [self.net(kind) for kind in pair]
+        environment = [net.environment_embedding(n.x, n.timesteps) for net, n in zip(nets, noisy, strict=True)]  # (B, 1, C)
+        errors = [
+            (net(n.x, n.timesteps, context, environment=other).float() - n.target).square().mean()
+            for net, n, other in zip(nets, noisy, reversed(environment), strict=True)
         ]
-        return losses[0] + losses[1], dict(zip(pair, losses, strict=True))
+        apart = contrastive(environment[0][:, 0].float(), environment[1][:, 0].float(), SHARPNESS, rows.to(level.device))
+        logs = {f"{kind} of {'+'.join(pair)}": error for kind, error in zip(pair, errors, strict=True)}
+        return errors[0] + errors[1] + options.contrastive * apart, {**logs, "contrastive": apart}
 
-    def drawn(self, pair: tuple[str, str], count: int, generator: torch.Generator) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-        """What a step is about: timesteps (B,), of each of the two kinds clean latents (B, ...) and noise of `count` scenes, and the
-        prompts (B, 1, D), which are empty for most."""
-        t = timesteps(count, generator, self.late, self.late_start)
-        ids = neighbours.draw_ids(count, generator, self.near)
-        clean = [self.sample(kind, ids, generator)[0] for kind in pair]
-        noises = [torch.randn(x.shape, generator=generator, device=x.device) for x in clean]
-        prompts = self.text.embeddings[self.text.draw(self.scenes[ids], generator)]
-        return t, clean, noises, conditions([(0.4, jittered(prompts, generator))], self.text.empty, generator)
-
-    def cleaner(self, timesteps: Tensor, generator: torch.Generator) -> Tensor:
-        """Timesteps (B,) at which the environment encoders look: a third of them the denoisers' own, a third uniform below, a third 0.
-
-        Small latents show their scene later than large ones do. A picture that has only met captions at its own noise level, where
-        they are still blank, would learn not to listen; then it could not listen to a sound either, which is heard much earlier. What is
-        kept, or finished in an earlier turn, is heard clean."""
-        draw = torch.rand(len(timesteps), 2, generator=generator, device=generator.device)
-        below = torch.where(draw[:, 0] < 2 / 3, (timesteps * draw[:, 1]).long(), 0)
-        return torch.where(draw[:, 0] < 1 / 3, timesteps, below)
-
-    def denoising(
-        self, net: UNet, clean: Tensor, noise: Tensor, t: Tensor, context: Tensor, environment: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """Weighted epsilon error, scalar; a share `blind` of the rows learns the scene from the environment alone."""
-        with torch.no_grad():
-            ratio = self.noising.alphas / (1 - self.noising.alphas)
-            first = min(SAMPLERS_BEGIN, int((clean[0].numel() * ratio > BLANK).sum()))
-            noisy, t, target, weight = self.noising.blinded(clean, noise, t, self.blind, generator, first)
-        error = (net(noisy, t, context, environment=environment) - target).square().flatten(1).mean(1)
-        return (weight * error).mean()
+    def samples(self) -> dict[str, Tensor | list[str]]:
+        """Pairs made together without a prompt, so that they can only agree by latent alignment."""
+        made: dict[str, Tensor | list[str]] = {}
+        context = self.encoded.empty.to(self.workspace.device).expand(SHOWN, 1, -1)
+        for pair in dict.fromkeys(self.pairs):
+            shapes = {kind: self.encoded.latents[kind].shape[1:] for kind in pair}
+            for kind, z in sample_latents(dict(self.nets.items()), self.config, shapes, context, cfg=1.0).items():
+                if (shown := decoded(self.workspace, kind, z)) is not None:
+                    made[f"{'+'.join(pair)}/{kind}"] = shown
+        return made
 
 
-def _untrained(net: nn.Module) -> bool:
-    """Whether the connectors still are as a fresh network has them: silent, for their last layers are zero."""
-    return all(not p.any() for name, p in net.named_parameters() if "connecters_in" in name and name.endswith("proj_out.weight"))
+def freeze(net: Any, trained: list[nn.Parameter], dtype: torch.dtype = torch.float32) -> None:
+    """Leave gradients to these parameters of a network alone; the other weights are stored in `dtype`."""
+    learning = {id(parameter) for parameter in trained}
+    for parameter in net.parameters():
+        parameter.requires_grad_(id(parameter) in learning)
+        if id(parameter) not in learning:
+            parameter.data = parameter.data.to(dtype)
+
+
+def pairs_of(has: dict[str, Tensor]) -> tuple[tuple[str, str], ...]:
+    """The paper's three pairs, as far as the data have them; else all pairs that they have. Raises CoDiError where there is none."""
+
+    def there(pair: tuple[str, str]) -> bool:
+        return all(kind in has for kind in pair) and bool((has[pair[0]] & has[pair[1]]).any())
+
+    kinds = list(has)
+    every = [(a, b) for i, a in enumerate(kinds) for b in kinds[i + 1 :] if denoisers_of([a]) != denoisers_of([b])]
+    found = [pair for pair in PAPER_PAIRS if there(pair)] or [pair for pair in every if there(pair)]
+    if not found:
+        raise CoDiError(f"no two of {', '.join(kinds) or 'no kinds'} stand in one example: latent alignment learns from pairs")
+    return tuple(found)
+
+
+def _untrained(net: Any) -> bool:
+    """Whether the connectors still are as they were drawn: their last layers are zero."""
+    last = [p for (n, p) in net.named_parameters() if "connecters_in." in n and n.endswith("proj_out.weight")]
+    return bool(connector_parameters(net)) and all(not bool(p.any()) for p in last)

@@ -1,188 +1,155 @@
-"""Stage 1: the autoencoders that each latent diffusion model works in (paper section 3.2)."""
+"""Autoencoders, one modality each, and the vocoder (paper section 3.2): what carries media, trained before anything else."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..autoencoders.mel import LogMel
-from ..bounce_world import bounce, neighbours, render
-from . import variety
-from .captions import CaptionTables
+from ..autoencoders.tokenizers import TextTokenizers
+from ..errors import CoDiError
+from .dataset import Dataset, draw_from
 from .loop import Objective
+from .sheets import grid, spectrograms
 from .workspace import Workspace
 
+KIND_OF = {"image_autoencoder": "image", "audio_autoencoder": "audio", "text_autoencoder": "text"}
+SHOWN = 6  # samples in the log
 
-def _kl(mean: Tensor, logvar: Tensor) -> Tensor:
-    """Mean Kullback-Leibler divergence per latent element from the standard normal."""
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Of diagonal normal posteriors from the standard normal distribution, mean over all numbers of the latents."""
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
-def _sampled(mean: Tensor, logvar: Tensor, generator: torch.Generator, extra: float) -> Tensor:
-    """Posterior sample with `extra` noise in units of the batch's spread: decoders must bear what diffusion leaves over."""
-    noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-    spread = (0.5 * logvar).exp().square() + (extra * mean.detach().std()).square()
-    return mean + spread.sqrt() * noise
+def contrast(x: Tensor, size: int = 5) -> Tensor:
+    """How much images (B, C, H, W) vary around each pixel: (B, 1, H, W), the largest range of a channel in a window of `size`."""
+    highest, lowest = F.max_pool2d(x, size, 1, size // 2), -F.max_pool2d(-x, size, 1, size // 2)
+    return (highest - lowest).amax(1, keepdim=True)
 
 
-class _WithScale(Objective):
-    """An autoencoder stage; the file it writes names the factor that brings its latents to unit variance."""
+class Autoencoding(Objective):
+    """Reconstruction and KL divergence: of images and video frames, of log-mel spectrograms, or of texts (Li et al. 2020, equation 3)."""
 
-    component: str
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        component: str  # image_autoencoder, audio_autoencoder or text_autoencoder
+        batch: int
+        kl: float = 2e-4  # weight of the KL divergence
+        noise: float = 0.05  # standard deviation, in units of the latents' own, of what decoders learn to bear
+        detail: float = 0.0  # extra weight of pixels and mel bins where the medium varies
+        prompts: float = 0.0  # part of the texts that are prompts
 
-    def __init__(self, space: Workspace):
+    def __init__(self, space: Workspace, data: Dataset, options: Options) -> None:
         super().__init__()
-        self.workspace = space
-        self.net: Any = space.network(self.component)
+        if options.component not in KIND_OF:
+            raise CoDiError(f"{options.component!r} is no autoencoder: give one of {', '.join(KIND_OF)}")
+        self.workspace, self.data, self.options = space, data, options
+        self.kind = KIND_OF[options.component]
+        self.net: Any = space.network(options.component)
+        self.tokenizers = TextTokenizers(space.folder, space.config.text_autoencoder) if self.kind == "text" else None
 
-    def latents(self, count: int, generator: torch.Generator) -> Tensor:
-        raise TypeError(f"{type(self).__name__} must define latents(count, generator)")
+    def batch(self, count: int, generator: torch.Generator) -> Any:
+        """Pixels (B, 3, H, W) in -1..1, log-mel (B, 1, T, M), or encoder and decoder ids of texts.
 
-    def write(self) -> None:
-        device = next(self.net.parameters()).device
-        with torch.no_grad():
-            scale = 1 / float(self.latents(512, torch.Generator(device).manual_seed(0)).std())
-        self.workspace.save(self.component, self.net, scale=scale)
+        Where the data have videos and no images, their frames, which the same autoencoder carries."""
+        if self.kind == "text":
+            return self._texts(count, generator)
+        kind = "video" if self.kind == "image" and "image" not in self.data.has else self.kind
+        rows = self.data.rows([kind], count, generator).tolist()
+        x = self.data.media(kind, rows).to(generator.device)
+        if kind == "video":
+            frame = torch.randint(x.shape[2], (count,), generator=generator, device=x.device)
+            x = x[torch.arange(count, device=x.device), :, frame]  # (B, 3, H, W)
+        return self.net.mel(x).contiguous() if self.kind == "audio" else x * 2 - 1
 
+    def _texts(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        assert self.tokenizers is not None
+        rows, rng = self.data.rows(["text"], count, generator).tolist(), draw_from(generator)
+        asked = round(self.options.prompts * count)
+        texts = [*self.data.prompts(rows[:asked], rng), *self.data.texts(rows[asked:], rng)]
+        return self.tokenizers.encode(texts).to(generator.device), self.tokenizers.encode_target(texts).to(generator.device)
 
-class PictureReconstruction(_WithScale):
-    """KL autoencoder of pictures and frames."""
-
-    component = "image_autoencoder"
-    batch = 16
-    various = 0.4  # share of the pictures that are no scenes
-    kl_weight = 2e-4
-
-    def pictures(self, count: int, generator: torch.Generator) -> Tensor:
-        few = int(self.various * count)
-        scenes = bounce.sample_scenes(count - few, generator=generator)
-        own = render.render_image(scenes, bounce.sample_nuisance(count - few, generator=generator))
-        return torch.cat([variety.pictures(few, generator), own]) * 2 - 1  # (B, 3, 64, 64)
-
-    def latents(self, count: int, generator: torch.Generator) -> Tensor:
-        return self.net.encode(self.pictures(count, generator))
-
-    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        pixels = self.pictures(self.batch, generator)
-        mean, logvar = self.net.moments(pixels)
-        output = self.net.decode(_sampled(mean, logvar, generator, 0.05))
-        error = (output - pixels).abs()
-        # The object covers a few percent of the picture; its error must not drown in the background's.
-        weight = 1 + 4 * (pixels.amax(1, keepdim=True) > 0.0).float()
-        kl = _kl(mean, logvar)
-        loss = (weight * error).mean() + (weight * error.square()).mean() + self.kl_weight * kl
-        return loss, {"l1": error.mean(), "kl": kl}
-
-
-class PictureDecoding(PictureReconstruction):
-    """The decoder alone, sharpened on latents with noise in them; latents, and what was learnt on them, stay as they are."""
-
-    def __init__(self, space: Workspace):
-        super().__init__(space)
-        for module in (self.net.encoder, self.net.quant_conv):
-            module.requires_grad_(False)
-
-    def write(self) -> None:
-        self.workspace.save(self.component, self.net)
-
-
-class SoundReconstruction(_WithScale):
-    """KL autoencoder of log-mel spectrograms."""
-
-    component = "audio_autoencoder"
-    batch = 8
-    various = 0.3  # share of the sounds that are no scenes
-    kl_weight = 2e-4
-
-    def waves(self, count: int, generator: torch.Generator) -> Tensor:
-        few = int(self.various * count)
-        scenes = neighbours.draw_scenes(count - few, generator, 0.5)
-        own = render.render_audio(scenes, bounce.sample_nuisance(count - few, generator=generator))
-        return torch.cat([variety.sounds(few, generator), own])  # (B, N)
-
-    def latents(self, count: int, generator: torch.Generator) -> Tensor:
-        return self.net.encode(self.waves(count, generator))
+    def posterior(self, mean: Tensor, logvar: Tensor, generator: torch.Generator) -> Tensor:
+        """A draw from the posterior, and noise on top: diffusion leaves some over."""
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        return mean + ((0.5 * logvar).exp().square() + (self.options.noise * mean.detach().std()).square()).sqrt() * noise
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            mel = self.net.mel(self.waves(self.batch, generator)).contiguous()  # (B, 1, T, M)
-        mean, logvar = self.net.moments(mel)
-        error = (self.net.decode(_sampled(mean, logvar, generator, 0.05)) - mel).abs()
-        kl = _kl(mean, logvar)
-        return error.mean() + self.kl_weight * kl, {"l1": error.mean(), "kl": kl}
+            batch = self.batch(self.options.batch, generator)
+        mean, logvar = (part.float() for part in self.net.moments(batch[0] if self.kind == "text" else batch))
+        z, kl = self.posterior(mean, logvar, generator), kl_divergence(mean, logvar)
+        if self.kind == "text":
+            ids = batch[1]  # (B, T): BOS ... EOS PAD
+            logits = self.net.logits(z, ids[:, :-1]).float()  # (B, T - 1, V)
+            assert self.tokenizers is not None
+            error = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=self.tokenizers.pad)
+            return error + self.options.kl * kl, {"cross_entropy": error, "kl": kl}
+        error = (self.net.decode(z).float() - batch).abs()
+        weight = 1 + self.options.detail * contrast(batch)
+        squared = (weight * error.square()).mean() if self.kind == "image" else 0.0
+        return (weight * error).mean() + squared + self.options.kl * kl, {"l1": error.mean(), "kl": kl}
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """The component, and the factor that brings its latents to unit variance."""
+        generator = torch.Generator(self.workspace.device).manual_seed(0)
+        parts = [self.batch(64, generator) for _ in range(8)]
+        latents = torch.cat([self.net.moments(part[0] if self.kind == "text" else part)[0].flatten() for part in parts])
+        self.workspace.save(self.options.component, self.net, scale=1 / float(latents.float().std()))
+
+    def samples(self) -> dict[str, Tensor | list[str]]:
+        batch = self.batch(SHOWN, torch.Generator(self.workspace.device).manual_seed(0))
+        if self.kind == "text":
+            assert self.tokenizers is not None
+            ids = self.net.generate(self.net.encode(batch[0]), temperature=0.0)
+            pairs = zip(self.tokenizers.decode(batch[1]), self.tokenizers.decode(ids), strict=True)
+            return {"reconstruction": [f"{given}: {made}" for given, made in pairs]}
+        made = self.net.decode(self.net.encode(batch))
+        show = spectrograms if self.kind == "audio" else (lambda x: grid(x / 2 + 0.5))
+        return {"reconstruction": torch.cat([show(batch), show(made)], dim=1)}
 
 
-class SpectrumFitting(Objective):
-    """Vocoder: magnitudes of the spectrum from log-mel, from true ones and, once there is an autoencoder, from its reconstructions."""
+class Vocoding(Objective):
+    """Magnitudes of the spectrum from log-mel, from true ones and from those that the audio autoencoder reconstructs."""
 
-    batch = 16
-    learning_rate = 2e-3
-    floor = 0.05  # a sine of amplitude 0.5 has magnitude 128: below -68 dB of it nothing is told apart
-    steepest = 3.0  # log-ratio of powers from which on the divergence grows linearly
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        batch: int
+        reconstructed: float = 0.5  # part of the log-mels that have been through the autoencoder
+        floor: float = 0.05  # magnitude below which nothing is told apart; a sine of amplitude 0.5 has 128
+        steepest: float = 3.0  # log-ratio of powers from which on the divergence grows linearly
 
     autoencoder: Any
 
-    def __init__(self, space: Workspace):
+    def __init__(self, space: Workspace, data: Dataset, options: Options) -> None:
         super().__init__()
-        self.workspace = space
+        self.workspace, self.data, self.options = space, data, options
         self.net: Any = space.network("vocoder")
-        self.reconstructs = space.has("audio_autoencoder")
-        space.hidden(self, "autoencoder", space.network("audio_autoencoder").eval().requires_grad_(False))
-
-    def pairs(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Log-mel (B, 1, T, M) and the magnitudes (B, bins, T) of the same sounds."""
-        half = self.batch // 2
-        scenes = neighbours.draw_scenes(half, generator, 0.5)
-        wave = render.render_audio(scenes, bounce.sample_nuisance(half, generator=generator))
-        wave = torch.cat([wave, variety.sounds(self.batch - half, generator)])  # (B, N)
-        front: LogMel = self.autoencoder.mel
-        mel = front(wave)
-        magnitudes = front.magnitude(front.prepare(wave, mel.shape[2], front.config.normalize))[..., : mel.shape[2]]
-        if self.reconstructs:
-            few = self.batch // 4
-            mean, logvar = self.autoencoder.moments(mel[:few].contiguous())
-            mel = torch.cat([self.autoencoder.decode(_sampled(mean, logvar, generator, 0.1)), mel[few:]])
-        return mel, magnitudes
+        if not hasattr(self.net, "log_magnitudes"):
+            raise CoDiError("a run of the kind vocoder trains a spectrum vocoder; take a HiFi-GAN from a published model instead")
+        space.hidden(self, "autoencoder", space.trained("audio_autoencoder"))
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        options, front = self.options, self.autoencoder.mel
         with torch.no_grad():
-            mel, target = self.pairs(generator)
+            wave = self.data.media("audio", self.data.rows(["audio"], options.batch, generator).tolist()).to(generator.device)
+            mel = front(wave).contiguous()  # (B, 1, T, M)
+            target = front.magnitude(front.prepare(wave, mel.shape[2], front.config.normalize))[..., : mel.shape[2]]  # (B, bins, T)
+            if few := round(options.reconstructed * options.batch):
+                mean = self.autoencoder.encode(mel[:few])
+                mean = mean + 0.1 * mean.std() * torch.randn(mean.shape, generator=generator, device=mean.device)
+                mel = torch.cat([self.autoencoder.decode(mean), mel[few:]])
         output = self.net.log_magnitudes(mel)
         # Itakura-Saito divergence of the powers: where the mel leaves a partial's place open, its energy is spread and not lost.
-        ratio = 2 * ((target + self.floor).log() - (output.exp() + self.floor).log())
-        near = ratio.clamp(max=self.steepest)
+        ratio = 2 * ((target + options.floor).log() - (output.exp() + options.floor).log())
+        near = ratio.clamp(max=options.steepest)
         divergence = (near.exp() * (1 + ratio - near) - ratio - 1).mean()
         return divergence, {"divergence": divergence}
 
     def write(self) -> None:
         self.workspace.save("vocoder", self.net)
-
-
-class CaptionReconstruction(_WithScale):
-    """Optimus on captions: cross-entropy of the teacher-forced decoder, and KL (Li et al. 2020, equation 3)."""
-
-    component = "text_autoencoder"
-    batch = 128
-    kl_weight = 1e-2
-
-    def __init__(self, space: Workspace):
-        super().__init__(space)
-        self.tables = CaptionTables(space)
-
-    def rows(self, count: int, generator: torch.Generator) -> Tensor:
-        return neighbours.sample_caption_ids(neighbours.draw_scenes(count, generator, 0.5), generator=generator)  # (B,)
-
-    def latents(self, count: int, generator: torch.Generator) -> Tensor:
-        return self.net.encode(self.tables.encoder[self.rows(count, generator)])
-
-    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = self.rows(self.batch, generator)
-        mean, logvar = self.net.moments(self.tables.encoder[rows])
-        ids = self.tables.decoder[rows]  # (B, T)
-        logits = self.net.logits(_sampled(mean, logvar, generator, 0.3), ids[:, :-1])  # (B, T-1, V)
-        error = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=self.tables.pad)
-        kl = _kl(mean, logvar)
-        return error + self.kl_weight * kl, {"cross_entropy": error, "kl": kl}

@@ -1,20 +1,26 @@
-"""Stage 2: bridging alignment (paper section 3.3). Text is the bridge: text-image, text-audio and text-video pairs only."""
+"""Bridging alignment (paper section 3.3). Text is the bridge: text-image, text-audio and text-video pairs only."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..bounce_world import bounce, gliding, neighbours, render
-from ..encoders.preprocess import clip_normalize
+from ..config import CoDiConfig
+from ..encoders.preprocess import clip_image, clip_video, repeat_pad, resample
 from ..encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
-from .captions import CaptionTables
-from .facets import fit_facets
+from ..encoders.tokenizer import CLIPTokenizer
+from ..errors import CoDiError
+from ..modalities import MODALITIES
+from .dataset import Dataset, draw_from
 from .loop import Objective
 from .workspace import Workspace
+
+MEANS_OF = 2048  # samples that the mean embeddings are taken over
+GAIN = 6.0  # dB by which audio is made louder or softer: what it is of does not depend on it
 
 
 def contrastive(a: Tensor, b: Tensor, scale: Tensor | float, same: Tensor | None = None) -> Tensor:
@@ -29,115 +35,93 @@ def contrastive(a: Tensor, b: Tensor, scale: Tensor | float, same: Tensor | None
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
 
 
-class BridgingAlignment(Objective):
+def embed(clip: Any, clap: Any, config: CoDiConfig, kind: str, media: Tensor) -> Tensor:
+    """Media of a data set -> unit embeddings (B, D), their modality's mean not removed."""
+    if kind == "image":
+        return clip.encode_image(clip_image(media, config.clip.image_size).to(media.device))[:, 0]
+    if kind == "video":
+        return clip.encode_video(clip_video(media.transpose(1, 2), config.clip.image_size).to(media.device))[:, 0]
+    wave = resample(media, config.mel.sample_rate, config.clap.sample_rate)
+    return clap.encode_audio(repeat_pad(wave, clap.clip_samples))[:, 0]
+
+
+class Bridging(Objective):
     """Contrastive training of CLIP (text, image, video) and CLAP (audio) into one space."""
 
-    batches = {"image": 64, "audio": 32, "video": 32}
-    means_of = 2048  # samples that the mean embeddings are taken over
-    near = 0.5  # share of the scenes that are neighbours of the world's
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        batch: dict[str, int] = field(default_factory=lambda: {"image": 64, "audio": 32, "video": 32})
+        """Pairs of a step of each modality with text; those that the data lack are left out."""
+        freeze_text: bool = False  # leave the text encoder as it is: so do all embeddings learnt from text
+        every: int = 1  # steps after which each modality has had its turn: 1 for all in every step
 
-    def __init__(self, space: Workspace):
+    def __init__(self, space: Workspace, data: Dataset, options: Options) -> None:
         super().__init__()
-        self.workspace = space
+        self.workspace, self.data, self.options, self.config = space, data, options, space.config
+        self.kinds = [kind for kind in options.batch if _paired(data, kind)]
+        if "text" not in data.has or not self.kinds:
+            raise CoDiError(
+                "no example has a caption and something else: bridging alignment pulls images, videos and audio towards their texts; "
+                f"the data have {', '.join(data.has)}"
+            )
         self.clip: Any = space.network("clip")
         self.clap: Any = space.network("clap")
-        self.tables = CaptionTables(space)
+        self.tokenizer = CLIPTokenizer(space.folder, self.config.clip)
+        self.clap.requires_grad_("audio" in self.kinds)
+        if options.freeze_text:
+            visual = bool({"image", "video"} & set(self.kinds))
+            for name, parameter in self.clip.named_parameters():
+                parameter.requires_grad_(visual and name.startswith(("vision_model.", "visual_projection.")))
 
-    def pair(self, kind: str, count: int, generator: torch.Generator, near: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings (B, D) of one kind and of matching captions, the caption ids (B,), and the scenes (B, 3)."""
-        scenes = neighbours.draw_scenes(count, generator, near)
-        nuisance = bounce.sample_nuisance(count, generator=generator)
+    def pairs(self, kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (B, D) of media of one kind and of their texts, and ids (B,) that are equal where the texts are."""
+        rows = self.data.rows([kind, "text"], count, generator).tolist()
+        media = self.data.media(kind, rows).to(generator.device)
         if kind == "audio":
-            wave = render.render_audio(scenes, nuisance)
-            decibels = torch.empty(count, 1, device=wave.device).uniform_(-10, 4, generator=generator)
-            other = self.clap.encode_audio(wave * 10 ** (decibels / 20))
-        elif kind == "video":
-            other = self.clip.encode_video(clip_normalize(render.render_video(scenes, nuisance)))
-        else:
-            other = self.clip.encode_image(clip_normalize(render.render_image(scenes, nuisance)))
-        rows = neighbours.sample_caption_ids(scenes, generator=generator)
-        text = self.clip.encode_text(self.tables.prompt[rows])
-        return other[:, 0], text[:, 0], rows, torch.stack([scenes.shape, scenes.colour, scenes.beats], dim=1)
-
-    def kinds(self, step: int) -> dict[str, int]:
-        """Which kinds meet text in this step, and in batches of how many; clips, the dearest, come every second step."""
-        return {kind: count for kind, count in self.batches.items() if kind != "video" or step % 2 == 0}
+            gain = torch.empty(count, 1, device=media.device).uniform_(-GAIN, GAIN, generator=generator)
+            media = media * 10 ** (gain / 20)
+        texts = self.data.prompts(rows, draw_from(generator))
+        index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        text = self.clip.encode_text(self.tokenizer(texts).to(generator.device))[:, 0]
+        same = torch.tensor([index[t] for t in texts], device=generator.device)
+        return embed(self.clip, self.clap, self.config, kind, media), text, same
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         scale = self.clip.logit_scale.exp().clamp(max=100.0)
+        if self.options.freeze_text:
+            scale = scale.detach()
         logs = {}
-        for kind, count in self.kinds(step).items():
-            other, text, rows, _ = self.pair(kind, count, generator, self.near)
-            logs[kind] = contrastive(other, text, scale, rows)
+        for number, kind in enumerate(self.kinds):
+            if (step + number) % self.options.every == 0:
+                other, text, same = self.pairs(kind, self.options.batch[kind], generator)
+                logs[kind] = contrastive(other.float(), text.float(), scale, same)
         return sum(logs.values(), torch.zeros((), device=generator.device)), logs
 
     @torch.no_grad()
     def write(self) -> None:
-        """The two encoders; each modality's mean embedding, which closes the modality gap when it is subtracted; and the facets."""
-        device = next(self.clip.parameters()).device
-        generator = torch.Generator(device).manual_seed(0)
-        texts: list[Tensor] = []
-        media: dict[str, list[tuple[Tensor, Tensor]]] = {"image": [], "audio": [], "video": []}
-        for _ in range(0, self.means_of, 128):
-            for kind, found in media.items():
-                other, text, _, scenes = self.pair(kind, min(128, self.means_of), generator, 0.0)
-                found.append((other, scenes))
-                texts.append(text.mean(0))
-        means = {kind: torch.stack([e.mean(0) for e, _ in found]).mean(0) for kind, found in media.items()}
-        shared = SharedSpace({"text": torch.stack(texts).mean(0), **means})
-        self.workspace.save("clip", self.clip)
-        self.workspace.save("clap", self.clap)
-        shared.save(self.workspace.folder / SHARED_SPACE_FILE)
-        captions = self.tables.embeddings(self.clip, shared)
-        seen = {kind: (torch.cat([e for e, _ in found]), torch.cat([s for _, s in found])) for kind, found in media.items()}
-        aligned = {kind: (shared.align(e[:, None], kind)[:, 0], scenes) for kind, (e, scenes) in seen.items()}
-        self.workspace.save_facets(fit_facets(captions[:-1], captions[-1], aligned))
+        """The two encoders, and each modality's mean embedding: subtracting it closes the modality gap.
+
+        A modality's mean comes to lie where its texts' mean does; a text encoder that stays as it is keeps its mean."""
+        generator = torch.Generator(self.workspace.device).manual_seed(0)
+        found = {}
+        for kind in self.kinds:
+            count = min(self.options.batch[kind], MEANS_OF)
+            parts = [self.pairs(kind, count, generator)[:2] for _ in range(0, MEANS_OF if len(self.data) > MEANS_OF else 256, count)]
+            found[kind] = [torch.cat(column).float().mean(0).cpu() for column in zip(*parts, strict=True)]
+        for name, net in (("clip", self.clip), ("clap", self.clap)):
+            if any(p.requires_grad for p in net.parameters()):
+                self.workspace.save_learnt(name, net)
+        before = self.workspace.space.means
+        if self.options.freeze_text and not before:
+            return
+        texts = torch.stack([text for _, text in found.values()]).mean(0)
+        means = dict(before) if before else {m: torch.zeros_like(texts) for m in MODALITIES}
+        means["text"] = before["text"] if self.options.freeze_text else texts
+        means |= {kind: own - (text - means["text"]) for kind, (own, text) in found.items()}
+        if not before and "video" not in found and "image" in found:
+            means["video"] = means["image"]
+        SharedSpace(means).save(self.workspace.folder / SHARED_SPACE_FILE)
 
 
-class VisionBridging(BridgingAlignment):
-    """The vision tower alone, pulled further towards text, which stays as it is: so do all embeddings learnt from text.
-
-    Pictures are cheap and shapes are the hardest to tell, so clips, which also train the temporal modules, come every second step."""
-
-    batches = {"image": 96, "video": 32}
-
-    def __init__(self, space: Workspace):
-        super().__init__(space)
-        self.clap.requires_grad_(False).eval()
-        for name, parameter in self.clip.named_parameters():
-            parameter.requires_grad_(name.startswith(("vision_model.", "visual_projection.")))
-
-    def kinds(self, step: int) -> dict[str, int]:
-        return self.batches if step % 2 == 0 else {"image": self.batches["image"]}
-
-
-class SoundBridging(BridgingAlignment):
-    """The sound tower alone, pulled further towards text: what a sound is of, heard at any loudness, in larger batches."""
-
-    batches = {"audio": 96}
-
-    def __init__(self, space: Workspace):
-        super().__init__(space)
-        self.clip.requires_grad_(False).eval()
-
-
-class SoundGliding(SoundBridging):
-    """The sound tower again, with sounds between those of the world: they are pulled to where their prompt lies."""
-
-    learning_rate = 5e-4
-    batches = {"audio": 64}
-    between, pool = 64, 4096  # sounds between of a step, and of all steps
-    pull = 10.0
-
-    def __init__(self, space: Workspace):
-        super().__init__(space)
-        self.space = space.space
-        sounds, self.waves = gliding.sounds(self.pool, torch.Generator(space.device).manual_seed(15))
-        self.prompts = space.facets.whole(sounds.odds())
-
-    def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        loss, logs = super().forward(step, generator)
-        rows = torch.randint(len(self.waves), (self.between,), generator=generator, device=generator.device)
-        heard = self.space.align(self.clap.encode_audio(self.waves[rows]), "audio")[:, 0]
-        logs["between"] = (1 - (heard * self.prompts[rows]).sum(dim=1)).mean()
-        return loss + self.pull * logs["between"], logs
+def _paired(data: Dataset, kind: str) -> bool:
+    return "text" in data.has and kind in data.has and bool((data.has[kind] & data.has["text"]).any())

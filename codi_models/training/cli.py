@@ -1,162 +1,157 @@
-"""`python -m codi_models train`: codi-mini from nothing, or one stage of any model on your own pairs (--data).
+"""`python -m codi_models train`: a model from a recipe and data (--recipe), or one run on top of a finished model (--base).
 
 Resumable: the same command goes on where it was. On several processes or machines through `accelerate launch -m codi_models train ...`."""
 
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..config import CoDiConfig
 from ..errors import CoDiError
-from . import OWN_STAGES
-from .recipes import RECIPES
+from . import STAGES
+from .dataset import NAMED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Entry point; returns the exit status. Raises CoDiError for input that cannot be used."""
     options = _parser().parse_args(argv)
-    try:
-        return _run_own(options) if options.data or options.memory else _run(options)
-    except CoDiError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m codi_models train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "model", nargs="?", default="codi-mini", help="with --data: model to start from, a name or a folder (default: %(default)s)"
-    )
-    parser.add_argument("--out", type=Path, help="model folder to fill (default: runs/codi-mini/model, with --data runs/own/model)")
-    parser.add_argument("--runs", type=Path, help="states and logs (default: runs/codi-mini, with --data runs/own)")
-    parser.add_argument("--stage", action="append", help=f"only this stage, may be repeated: {', '.join(RECIPES)}; with --data one of "
-                                                         f"{', '.join(OWN_STAGES)}")  # fmt: skip
-    parser.add_argument("--steps", type=int, help="instead of the recipe's number of steps; with --data 1000")
-    parser.add_argument("--minutes", type=float, help="anneal each stage so that it ends after this many minutes at the latest")
-    parser.add_argument("--pause-after", type=float, help="save and stop after this many minutes; the same command goes on from there")
-    parser.add_argument("--again", action="store_true", help="train a finished stage further, starting from its weights")
-    parser.add_argument(
-        "--sheets", type=float, default=10.0, help="minutes between sample sheets in the log; 0 for none (default: %(default)s)"
-    )
-    parser.add_argument("--shards", type=int, help="batches of a step, shared among the processes (default: one for each)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="CPU threads")
-    own = parser.add_argument_group("your own pairs")
-    own.add_argument(
-        "--data", type=Path, help="folder with manifest.jsonl, with files that share a name or with webdataset tars; or one tar"
-    )
-    own.add_argument("--modality", help="of the stage denoiser: image, video, audio or text")
-    own.add_argument("--pairs", default="", help="of the stage alignment, such as image+text,audio+video (default: the paper's)")
-    own.add_argument("--batch", type=int, default=8, help="examples of a batch (default: %(default)s)")
-    own.add_argument("--learning-rate", type=float, help="default: 1e-5 for bridging, else 1e-4")
-    own.add_argument("--bf16", action="store_true", help="compute in bfloat16; weights that stay are kept in it")
-    own.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass: less memory, more time")
-    own.add_argument("--skip-unreadable", action="store_true", help="leave out media that cannot be read instead of stopping")
-    own.add_argument("--memory", action="store_true", help="only say how much memory latent alignment needs; MODEL may be official")
-    return parser
-
-
-def _run_own(options: argparse.Namespace) -> int:
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, set_seed
-
-    from .own_run import OwnRun, parse_pairs, train_own
-
     if options.threads:
         import torch
 
         torch.set_num_threads(options.threads)
     if options.memory:
         return _memory(options)
-    if len(options.stage or ()) != 1:
-        raise CoDiError(f"with --data give one --stage: {', '.join(OWN_STAGES)}")
-    runs = options.runs or Path("runs/own")
-    run = OwnRun(
-        stage=options.stage[0], data=options.data, out=options.out or runs / "model", runs=runs,
-        model=options.model, modality=options.modality,
-        pairs=parse_pairs(options.pairs), steps=1000 if options.steps is None else options.steps, batch=options.batch,
-        learning_rate=options.learning_rate, bf16=options.bf16, checkpointing=options.checkpointing,
-        skip_unreadable=options.skip_unreadable,
-        seed=options.seed, shards=options.shards, pause_after=options.pause_after, sheets=options.sheets, again=options.again,
+    if options.report:
+        return _report(options)
+    if options.recipe and options.stage:
+        raise CoDiError("--stage goes on from a finished model (--base); of a recipe choose runs with --only")
+    return _recipe(options) if options.recipe else _finetune(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m codi_models train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model", nargs="?", help="the same as --base")
+    parser.add_argument("--recipe", type=Path, help="networks and runs of a model to train from nothing")
+    parser.add_argument(
+        "--data",
+        help="folder with manifest.jsonl, with files that share a name or with webdataset tars; or one tar; "
+        f"or {', '.join(NAMED)}; or module:class of a Dataset (default: the recipe's own)",
+    )
+    parser.add_argument("--out", type=Path, help="model folder to fill (default: runs/NAME/model)")
+    parser.add_argument("--runs", type=Path, help="states, logs and encoded data (default: beside --out)")
+    parser.add_argument("--only", action="append", default=[], help="only this run of the recipe, may be repeated")
+    parser.add_argument("--pause-after", type=float, help="save and stop after this many minutes; the same command goes on from there")
+    parser.add_argument("--again", action="store_true", help="train finished runs further, starting from their weights")
+    parser.add_argument("--samples", type=float, default=10.0, help="minutes between samples in the log; 0 for none (default: %(default)s)")
+    parser.add_argument("--skip-unreadable", action="store_true", help="leave out media that cannot be read instead of stopping")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--report", metavar="MODEL", help="train nothing: what the denoisers of a model know at each noise level")
+    own = parser.add_argument_group("one run on top of a finished model")
+    own.add_argument("--base", help="model to start from, a name or a folder (default: codi-mini)")
+    own.add_argument("--stage", choices=STAGES, help="what to train (default: alignment)")
+    own.add_argument("--modality", help="of the stage denoiser: image, video, audio or text")
+    own.add_argument("--pairs", default="", help="of the stage alignment, such as image+text,audio+video (default: the paper's)")
+    own.add_argument("--steps", type=int, default=1000, help="(default: %(default)s)")
+    own.add_argument("--batch", type=int, default=8, help="examples of a batch (default: %(default)s)")
+    own.add_argument("--learning-rate", type=float, help="default: 1e-5 for bridging, else 1e-4")
+    own.add_argument("--seed", type=int, default=0)
+    own.add_argument("--batches", "--shards", type=int, help="batches of a step, shared among the processes (default: one for each)")
+    own.add_argument("--bf16", action="store_true", help="compute in bfloat16; weights that stay are kept in it")
+    own.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass: less memory, more time")
+    own.add_argument("--memory", action="store_true", help="only say how much memory latent alignment needs; MODEL may be official")
+    return parser
+
+
+def _accelerator() -> Any:
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    return Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+
+
+def _recipe(options: argparse.Namespace) -> int:
+    from .dataset import open_dataset
+    from .recipe import Recipe
+    from .run import train_recipe
+
+    recipe = Recipe.load(options.recipe)
+    if unknown := sorted(set(options.only) - {run.name for run in recipe.runs}):
+        raise CoDiError(f"{options.recipe} has no run {unknown[0]!r}; it has {', '.join(run.name for run in recipe.runs)}")
+    out = options.out or Path("runs") / recipe.networks.name / "model"
+    runs = options.runs or out.with_name(f"{out.name}-runs")
+    accelerator = _accelerator()
+    if not (options.data or recipe.data):
+        raise CoDiError(f"{options.recipe} names no data: give --data")
+    data = open_dataset(options.data or recipe.data, recipe.networks, skip_unreadable=options.skip_unreadable)
+    data.check(_encoding(accelerator, "looked at"))
+    finished = train_recipe(
+        recipe, data, out, runs, accelerator=accelerator, only=options.only, again=options.again, pause_after=options.pause_after,
+        samples_every=options.samples, encoding=_encoding(accelerator), say=_say(accelerator),
     )  # fmt: skip
-    run.check()
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    set_seed(options.seed)
-
-    def encoding(done: int, count: int) -> None:
-        if done == count or done % max(1, count // 20) == 0:
-            accelerator.print(f"encoded {done} of {count} media", flush=True)
-
-    if train_own(run, accelerator=accelerator, encoding=encoding, say=accelerator.print):
-        accelerator.print(f"model folder: {run.out}")
-    else:
-        accelerator.print(f"{run.name}: paused; run the same command again to go on")
+    accelerator.print(f"model folder: {out}" if finished else "paused; run the same command again to go on")
     return 0
 
 
-def _memory(options: argparse.Namespace) -> int:
-    from ..model import find_model
-    from .memory import alignment_memory, describe
-    from .own import PAPER_PAIRS
-    from .own_run import parse_pairs
+def _finetune(options: argparse.Namespace) -> int:
+    from .finetune import Finetune, finetune, parse_pairs
 
-    config = CoDiConfig.official() if options.model == "official" else CoDiConfig.load(find_model(options.model) / "config.json")
+    if not options.data:
+        raise CoDiError("nothing to train on: give --data FOLDER, and --recipe FILE for a model from nothing")
+    runs = options.runs or (options.out.with_name(f"{options.out.name}-runs") if options.out else Path("runs/own"))
+    what = Finetune(
+        stage=options.stage or "alignment", data=options.data, out=options.out or runs / "model", runs=runs,
+        model=options.base or options.model or "codi-mini", modality=options.modality, pairs=parse_pairs(options.pairs),
+        steps=options.steps, batch=options.batch, learning_rate=options.learning_rate, bf16=options.bf16,
+        checkpointing=options.checkpointing, skip_unreadable=options.skip_unreadable, seed=options.seed, batches=options.batches,
+        again=options.again,
+    )  # fmt: skip
+    what.check()
+    accelerator = _accelerator()
+    how: dict[str, Any] = {"pause_after": options.pause_after, "samples_every": options.samples}
+    if finetune(what, accelerator=accelerator, encoding=_encoding(accelerator), say=_say(accelerator), **how):
+        accelerator.print(f"model folder: {what.out}")
+    else:
+        accelerator.print(f"{what.name}: paused; run the same command again to go on")
+    return 0
+
+
+def _say(accelerator: Any) -> Any:
+    return lambda line: accelerator.print(line, flush=True)
+
+
+def _encoding(accelerator: Any, word: str = "encoded") -> Any:
+    def told(done: int, count: int) -> None:
+        if count and (done == count or done % max(1, count // 20) == 0):
+            accelerator.print(f"{word} {done} of {count} media", flush=True)
+
+    return told
+
+
+def _memory(options: argparse.Namespace) -> int:
+    from ..config import CoDiConfig
+    from ..model import find_model
+    from .alignment import PAPER_PAIRS
+    from .finetune import parse_pairs
+    from .memory import alignment_memory, describe
+
+    model = options.base or options.model or "codi-mini"
+    config = CoDiConfig.official() if model == "official" else CoDiConfig.load(find_model(model) / "config.json")
     for pair in parse_pairs(options.pairs) or PAPER_PAIRS:
         figure = alignment_memory(config, pair, options.batch, bf16=options.bf16, checkpointing=options.checkpointing)
         print(f"{pair[0]}+{pair[1]}, batch {options.batch}: {describe(figure)}")
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
-    import torch
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, set_seed
+def _report(options: argparse.Namespace) -> int:
+    from .information import write_report
 
-    from .loop import Schedule, train
-    from .sheets import SampleSheet
-    from .workspace import Workspace
-
-    stages = options.stage or list(RECIPES)
-    if options.model != "codi-mini" or (unknown := [stage for stage in stages if stage not in RECIPES]):
-        what = f"model {options.model!r}" if options.model != "codi-mini" else f"stage {unknown[0]!r}"
-        raise CoDiError(
-            f"{what} is not among what is trained from nothing: codi-mini, stages {', '.join(RECIPES)}. For your own data give --data"
-        )
-    runs = options.runs or Path("runs/codi-mini")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    set_seed(options.seed)
-    space = Workspace(options.out or Path("runs/codi-mini/model"), CoDiConfig.mini(), accelerator.device)
-    for stage in stages:
-        run = runs / stage
-        done = run / "done"
-        if done.exists():
-            if not options.again:
-                print(f"{stage}: done already")
-                continue
-            if accelerator.is_main_process:
-                shutil.rmtree(run)
-            accelerator.wait_for_everyone()
-        recipe = RECIPES[stage]
-        objective = recipe.objective(space)
-        schedule = Schedule(
-            steps=options.steps or recipe.steps, minutes=options.minutes, pause_after=options.pause_after, shards=options.shards
-        )  # fmt: skip
-        sheet = SampleSheet(space) if options.sheets else None
-        if not train(objective, schedule, accelerator=accelerator, run=run, seed=options.seed, sheet=sheet, sheet_every=options.sheets):
-            print(f"{stage}: paused; run the same command again to go on")
-            return 0
-        if accelerator.is_main_process:
-            objective.write()
-            done.write_text("finished\n", encoding="utf-8")
-            (run / "state.pt").unlink()
-        accelerator.wait_for_everyone()
+    if not options.data:
+        raise CoDiError("a report measures a model on data: give --data")
+    write_report(options.report, options.data, options.out or Path("information"), say=lambda line: print(line, flush=True))
     return 0

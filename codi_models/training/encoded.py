@@ -1,115 +1,150 @@
-"""A user's pairs as the frozen encoders see them, computed once and kept on disk."""
+"""A data set as the frozen encoders see it: embeddings and latents, computed once and kept on disk."""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..checkpoints import read_weights, save_weights
 from ..encoders.shared_space import SHARED_SPACE_FILE
+from ..encoders.tokenizer import encode_prompts
 from ..errors import CoDiError
 from ..files import sha256
-from ..latents import ENCODERS, encode_media
+from ..modalities import MODALITIES
 from ..model import CoDi
-from ..prompts import Prompt, encode_prompt
-from .records import Record
+from .bridging import embed
+from .dataset import Dataset, Progress
+from .workspace import Workspace
 
-Progress = Callable[[int, int], None]
-"""Called with the media encoded so far and all of them."""
+SHARD = 256  # items of a file in the cache
+PART = 32  # items that are encoded at once
 
 
+@dataclass
 class Encoded:
-    """Embeddings and latents of records by kind; rows of records that lack a kind are zeros, and `has` says which do not."""
+    """Encodings of N items, float16; rows of items that lack a modality are zeros, and `has` says which do not."""
 
-    def __init__(self, embeddings: dict[str, Tensor], latents: dict[str, Tensor], has: dict[str, Tensor]) -> None:
-        self.embeddings = embeddings  # kind -> (N, D), aligned in the shared space
-        self.latents = latents  # kind -> (N, ...), in diffusion space
-        self.has = has  # kind -> bool (N,)
+    embeddings: dict[str, Tensor]  # modality -> (N, D), text (N, variants, D): aligned in the shared space
+    latents: dict[str, Tensor]  # modality -> (N, ...), in diffusion space
+    has: dict[str, Tensor]  # modality -> bool (N,)
+    empty: Tensor  # embedding of the empty prompt, (D,)
 
-    def to(self, device: torch.device) -> Encoded:
-        """Everything on a device."""
-        return Encoded(*({k: v.to(device) for k, v in part.items()} for part in (self.embeddings, self.latents, self.has)))
+    def rows(self, kinds: Sequence[str], count: int, generator: torch.Generator) -> Tensor:
+        """As `Dataset.rows`."""
+        return Dataset.rows(self, kinds, count, generator)  # type: ignore[arg-type]
 
+    def embedding(self, kind: str, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Embeddings (B, D) of items in one modality; of texts one of the variants each."""
+        found = self.embeddings[kind]
+        if found.ndim == 2:
+            return found[rows.to(found.device)].float().to(generator.device)
+        variant = torch.randint(found.shape[1], (len(rows),), generator=generator, device=generator.device)
+        return found[rows.to(found.device), variant.to(found.device)].float().to(generator.device)
 
-Make = Callable[[CoDi, Prompt], dict[str, Tensor]]
-"""What is kept of one medium."""
-
-
-def kept_media(
-    model: CoDi, records: Sequence[Record], kinds: Sequence[str], cache: Path, make: Make, tag: str, components: Sequence[str], *,
-    skip_unreadable: bool = False, progress: Progress = lambda *_: None,
-) -> dict[tuple[int, str], dict[str, Tensor]]:  # fmt: skip
-    """(row, kind) -> what `make` makes of that medium; what is in the folder `cache` already is read from there.
-
-    After a change of a file, of `tag` or of the weights of `components` it is made again. May be interrupted between two media. Raises
-    CoDiError for media that cannot be read, naming the first, or, with `skip_unreadable`, only where none can."""
-    media = [(row, kind) for kind in kinds for row, record in enumerate(records) if kind in record.sources]
-    paths = [*(model.path(name) for name in components), model.folder / SHARED_SPACE_FILE, model.folder / "config.json"]
-    version = ":".join([tag, *(sha256(path) for path in paths if path.exists())])
-    found: dict[tuple[int, str], dict[str, Tensor]] = {}
-    broken: list[str] = []
-    for number, (row, kind) in enumerate(media):
-        progress(number, len(media))
-        path = cache / f"{_key(records[row], kind, version)}.safetensors"
-        if path.is_file():
-            found[row, kind] = read_weights(path)[0]
-            continue
-        try:
-            one = make(model, records[row].read(kind, model.config.sampling.frames))
-            if not all(bool(torch.isfinite(t).all()) for t in one.values()):
-                raise CoDiError(f"{records[row].sources[kind]} is encoded to values that are not finite: look at the file")
-        except CoDiError as error:
-            broken.append(str(error))
-            continue
-        found[row, kind] = {name: tensor.cpu() for name, tensor in one.items()}
-        save_weights(found[row, kind], path)
-    progress(len(media), len(media))
-    if broken and (not skip_unreadable or not found):
-        raise CoDiError(
-            f"{len(broken)} of {len(media)} media cannot be used; the first: {broken[0]}. Repair or remove them, or skip unreadable ones"
-        )
-    return found
+    def latent(self, kind: str, rows: Tensor, device: torch.device) -> Tensor:
+        """Latents (B, ...) of items."""
+        return self.latents[kind][rows.to(self.latents[kind].device)].to(device).float()
 
 
-def encode_records(
-    model: CoDi, records: Sequence[Record], kinds: Sequence[str], cache: Path, *,
-    latents: Sequence[str] = (), skip_unreadable: bool = False, progress: Progress = lambda *_: None,
+@torch.no_grad()
+def encode_dataset(
+    space: Workspace, data: Dataset, kinds: Sequence[str], latents: Sequence[str], cache: Path, *,
+    variants: int = 1, progress: Progress = lambda *_: None,
 ) -> Encoded:  # fmt: skip
-    """Embed the media of these kinds, and make latents of those in `latents`; cache and errors as for `kept_media`."""
+    """Embed the media of these kinds, `variants` prompts of each item, and make latents of those in `latents`.
 
-    def make(model: CoDi, prompt: Prompt) -> dict[str, Tensor]:
-        one = {"embedding": encode_prompt(model, prompt)[0, 0]}
-        return {**one, "latent": encode_media(model, prompt)} if prompt.kind in latents else one
+    Encodings are read from the folder `cache` where the data, the weights that make them and the configuration are those they were made
+    with. May be interrupted. Raises CoDiError for encodings that are not finite."""
+    config = space.config
+    model = CoDi.from_pretrained(space.folder, device=space.device, dtype=torch.float32)
+    kinds, latents = [k for k in kinds if k in data.has], [k for k in latents if k in data.has]
+    jobs: list[tuple[str, str, Callable[[str, list[int], random.Random], Tensor], list[str]]] = []
 
-    used = {"clap" if kind == "audio" else "clip" for kind in kinds} | {ENCODERS[kind] for kind in latents}
-    found = kept_media(model, records, kinds, cache, make, f"latents {sorted(latents)}", sorted(used),
-                       skip_unreadable=skip_unreadable, progress=progress)  # fmt: skip
-    return _stacked(found, len(records), kinds, latents)
+    def embedded(kind: str, rows: list[int], rng: random.Random) -> Tensor:
+        if kind == "text":
+            columns = [encode_prompts(model.clip, model.clip_tokenizer, data.prompts(rows, rng))[:, 0] for _ in range(variants)]
+            return space_of.align(torch.stack(columns, dim=1), kind)  # (B, variants, D)
+        clap = model.clap if kind == "audio" else None
+        own = embed(None if clap else model.clip, clap, config, kind, data.media(kind, rows).to(space.device))
+        return space_of.align(own.float()[:, None], kind)[:, 0]
 
+    def encoded(kind: str, rows: list[int], rng: random.Random) -> Tensor:
+        net: Any = model.component(MODALITIES[kind].autoencoder)
+        if kind == "text":
+            z = net.encode(model.text_tokenizers.encode(data.texts(rows, rng)).to(space.device))
+        else:
+            media = data.media(kind, rows).to(space.device)
+            z = net.encode(media if kind == "audio" else media * 2 - 1)
+        return z.float() * MODALITIES[kind].latent_scale(config)
 
-def _stacked(found: dict[tuple[int, str], dict[str, Tensor]], count: int, kinds: Sequence[str], latents: Sequence[str]) -> Encoded:
-    embeddings: dict[str, Tensor] = {}
-    made: dict[str, Tensor] = {}
-    has: dict[str, Tensor] = {}
+    space_of = model.space
     for kind in kinds:
-        rows = {row: one for (row, k), one in found.items() if k == kind}
-        if not rows:
-            continue
-        has[kind] = torch.tensor([row in rows for row in range(count)])
-        for name, target in (("embedding", embeddings), ("latent", made)):
-            if name == "embedding" or kind in latents:
-                blank = torch.zeros_like(next(iter(rows.values()))[name])
-                target[kind] = torch.stack([rows[row][name] if row in rows else blank for row in range(count)]).float()
-    return Encoded(embeddings, made, has)
+        jobs.append(("embedding", kind, embedded, [MODALITIES[kind].encoder]))
+    for kind in latents:
+        jobs.append(("latent", kind, encoded, [MODALITIES[kind].autoencoder]))
+    total, before = sum(int(data.has[kind].sum()) for _, kind, _, _ in jobs), 0
+    results: dict[tuple[str, str], Tensor] = {}
+    for what, kind, make, components in jobs:
+        files = [model.path(name) for name in components] + [space.folder / SHARED_SPACE_FILE, space.folder / "config.json"]
+        versions = [sha256(path) for path in files if path.exists()]
+        words = [what, kind, data.version, data.has[kind].tolist(), variants if kind == "text" else 1, versions]
+        folder = cache / f"{kind}-{what}-{hashlib.sha256(repr(words).encode()).hexdigest()[:16]}"
+        there = data.has[kind].nonzero()[:, 0].tolist()
+        shards = []
+        for start in range(0, len(there), SHARD):
+            progress(before + start, total)
+            shards.append(_shard(folder / f"{start:08d}.safetensors", kind, there[start : start + SHARD], make))
+        before += len(there)
+        values = torch.cat(shards)
+        full = torch.zeros(len(data), *values.shape[1:], dtype=values.dtype)
+        full[data.has[kind]] = values
+        results[what, kind] = full
+    progress(total, total)
+    empty = space_of.align(encode_prompts(model.clip, model.clip_tokenizer, [""]), "text")[0, 0].float().to(space.device)
+    has = {kind: data.has[kind] for kind in dict.fromkeys([*kinds, *latents])}
+    made: list[dict[str, Tensor]] = [{k: v for (w, k), v in results.items() if w == what} for what in ("embedding", "latent")]
+    return Encoded(made[0], made[1], has, empty)
 
 
-def _key(record: Record, kind: str, version: str) -> str:
-    source = record.sources[kind]
-    stat = os.stat(source.path)
-    words = [kind, str(source.path.resolve()), source.member, source.text or "", stat.st_size, stat.st_mtime_ns, version]
-    return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
+def _shard(path: Path, kind: str, rows: list[int], make: Callable[[str, list[int], random.Random], Tensor]) -> Tensor:
+    if path.is_file():
+        return read_weights(path)[0]["values"]
+    rng = random.Random(rows[0])
+    values = torch.cat([make(kind, rows[i : i + PART], rng).half().cpu() for i in range(0, len(rows), PART)])
+    if not bool(torch.isfinite(values).all()):
+        bad = rows[int((~torch.isfinite(values.flatten(1))).any(1).nonzero()[0])]
+        raise CoDiError(f"{kind} of example {bad} is encoded to values that are not finite: look at the file")
+    save_weights({"values": values}, path)
+    return values
+
+
+def jittered(embeddings: Tensor, generator: torch.Generator, spread: float) -> Tensor:
+    """Embeddings (B, D) with noise of random size, unit length again: other modalities' embeddings lie near, not on, the text's."""
+    size = 4 * spread * torch.rand(len(embeddings), 1, generator=generator, device=embeddings.device)
+    noise = torch.randn(embeddings.shape, generator=generator, device=embeddings.device) / embeddings.shape[1] ** 0.5
+    return F.normalize(embeddings + size * noise, dim=-1)
+
+
+def draw_prompts(
+    encoded: Encoded, rows: Tensor, weights: dict[str, float], generator: torch.Generator, *, empty: float, spread: float
+) -> Tensor:
+    """Contexts (B, 1, D): of each item one modality's embedding, or with probability `empty` the empty prompt.
+
+    weights: modality -> how often it is drawn among those that an item has; an item with none of them is asked for by any it has."""
+    device, kinds = generator.device, list(encoded.embeddings)
+    there = torch.stack([encoded.has[kind][rows.to(encoded.has[kind].device)] for kind in kinds], dim=1).to(device)  # (B, K)
+    chance = torch.tensor([weights.get(kind, 0.0) for kind in kinds], device=device) * there
+    chance = torch.where(chance.sum(1, keepdim=True) > 0, chance, there.float())
+    pick = torch.multinomial(chance.clamp(min=1e-12), 1, generator=generator)  # (B, 1)
+    choices = torch.stack([encoded.embedding(kind, rows, generator) for kind in kinds], dim=1)  # (B, K, D)
+    chosen = jittered(choices[torch.arange(len(rows), device=device), pick[:, 0]], generator, spread)
+    blank = torch.rand(len(rows), 1, generator=generator, device=device) < empty
+    return torch.where(blank, encoded.empty.to(device), chosen)[:, None]

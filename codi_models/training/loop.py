@@ -1,4 +1,4 @@
-"""One resumable training loop for every stage, on accelerate."""
+"""One resumable training loop for every run, on accelerate."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CoDiError
+from .recipe import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
 class Objective(nn.Module):
-    """What a stage minimises: registered submodules are trained, frozen networks are kept out of the module tree."""
-
-    learning_rate = 1e-3
-    ema_decay = 0.999
+    """What a run minimises: registered submodules are trained, frozen networks are kept out of the module tree."""
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss (scalar) on a batch drawn from `generator`, and tensors to log."""
@@ -38,28 +35,15 @@ class Objective(nn.Module):
         """Write the trained components into the model folder."""
         raise TypeError(f"{type(self).__name__} must define write()")
 
+    def samples(self) -> dict[str, Tensor | list[str]]:
+        """What the networks make now, for the log: name -> image (3, H, W) in 0..1, or lines of text."""
+        return {}
 
-@dataclass(frozen=True)
-class Schedule:
-    """How long a stage trains. `minutes` compresses the run: the learning rate then reaches zero at that time at the latest."""
 
-    steps: int
-    minutes: float | None = None
-    pause_after: float | None = None  # minutes of this sitting, after which the state is saved and training stops
-    save_every: float = 3.0  # minutes
-    warmup: int = 100
-    shards: int | None = None
-    """Batches of a step, drawn from streams of their own and averaged; None for one a process. What a step learns from depends on this
-    number alone, not on how many processes share the work: two processes do what one does with `shards=2`, its doubled batch."""
-
-    def progress(self, step: int, elapsed: float) -> float:
-        """Share of the run that is done, 0..1."""
-        share = step / self.steps
-        return min(1.0, max(share, elapsed / (60 * self.minutes)) if self.minutes else share)
-
-    def factor(self, step: int, progress: float) -> float:
-        """Learning rate as a share of the peak: linear warm-up, then a cosine down to zero."""
-        return min(1.0, (step + 1) / self.warmup) * 0.5 * (1 + math.cos(math.pi * progress))
+def rate(step: int, run: Run) -> float:
+    """Learning rate of a step: linear warm-up, then a cosine down to zero."""
+    warmup = min(run.warmup, max(1, run.steps // 10))
+    return run.learning_rate * min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / run.steps))
 
 
 class _Average:
@@ -113,7 +97,7 @@ def _load(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # the many kinds that a damaged archive raises
-        raise CoDiError(f"{path} is no whole checkpoint ({str(error).splitlines()[0]}): remove it to start this stage afresh") from error
+        raise CoDiError(f"{path} is no whole checkpoint ({str(error).splitlines()[0]}): remove it to start this run afresh") from error
 
 
 def _learnt(objective: nn.Module) -> dict[str, Tensor]:
@@ -134,14 +118,14 @@ def _restore(objective: nn.Module, learnt: dict[str, Tensor], path: Path) -> Non
         raise CoDiError(f"{path} belongs to another configuration ({(unknown + missing)[0]}): remove it to start afresh")
 
 
-def _log(run: Path) -> Any:
+def _log(folder: Path) -> Any:
     """TensorBoard's writer; None where it is not installed, for training does not need it."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         print("no log is written: it needs the package tensorboard", flush=True)
         return None
-    return SummaryWriter(str(run))
+    return SummaryWriter(str(folder))
 
 
 def _shards(count: int, processes: int, process: int) -> range:
@@ -151,31 +135,26 @@ def _shards(count: int, processes: int, process: int) -> range:
     return range(process, count, processes)
 
 
-Sheet = Callable[[Objective, Any, int], None]
-"""`sheet(objective, writer, step)` adds pictures or texts of what the stage makes to a TensorBoard writer."""
-
-
 def train(
-    objective: Objective, schedule: Schedule, *,
-    accelerator: Accelerator, run: Path, seed: int = 0, log_every: int = 25, progress: Callable[[int, float, float], None] | None = None,
-    sheet: Sheet | None = None, sheet_every: float = 10.0,
+    objective: Objective, run: Run, *, accelerator: Accelerator, folder: Path, progress: Callable[[int, float], None] | None = None,
+    pause_after: float | None = None, save_every: float = 3.0, samples_every: float = 10.0, say: Callable[[str], None] = print,
 ) -> bool:  # fmt: skip
-    """Train until the schedule ends, resuming from `run/state.pt` where there is one.
+    """Train until the run ends, going on from `folder/state.pt` where there is one; the same batches come as in an unbroken run.
 
-    Leaves the averaged weights in `objective`. Returns False if it paused before the end. Logs scalars to `run` in TensorBoard's format,
-    and what `sheet` adds, every `sheet_every` minutes and at the end. progress: called after every step with the steps done, the share of
-    the run that is done and the loss; an exception that it raises ends the run after saving its state,
-    with the averaged weights of that step in `objective`.
+    Leaves the averaged weights in `objective`. Returns False if it paused before the end, after `pause_after` minutes. Logs scalars and
+    the objective's samples (every `samples_every` minutes and at the end; 0 for none) to `folder` in TensorBoard's format, and a line to
+    `say`. progress: called after every step with the steps done and the loss; an exception that it raises ends the run after saving its
+    state, with the averaged weights of that step in `objective`.
     Raises CoDiError for a loss that is not finite (before it reaches the weights), a full disk, and the state of another configuration.
     """
     from accelerate.utils import broadcast
 
-    run.mkdir(parents=True, exist_ok=True)
-    device, state_file = accelerator.device, run / "state.pt"
+    folder.mkdir(parents=True, exist_ok=True)
+    device, state_file = accelerator.device, folder / "state.pt"
     objective.to(device).train()
     parameters = objective.trainable()
-    optimiser = torch.optim.AdamW(parameters, lr=objective.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=device.type == "cuda")
-    average = _Average(objective, objective.ema_decay)
+    optimiser = torch.optim.AdamW(parameters, lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=device.type == "cuda")
+    average = _Average(objective, run.ema)
     step, elapsed = 0, 0.0
     if state_file.exists():
         state = _load(state_file, device)
@@ -190,8 +169,8 @@ def train(
         step, elapsed = state["step"], state["elapsed"]
     model, optimiser = accelerator.prepare(objective, optimiser)
     processes = accelerator.num_processes
-    mine = _shards(schedule.shards or processes, processes, accelerator.process_index)
-    writer = _log(run) if accelerator.is_main_process else None
+    mine = _shards(run.batches or processes, processes, accelerator.process_index)
+    writer = _log(folder) if accelerator.is_main_process else None
 
     def save() -> None:
         if accelerator.is_main_process:
@@ -210,11 +189,16 @@ def train(
                 parameter.copy_(mean)
 
     def show() -> None:
-        if writer and sheet:
-            objective.eval()
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), _writing(run):
-                sheet(objective, writer, step)
-            objective.train()
+        if not writer or not samples_every:
+            return
+        objective.eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), _writing(folder):
+            for name, made in objective.samples().items():
+                if isinstance(made, Tensor):
+                    writer.add_image(name, made, step)
+                else:
+                    writer.add_text(name, "\n".join(f"- {line}" for line in made), step)
+        objective.train()
 
     def once() -> tuple[float, dict[str, float]]:
         """One step of the optimiser: the loss and what else is logged, means over all batches of the step."""
@@ -223,7 +207,7 @@ def train(
         for position, shard in enumerate(mine):
             last = position == len(mine) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                loss, logs = model(step, step_generator(device, seed, step, shard))
+                loss, logs = model(step, step_generator(device, run.seed, step, shard))
                 accelerator.backward(loss / len(mine))
             for key, value in {"loss": loss, **logs}.items():
                 sums[key] = sums.get(key, 0) + value.detach() / len(mine)
@@ -239,37 +223,39 @@ def train(
         optimiser.step()
         return values.pop("loss"), values
 
-    started = last_save = last_sheet = time.monotonic()
-    before = elapsed
-    while (done := schedule.progress(step, elapsed)) < 1:
+    started = last_save = last_samples = last_line = time.monotonic()
+    before, log_every = elapsed, max(1, min(25, run.steps // 20))
+    while step < run.steps:
         for group in optimiser.param_groups:
-            group["lr"] = objective.learning_rate * schedule.factor(step, done)
+            group["lr"] = rate(step, run)
         loss, logs = once()
         average.update(parameters, step)
         step += 1
         now = time.monotonic()
         elapsed = shared(before + now - started)
-        if writer and (step % log_every == 0 or step == schedule.steps):
-            with _writing(run):
+        if writer and (step % log_every == 0 or step == run.steps):
+            with _writing(folder):
                 for key, value in {"loss": loss, **logs}.items():
                     writer.add_scalar(key, value, step)
-            if step % (log_every * 5) == 0:
-                text = "  ".join(f"{k} {v:.4f}" for k, v in {"loss": loss, **logs}.items())
-                print(f"{run.name}: step {step} ({done:.0%}, {elapsed / step:.3f} s a step)  {text}", flush=True)
+        if now - last_line > 20 or step == 1:
+            last_line, each = now, elapsed / step
+            parts = "  ".join(f"{k} {v:.4f}" for k, v in {"loss": loss, **logs}.items())
+            left = (run.steps - step) * each / 60
+            say(f"{run.name}: step {step} of {run.steps}, {each:.3f} s each, {left:.0f} min left  {parts}")
         if progress:
             try:
-                progress(step, schedule.progress(step, elapsed), loss)
+                progress(step, loss)
             except BaseException:
                 save()
                 settle()
                 raise
-        if now - last_sheet > 60 * sheet_every:
+        if now - last_samples > 60 * samples_every:
             show()
-            last_sheet = time.monotonic()
-        if (now - last_save) > 60 * schedule.save_every:
+            last_samples = time.monotonic()
+        if (now - last_save) > 60 * save_every:
             save()
             last_save = now
-        if schedule.pause_after and elapsed - before > 60 * schedule.pause_after:
+        if pause_after and elapsed - before > 60 * pause_after:
             save()
             return False
     save()
@@ -278,5 +264,5 @@ def train(
     if writer:
         writer.close()
     accelerator.unwrap_model(model).eval()
-    accelerator.print(f"{run.name}: done after {step} steps, {elapsed / 60:.1f} minutes", flush=True)
+    say(f"{run.name}: done after {step} steps, {elapsed / 60:.1f} minutes")
     return True

@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..components import build_component
-from ..config import DENOISER_OF, CoDiConfig
+from ..config import CoDiConfig
+from ..denoisers.alignment import alignment_parameters
 from ..denoisers.layers import ResBlock, SpatialTransformer
 from ..denoisers.temporal import TemporalModule
+from ..modalities import MODALITIES, denoisers_of
 from ..settings import Settings, latent_shapes
-from .own import freeze_but_alignment
+from .alignment import freeze
 
 GIGABYTE = 1 << 30
 
@@ -37,11 +39,11 @@ def alignment_memory(config: CoDiConfig, pair: tuple[str, str], batch: int, *, b
 
     frozen: weights that stay; trained: weights, gradients, two moments of Adam and the running average of what learns, in float32;
     activations: what the forward passes keep for the backward pass. The framework's own buffers come on top."""
-    settings = Settings.settled(config, pair)
+    settings = Settings.resolve(config, pair)
     shapes = latent_shapes(config, settings)
-    nets: dict[str, Any] = {name: build_component(name, config, device="meta") for name in sorted({DENOISER_OF[kind] for kind in pair})}
+    nets: dict[str, Any] = {name: build_component(name, config, device="meta") for name in denoisers_of(pair)}
     for net in nets.values():
-        freeze_but_alignment(net)
+        freeze(net, alignment_parameters(net))
         if checkpointing:
             checkpoint_blocks(net)
     parameters = [p for net in nets.values() for p in net.parameters()]
@@ -59,9 +61,9 @@ def alignment_memory(config: CoDiConfig, pair: tuple[str, str], batch: int, *, b
     t = torch.zeros(batch, dtype=torch.long, device="meta")
     latents = {kind: torch.zeros(batch, *shapes[kind], device="meta") for kind in pair}
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        heard = {kind: nets[DENOISER_OF[kind]].environment_embedding(x, t) for kind, x in latents.items()}
+        environment = {kind: nets[MODALITIES[kind].denoiser].environment_embedding(x, t) for kind, x in latents.items()}
         for kind, other in (pair, pair[::-1]):
-            nets[DENOISER_OF[kind]](latents[kind], t, context, environment=heard[other])
+            nets[MODALITIES[kind].denoiser](latents[kind], t, context, environment=environment[other])
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     return {
         "frozen": float(sum(p.numel() for p in parameters if not p.requires_grad) * (2 if bf16 else 4)),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tarfile
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from ..conditioning import PROMPT_KINDS, Prompt
 from ..errors import CoDiError
-from ..prompts import PROMPT_KINDS, Prompt
 
 MANIFEST = "manifest.jsonl"
 SUFFIXES = {
@@ -44,39 +44,52 @@ class Record:
     name: str
     sources: dict[str, Source] = field(default_factory=dict)
 
-    def read(self, kind: str, frames: int) -> Prompt:
-        """The medium as a read prompt; a clip with `frames` frames at most. Raises CoDiError naming what cannot be read."""
+    def read(self, kind: str, _: int = 0) -> Prompt:
+        """The medium as a prompt: a caption, or a file that `latents.fitted` and `Prompt.read` read. Raises CoDiError naming what cannot be
+        read."""
         source = self.sources[kind]
         if source.text is not None:
             return Prompt("text", source.text)
         if not source.member:
-            return _read(kind, source.path, frames)
+            return _prompt(kind, source.path)
         try:
-            with tarfile.open(source.path) as tar, tempfile.TemporaryDirectory() as folder:
+            with tarfile.open(source.path) as tar:
                 file = tar.extractfile(source.member)
                 if file is None:
                     raise CoDiError(f"{source} is no plain file: pack the media themselves, not links to them")
-                copy = Path(folder) / f"member.{source.member.rsplit('.', 1)[-1].lower()}"
-                copy.write_bytes(file.read())
-                try:
-                    return _read(kind, copy, frames)
-                except CoDiError as error:
-                    raise CoDiError(str(error).replace(str(copy), str(source))) from error
+                if kind != "text":
+                    return Prompt(kind, _Member(file.read(), str(source)))
+                return Prompt("text", _caption_of(file.read(LONGEST_TEXT), source))
         except (OSError, tarfile.TarError) as error:
             raise CoDiError(f"{source} cannot be read ({error}): the tar is damaged or cut off. Pack it again") from error
 
 
-def _read(kind: str, path: Path, frames: int) -> Prompt:
+class _Member(io.BytesIO):
+    """A file of a tar, in memory, that errors can name."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+
+def _prompt(kind: str, path: Path) -> Prompt:
     if kind != "text":
-        return Prompt(kind, path).read(frames)
+        return Prompt(kind, path)
     try:
         with open(path, "rb") as file:
-            text = file.read(LONGEST_TEXT).decode("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+            return Prompt("text", _caption_of(file.read(LONGEST_TEXT), path))
+    except OSError as error:
         raise CoDiError(f"{path} cannot be read as a caption ({error}): give UTF-8 text") from error
+
+
+def _caption_of(content: bytes, source: object) -> str:
+    try:
+        text = content.decode("utf-8").strip()
+    except UnicodeDecodeError as error:
+        raise CoDiError(f"{source} cannot be read as a caption ({error}): give UTF-8 text") from error
     if not text:
-        raise CoDiError(f"{path} is an empty caption: write what the example shows, or remove the file")
-    return Prompt("text", text)
+        raise CoDiError(f"{source} is an empty caption: write what the example shows, or remove the file")
+    return text
 
 
 def find_records(data: str | Path) -> list[Record]:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...codi_models.encoders.preprocess import SAMPLE_RATES
 from ...codi_models.errors import CoDiError
+from ...codi_models.media import SAMPLE_RATES
 from .handle import CoDiHandle
 
 FILES = ("name", "file", "order")

@@ -50,7 +50,7 @@ def _once(codi: CoDiHandle, name: str, fit: Callable[[CoDiHandle], LinearMap]) -
 def _fit_colour(codi: CoDiHandle, count: int = 48) -> LinearMap:
     """Over pictures of Bounce World: each latent element against the mean colour of its pixels."""
     generator = torch.Generator().manual_seed(0)
-    scenes = sample_scenes(count, generator=generator, held_out="include")
+    scenes = sample_scenes(count, generator=generator)
     pixels = render_image(scenes, sample_nuisance(count, generator=generator)) * 2 - 1  # (n, 3, 64, 64)
     autoencoder = codi.model.image_autoencoder
     z = autoencoder.encode(pixels.to(codi.model.place("image_autoencoder"))).float().cpu() * codi.config.image_autoencoder.scale
@@ -63,7 +63,7 @@ def _fit_loudness(codi: CoDiHandle, count: int = 12) -> LinearMap:
     from torchaudio.functional import resample
 
     generator = torch.Generator().manual_seed(0)
-    scenes = sample_scenes(count, generator=generator, held_out="include")
+    scenes = sample_scenes(count, generator=generator)
     sound = resample(render_audio(scenes, sample_nuisance(count, generator=generator)), SAMPLE_RATE, codi.config.mel.sample_rate)
     autoencoder = codi.model.audio_autoencoder
     logmel = autoencoder.mel(sound.to(codi.model.place("audio_autoencoder")), frames=128)  # (n, 1, 128, M)

@@ -8,9 +8,9 @@ import comfy.model_management as mm
 import torch
 from torch import Tensor
 
-from ...codi_models.encoders.preprocess import rgb
 from ...codi_models.errors import CoDiError
 from ...codi_models.latents import BINS_AT_ONCE, PIXELS_AT_ONCE, decode_audio, decode_pixels
+from ...codi_models.media import rgb
 from .handle import CoDiHandle
 from .parts import mel_frames
 

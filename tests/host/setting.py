@@ -45,7 +45,7 @@ def host_version(folder: Path) -> str:
 
 
 def make_base(folder: Path) -> Path:
-    """Makes `folder` a ComfyUI base directory with the models `tiny` and `tiny-shifted`, random weights; `tiny` also stands for a codi-mini not shipped."""
+    """Makes `folder` a ComfyUI base directory with the models `tiny` and `tiny-shifted`, random weights."""
     from host.tiny import create_shifted, create_tiny
 
     models = folder / "models" / "codi"

@@ -1,220 +1,247 @@
-"""Cells of the evaluation: what is generated for each, what the judge read in it, and when a stored reading may be used again."""
+"""Cells of the evaluation: so many samples of one request, what the judge reads in them, and where the readings are kept."""
 
 from __future__ import annotations
 
-import ast
-import dataclasses
+import gzip
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...checkpoints import read_weights
-from ...components import COMPONENTS
-from ...decoding import DECODERS
-from ...encoders.shared_space import SHARED_SPACE_FILE
-from ...facets import FACETS_FILE
-from ...files import sha256, write_text
-from ...model import CoDi
-from ...settings import Settings, denoisers_of
-from ..world import ATTRIBUTES
-from .asking import Recipe
+from ...conditioning import Prompt, encode_prompt, mix
+from ...files import sha256, whole_file
+from ...latents import encode_media
+from ...pipeline import CoDiPipeline, Sample
+from ...settings import Settings
+from .. import judge, words
+from ..render import render_audio, render_image, render_video
+from ..world import (
+    ATTRIBUTES,
+    BEAT_WORDS,
+    COLOURS,
+    FULL_TEMPLATES,
+    PARTIAL_TEMPLATES,
+    SAMPLE_RATE,
+    SEEN_IN,
+    SHAPES,
+    Scenes,
+    every_scene,
+    sample_nuisance,
+)
+from . import VERSION, fidelity
 
-CODE = ("asking.py", "cells.py", "quality.py")
-NUMERICS = ("autoencoders", "denoisers", "encoders", "worlds", "conditioning.py", "coupling.py", "decoding.py", "diffusion.py", "facets.py",
-            "joint.py", "latents.py", "order.py", "pipeline.py", "prompts.py")  # fmt: skip
-"""Code that the numbers come from, beside this package's own."""
+HELD_BACK = (
+    "could there be {shape} in {colour} which {beats} {verb}?", "my favourite is a {colour} {shape}, it {verb} {beats}",
+    "{beats}, no more and no less, a {shape} of the colour {colour} {verb}", "what about {colour}? a {shape}! {beats}!",
+    "a {shape}. it is {colour}. it {verb} {beats}.", "once upon a time a {colour} {shape} was seen: {verb} {beats}",
+    "the thing is {colour}, the thing is a {shape}, and it {verb} {beats} before it rests", "{colour}. {shape}. {verb} {beats}",
+    "if a {shape} is {colour} then it {verb} {beats}", "one of those {colour} {shape} toys, {beats} it {verb}",
+)  # fmt: skip
+"""Phrasings that no training has seen, for names that it has."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One prompt of a mixture, about scene `scene` of a sample. says (text only): the attributes that it names. words: "captions" of the
+    world, "users" as in training, or "held back"."""
+
+    kind: str
+    scene: str = "a"
+    says: tuple[str, ...] = ATTRIBUTES
+    weight: float = 1.0
+    words: str = "captions"
+
+    @property
+    def shows(self) -> tuple[str, ...]:
+        """Attributes that it tells."""
+        return tuple(a for a in SEEN_IN[self.kind] if self.kind != "text" or a in self.says)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: prompts, outputs, settings that differ from the run's, and outputs that are kept from the scene instead of made."""
+    """A request: prompts, outputs, outputs that are given (the world's own media of scene a), and settings that are not the model's."""
 
-    recipe: Recipe
     outputs: tuple[str, ...]
+    parts: tuple[Part, ...] = ()
+    given: tuple[str, ...] = ()
     settings: tuple[tuple[str, Any], ...] = ()
-    keep: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        changed = "".join(f", {name} {value}" for name, value in self.settings)
-        return f"{self.recipe} to {'+'.join(self.outputs)}{' keeping ' + '+'.join(self.keep) if self.keep else ''}{changed}"
-
-    @property
-    def made(self) -> tuple[str, ...]:
-        """Outputs that are generated."""
-        return tuple(o for o in self.outputs if o not in self.keep)
+        return json.dumps([self.outputs, [vars(p) for p in self.parts], self.given, self.settings])
 
 
 @dataclass
 class Readings:
-    """What the judge read in the n samples of a cell."""
+    """What was asked for and what was read, n samples."""
 
-    scenes: dict[str, Tensor]  # scene name -> (n, 3)
-    said: Tensor  # (n, 3), -1 = left open by the prompt
-    outputs: dict[str, dict[str, Tensor]]  # output -> attribute (n,), "times" (n, k) s, nuisance (n,)
-    captions: list[str] = field(default_factory=list)
-    seconds: float = 0.0  # wall clock of the run
+    scenes: dict[str, Tensor]  # (n, 3) indices: shape, colour, beats
+    outputs: dict[str, dict[str, Tensor]]  # output -> what the judge reads, nuisance and fidelity, (n,) or (n, times)
+    seconds: float = 0.0
+    texts: list[str] = field(default_factory=list)
 
-    def scene(self, name: str = "a") -> dict[str, Tensor]:
-        """Attributes of a scene, (n,) each."""
-        return dict(zip(ATTRIBUTES, self.scenes[name].unbind(1), strict=True))
+    def scene(self, name: str = "a") -> Scenes:
+        return Scenes(*self.scenes[name].unbind(1))
 
     def dump(self) -> dict[str, Any]:
-        """As JSON: attributes as strings of digits with "-" for unreadable, times and nuisance as numbers with None for NaN."""
-        scenes = {name: ["".join(map(_digit, row)) for row in rows.tolist()] for name, rows in self.scenes.items()}
-        outputs = {o: {k: _compact(v) for k, v in read.items()} for o, read in self.outputs.items()}
-        said = ["".join(map(_digit, row)) for row in self.said.tolist()]
-        return {"scenes": scenes, "said": said, "outputs": outputs, "captions": self.captions, "seconds": round(self.seconds, 2)}
+        """As JSON takes it; `load` is the inverse."""
+        outputs = {o: {k: _rounded(v) for k, v in read.items()} for o, read in self.outputs.items()}
+        scenes = {name: value.tolist() for name, value in self.scenes.items()}
+        return {"scenes": scenes, "outputs": outputs, "seconds": round(self.seconds, 2), "texts": self.texts}
 
     @staticmethod
-    def load(data: Mapping[str, Any]) -> Readings:
-        """Inverse of `dump`."""
-        outputs = {o: {k: _expand(v) for k, v in read.items()} for o, read in data["outputs"].items()}
-        scenes = {name: torch.stack([_expand(row) for row in rows]) for name, rows in data["scenes"].items()}
-        said = torch.stack([_expand(row) for row in data["said"]])
-        return Readings(scenes, said, outputs, list(data["captions"]), float(data["seconds"]))
+    def load(data: dict[str, Any]) -> Readings:
+        outputs = {o: {k: _tensor(v) for k, v in read.items()} for o, read in data["outputs"].items()}
+        scenes = {name: torch.tensor(value) for name, value in data["scenes"].items()}
+        return Readings(scenes, outputs, data["seconds"], data["texts"])
 
 
-def _digit(value: int) -> str:
-    return "-" if value < 0 else str(value)
+class Laboratory:
+    """Readings of cells, made by a model where they are not in `file` yet: one compressed JSON, whole after every cell.
 
+    It holds the readings of one key: hashes of the weights, settings, samples, seed and `VERSION`. Those of another key are dropped."""
 
-def _compact(value: Tensor) -> Any:
-    if not value.is_floating_point():
-        return "".join(map(_digit, value.tolist()))
-    rounded = [[round(x, 4) if x == x else None for x in row] for row in value.reshape(len(value), -1).tolist()]
-    return rounded if value.ndim > 1 else [row[0] for row in rounded]
-
-
-def _expand(value: Any) -> Tensor:
-    if isinstance(value, str):
-        return torch.tensor([-1 if c == "-" else int(c) for c in value])
-    rows = [[torch.nan if x is None else x for x in row] if isinstance(row, list) else (torch.nan if row is None else row) for row in value]
-    return torch.tensor(rows, dtype=torch.float32)
-
-
-def settled(config: Any, cell: Cell, overrides: Mapping[str, Any]) -> Settings:
-    """All settings of a cell's run."""
-    return Settings.settled(config, cell.outputs, **{**overrides, **dict(cell.settings)})
-
-
-def effective(config: Any, cell: Cell, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that decide what a cell generates; those without influence are left out."""
-    settings = settled(config, cell, overrides)
-    idle = ["seed", "count", "batch_size", "mix", "outputs"]
-    if not settings.listening:
-        idle += ["wiring", "alignment", "alignment_guidance", "alignment_pairs", "alignment_start", "alignment_end", "order"]
-    if not cell.recipe.parts:
-        idle += ["cfg", "cfg_each", "cfg_rescale", "composition"]
-    return {name: value for name, value in settings.told().items() if name not in idle}
-
-
-class Fingerprints:
-    """Names of everything that a cell's numbers depend on: weights by component, code."""
-
-    def __init__(self, model: CoDi) -> None:
-        self.model = model
-        self._known: dict[tuple[str, bool], str] = {}
-
-    def weights(self, cell: Cell, overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
-        """Hash by component. A run whose outputs do not listen to each other does not depend on its denoisers' connectors."""
-        kinds = {part.kind for part in cell.recipe.parts} | {"text"}  # the empty text is always embedded
-        names = {"clap" if kind == "audio" else "clip" for kind in kinds}
-        names |= {component for output in cell.outputs for component in DECODERS[output]}
-        used = {name: self._component(name, True) for name in names}
-        run = settled(self.model.config, cell, overrides or {})
-        used |= {name: self._component(name, run.listening) for name in denoisers_of(run.working)}
-        shared = self.model.folder / SHARED_SPACE_FILE
-        used["shared_space"] = sha256(shared)[:16] if shared.exists() else ""
-        if cell.recipe.parts and run.composition != "plain":
-            used["facets"] = sha256(self.model.folder / FACETS_FILE)[:16]
-        used["config"] = hashlib.sha256(repr(_networks(self.model.config)).encode()).hexdigest()[:16]
-        return dict(sorted(used.items()))
-
-    def whole(self, cell: Cell, overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
-        """Hash of every component that a cell uses, connectors included."""
-        return {name: self._component(name, True) if name in COMPONENTS else value for name, value in self.weights(cell, overrides).items()}
-
-    def _component(self, name: str, connectors: bool) -> str:
-        if (name, connectors) not in self._known:
-            tensors, _ = read_weights(self.model.path(name))
-            digest = hashlib.sha256()
-            for key in sorted(tensors):
-                if connectors or "connecter" not in key:
-                    digest.update(f"{key} {tuple(tensors[key].shape)} {tensors[key].dtype}".encode())
-                    digest.update(tensors[key].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-            self._known[name, connectors] = digest.hexdigest()[:16]
-        return self._known[name, connectors]
-
-
-def _networks(config: Any) -> Any:
-    """The configuration without its defaults of sampling, which a cell's own settings cover."""
-    return dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, sampler="", steps=0, cfg=0.0, wiring="", alignment=0.0,
-                                                                    alignment_guidance=0.0, cfg_each="", composition=""))  # fmt: skip
-
-
-@lru_cache
-def code_version() -> str:
-    """Hash of the code that the numbers come from; comments, docstrings and layout do not matter."""
-    here = Path(__file__).parent
-    paths = [here / name for name in CODE]
-    for name in NUMERICS:
-        path = here.parent / name
-        paths += sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(f"{path.relative_to(here.parent).as_posix()}\n{_bare(path)}\n".encode())
-    return digest.hexdigest()[:16]
-
-
-def _bare(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            bare = [
-                s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant) and isinstance(s.value.value, str))
-            ]
-            node.body = bare or [ast.Pass()]  # type: ignore[attr-defined]
-    return ast.unparse(tree)
-
-
-class Store:
-    """Readings on disk, one file a cell, whole or not at all."""
-
-    def __init__(self, folder: Path, *, any_code: bool = False) -> None:
-        self.folder, self.any_code = folder, any_code
-
-    def path(self, cell: Cell, key: Mapping[str, Any]) -> Path:
-        """File of a cell: another number of samples or another seed stands beside it, another model or code takes its place."""
-        words = "".join(c if c.isalnum() or c in "+-" else "_" for c in str(cell))[:80]
-        name = hashlib.sha256(json.dumps([str(cell), key["settings"], key["samples"], key["seed"]], sort_keys=True).encode())
-        return self.folder / f"{words}-{name.hexdigest()[:8]}.json"
-
-    def get(self, cell: Cell, key: Mapping[str, Any]) -> Readings | None:
-        """A stored reading of the same key, or None. A damaged file counts as none."""
+    def __init__(
+        self, pipe: CoDiPipeline, file: Path, *, samples: int, seed: int, overrides: Mapping[str, Any], log: Callable[[str], None] = print
+    ) -> None:
+        self.pipe, self.file, self.samples, self.seed, self.overrides, self.log = pipe, file, samples, seed, dict(overrides), log
+        folder = pipe.model.folder
+        weights = {path.name: sha256(path)[:16] for path in sorted(folder.glob("*.safetensors"))}
+        self.key = {"version": VERSION, "weights": weights, "settings": self.overrides, "samples": samples, "seed": seed,
+                    "sampling": json.loads(json.dumps(vars(pipe.model.config.sampling)))}  # fmt: skip
+        self.known: dict[str, Readings] = {}
         try:
-            data = json.loads(self.path(cell, key).read_text(encoding="utf-8"))
-            same = all(data["key"][name] == value for name, value in key.items() if not (self.any_code and name == "code"))
-            return Readings.load(data["readings"]) if same else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            data = json.loads(gzip.decompress(file.read_bytes()))
+            if data["key"] == self.key:
+                self.known = {name: Readings.load(one) for name, one in data["cells"].items()}
+        except (OSError, ValueError, KeyError, TypeError, EOFError):
+            pass  # none there, or damaged: they are made again
 
-    def put(self, cell: Cell, key: Mapping[str, Any], readings: Readings) -> None:
-        """Raises CoDiError where the folder cannot be written."""
-        write_text(self.path(cell, key), json.dumps({"key": key, "readings": readings.dump()}) + "\n")
+    def read(self, cell: Cell) -> Readings:
+        """Readings of a cell."""
+        if str(cell) not in self.known:
+            begin = time.monotonic()
+            found = self._run(cell)
+            found.seconds = time.monotonic() - begin
+            self.known[str(cell)] = found
+            self._store()
+            asked = " + ".join(p.kind for p in cell.parts) or "no prompt"
+            self.log(f"{asked} -> {', '.join(cell.outputs)}: {found.seconds:.1f} s")
+        return self.known[str(cell)]
+
+    def _store(self) -> None:
+        data = {"key": self.key, "cells": {name: one.dump() for name, one in self.known.items()}}
+        with whole_file(self.file) as temporary:
+            temporary.write_bytes(gzip.compress(json.dumps(data).encode("utf-8"), mtime=0))
+
+    def _run(self, cell: Cell) -> Readings:
+        stream = int.from_bytes(hashlib.sha256(f"{self.seed}:{cell}".encode()).digest()[:5], "little")
+        generator, rng = torch.Generator().manual_seed(stream), random.Random(stream)
+        scenes = draw_scenes(self.samples, generator)
+        cond, uncond = self._prompts(cell, scenes, generator, rng)
+        model = self.pipe.model
+        settings = Settings.resolve(
+            model.config, cell.outputs, given=cell.given, count=self.samples, **{**self.overrides, **dict(cell.settings)}
+        )
+        given = {kind: media(kind, scenes["a"], generator) for kind in cell.given}
+        latents = {kind: torch.stack([encode_media(model, prompt) for prompt in found]) for kind, found in given.items()}
+        samples: list[Sample] = []
+        for start in range(0, self.samples, settings.batch_size):
+            rows = slice(start, min(start + settings.batch_size, self.samples))
+            seeds = [stream + i for i in range(rows.start, rows.stop)]
+            shown = {kind: [0] * len(seeds) for kind in cell.given}
+            own = {kind: z[rows] for kind, z in latents.items()}
+            samples += self.pipe.generate(cond[rows], uncond, settings, seeds, given=own, shown=shown)[0]
+        outputs = {o: read_output(samples, o) for o in cell.outputs if o not in cell.given}
+        texts = [str(s.text) for s in samples] if "text" in outputs else []
+        return Readings({name: value.cpu() for name, value in scenes.items()}, outputs, texts=texts)
+
+    def _prompts(
+        self, cell: Cell, scenes: Mapping[str, Tensor], generator: torch.Generator, rng: random.Random
+    ) -> tuple[Tensor, Tensor | None]:
+        model = self.pipe.model
+        empty = self.pipe.condition([])[0]
+        if not cell.parts:
+            return empty.expand(self.samples, -1, -1), None
+        columns = []
+        for part in cell.parts:
+            if part.kind == "text":
+                prompts = [Prompt("text", say(part, scene, rng)) for scene in scenes[part.scene].tolist()]
+            else:
+                prompts = media(part.kind, scenes[part.scene], generator)
+            columns.append(torch.cat([encode_prompt(model, prompt) for prompt in prompts]))  # (n, 1, D)
+        return mix(columns, [part.weight for part in cell.parts]), empty
 
 
-def stacked(readings: Sequence[Readings]) -> Readings:
-    """Samples of several cells with the same outputs as one."""
-    first = readings[0]
-    outputs = {o: {k: torch.cat([r.outputs[o][k] for r in readings]) for k in read} for o, read in first.outputs.items()}
-    scenes = {name: torch.cat([r.scenes[name] for r in readings]) for name in first.scenes if all(name in r.scenes for r in readings)}
-    said = torch.cat([r.said for r in readings])
-    return Readings(scenes, said, outputs, [c for r in readings for c in r.captions], sum(r.seconds for r in readings))
+def draw_scenes(count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Scenes a and b of each sample, (n, 3); b differs from a in every attribute."""
+    table = torch.stack([getattr(every_scene(), name) for name in ATTRIBUTES], dim=1)  # (72, 3)
+    a = table[torch.randperm(len(table), generator=generator).repeat(-(-count // len(table)))[:count]]
+    sizes = torch.tensor([len(SHAPES), len(COLOURS), len(BEAT_WORDS)])
+    steps = torch.stack([torch.randint(1, int(size), (count,), generator=generator) for size in sizes], dim=1)
+    return {"a": a, "b": (a + steps) % sizes}
+
+
+def say(part: Part, scene: Sequence[int], rng: random.Random) -> str:
+    """A text prompt about a scene."""
+    if part.words == "users":
+        return words.users_words(rng, *scene, whole=1.0)
+    names = {"shape": SHAPES[scene[0]], "colour": COLOURS[scene[1]], "beats": BEAT_WORDS[scene[2]]}
+    if part.words == "held back":
+        names["shape"] = rng.choice(words.SHAPE_WORDS[names["shape"]])
+        names["colour"] = rng.choice(words.COLOUR_WORDS[names["colour"]])
+        names["beats"] = rng.choice([b for b in words.BEAT_PHRASES[scene[2]] if "bounce" not in b and b not in ("double", "triple")])
+        return rng.choice(HELD_BACK).format(**names, verb=rng.choice(words.VERBS)[0])
+    fitting = [t for t in (*FULL_TEMPLATES, *PARTIAL_TEMPLATES) if {a for a in ATTRIBUTES if "{" + a + "}" in t} == set(part.says)]
+    return rng.choice(fitting).format(**names)
+
+
+def media(kind: str, scenes: Tensor, generator: torch.Generator) -> list[Prompt]:
+    """The world's own media of scenes (n, 3)."""
+    of, nuisance = Scenes(*scenes.unbind(1)), sample_nuisance(len(scenes), generator=generator)
+    if kind == "text":
+        named = zip(of.shape.tolist(), of.colour.tolist(), of.beats.tolist(), strict=True)
+        return [Prompt("text", FULL_TEMPLATES[0].format(shape=SHAPES[s], colour=COLOURS[c], beats=BEAT_WORDS[b])) for s, c, b in named]
+    if kind == "audio":
+        return [Prompt("audio", (wave, SAMPLE_RATE)) for wave in render_audio(of, nuisance)]
+    return [Prompt(kind, pixels) for pixels in (render_image if kind == "image" else render_video)(of, nuisance)]
+
+
+def read_output(samples: Sequence[Sample], output: str) -> dict[str, Tensor]:
+    """What the judge reads in one output, with nuisance and fidelity."""
+    if output == "text":
+        return judge.judge_text([str(sample.text) for sample in samples])
+    media = torch.stack([getattr(sample, output) for sample in samples])
+    if output == "audio":
+        rate = samples[0].sample_rate
+        return {**judge.judge_audio(media, rate, nuisance=True), "distance": fidelity.spectral_distance(media, rate)}
+    if output == "image":
+        return {**judge.judge_image(media, nuisance=True), "iou": fidelity.outline_iou(media)}
+    return {**judge.judge_video(media, nuisance=True), "track": fidelity.track_error(media)}
+
+
+def _rounded(values: Tensor) -> list[Any]:
+    if not values.is_floating_point():
+        return values.tolist()
+    return [[_number(x) for x in row] if isinstance(row, list) else _number(row) for row in values.tolist()]
+
+
+def _number(x: float) -> float | None:
+    return round(x, 4) if x == x else None
+
+
+def _tensor(values: list[Any]) -> Tensor:
+    flat = [x for row in values for x in (row if isinstance(row, list) else [row])]
+    if all(isinstance(x, int) for x in flat):
+        return torch.tensor(values)
+    return torch.tensor([[_nan(x) for x in row] if isinstance(row, list) else _nan(row) for row in values], dtype=torch.float32)
+
+
+def _nan(x: float | None) -> float:
+    return float("nan") if x is None else x
