@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_management as mm
-import comfy.utils
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -33,12 +32,15 @@ def _schema(kind: str, description: str, *prompt: Any, aliases: list[str]) -> io
 
 
 def _conditioning(codi: CoDiHandle, prompts: list[Prompt]) -> io.NodeOutput:
-    """One row per prompt: (B, 1, D). Progress and interrupt between prompts."""
-    rows, bar = [], comfy.utils.ProgressBar(len(prompts))
-    for prompt in prompts:
-        mm.throw_exception_if_processing_interrupted()
-        rows.append(encode_prompt(codi.model, prompt).to(mm.intermediate_device()))
-        bar.update(1)
+    """One row per prompt: (B, 1, D). Progress and interrupt between prompts, and between parts of a long one."""
+    rows, progress = [], reading()
+    for number, prompt in enumerate(prompts):
+
+        def part(done: float, before: int = number) -> None:
+            progress((before + done) / len(prompts))
+
+        part(0.0)
+        rows.append(encode_prompt(codi.model, prompt, part).to(mm.intermediate_device()))
     return io.NodeOutput([[torch.cat(rows), {}]])
 
 
@@ -99,8 +101,7 @@ class EncodeVideo(Node):
         video = io.MultiType.Input(
             "video",
             types=[io.Video, io.Image],
-            tooltip="A VIDEO, or its frames as a batch of images. Of all its time, frames are taken evenly. Its audio is ignored: use "
-            "CoDi Encode Audio.",
+            tooltip="A VIDEO, or its frames as a batch of images. Its audio is ignored: use CoDi Encode Audio.",
         )
         aliases = ["clip prompt", "video to audio", "foley"]
         return _schema("Video", "A video prompt, from a video or from frames.", video, *span_inputs(), aliases=aliases)
