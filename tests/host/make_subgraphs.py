@@ -195,7 +195,7 @@ def main() -> None:
             with open_page(server.url) as page:
                 for blueprint in (b for b in BLUEPRINTS if b.name in names):
                     graph = make(page, blueprint)
-                    (TARGET / f"{blueprint.name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
+                    (TARGET / f"{blueprint.name}.json").write_text(json.dumps(graph, separators=(",", ":")) + "\n", encoding="utf-8")
                     print(blueprint.name)
         finally:
             server.stop()
