@@ -153,7 +153,7 @@ def load(session, kind: str, patcher: Any, name: str) -> Any:
 def test_every_weight_is_patched_exactly(session, lora, joint, kind, form):
     parts = members(session)
     compose = session.pack.nodes.host.compose
-    patcher = compose.compose(list(parts.values()), compose.Coupling()) if joint else parts["vision_denoiser"]
+    patcher = compose.compose(list(parts.values())) if joint else parts["vision_denoiser"]
     before = weights_in_use(patcher)
     name_keys, names = FORMATS[form]
     file = recipe(before, names, name_keys)
@@ -205,7 +205,7 @@ def test_before_and_after_compose_are_the_same(session, lora):
 def test_a_joint_model_has_its_members_keys(session, lora, component):
     parts = members(session)
     compose = session.pack.nodes.host.compose
-    joint = compose.compose(list(parts.values()), compose.Coupling())
+    joint = compose.compose(list(parts.values()))
     weight = parts[component].model.diffusion_model.state_dict()["time_embed.0.weight"]
     file = {
         f"diffusion_model.{component}.time_embed.0.lora_up.weight": torch.ones(weight.shape[0], 1),
@@ -224,7 +224,7 @@ def test_a_joint_model_has_its_members_keys(session, lora, component):
 def test_a_lora_goes_to_the_member_that_it_fits(session, lora):
     parts = members(session)
     compose = session.pack.nodes.host.compose
-    joint = compose.compose(list(parts.values()), compose.Coupling())
+    joint = compose.compose(list(parts.values()))
     weight = parts["text_denoiser"].model.diffusion_model.state_dict()["input_blocks.0.0.weight"]  # (width, latent): of no other member
     file = {
         "diffusion_model.input_blocks.0.0.lora_up.weight": torch.ones(weight.shape[0], 1),

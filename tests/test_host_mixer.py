@@ -94,30 +94,6 @@ def test_stock_nodes_take_the_mixture(session):
     assert all(torch.isfinite(p).all() for p in parts(value(session, graph, ["sample", 0])))
 
 
-def test_facets_are_read_in_what_the_graph_makes_of_the_prompts(session, monkeypatch):
-    """codi-mini's prompts are put together anew when a run begins: after the mixer, its curves over frames, and the host's average."""
-    pack, asked = session.pack.codi_models, {}
-    plain = pack.joint.JointDenoiser.forward
-
-    def listening(self, latents, timesteps, contexts, **more):
-        asked.update({m: context.clone() for m, context in contexts.items()})
-        return plain(self, latents, timesteps, contexts, **more)
-
-    graph = mixed("video", "audio", over="frames", keyframes="0:1, 1:0\n0:0, 1:1", sampler={"model": "codi-mini", "steps": 1, "cfg": 1.0})
-    graph["average"] = node("ConditioningAverage", conditioning_to=["mix", 0], conditioning_from=["yes", 0], conditioning_to_strength=0.5)
-    graph["sample"]["inputs"]["positive"] = ["average", 0]
-    monkeypatch.setattr(pack.joint.JointDenoiser, "forward", listening)
-    value(session, graph, ["sample", 0])
-    (entry,) = session.value("average")
-    model = session.value("load", 1).model
-    facets = model.facets
-    frames = entry[0][:, None] + entry[1]["codi_frames"]  # (1, F, 1, D)
-    assert facets is not None and frames.shape == (1, 4, 1, 128)
-    torch.testing.assert_close(asked["audio"], facets.clarified(entry[0]), atol=1e-5, rtol=0)
-    torch.testing.assert_close(asked["video"], facets.clarified(frames[0])[None], atol=1e-5, rtol=0)
-    assert (asked["audio"] - entry[0]).abs().max() > 0.01
-
-
 def test_prompt_travel(session):
     graph = mixed("image", sampler={"batch_size": 3})
     links = {"origin": ["yes", 0], "destination": ["other", 0]}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from codi.codi_models import latents
 from codi.codi_models.bounce_world import judge
-from codi.codi_models.conditioning import mix
+from codi.codi_models.conditioning import Prompt, encode_prompt, mix
 from codi.codi_models.model import CoDi
 from host.graph import decoded, node, outputs, sampled, shown
 from host.setting import HOST, host_version
@@ -61,9 +61,9 @@ def test_prompts_are_those_of_the_pipeline(session, headless):
             given = (given["waveform"][0, 0], given["sample_rate"])
         elif kind == "video":
             given = given.get_components().images.movedim(-1, 1)
-        expected = conditioning.encode_prompt(headless, conditioning.Prompt(kind, given))
+        expected = encode_prompt(headless, Prompt(kind, given))
         assert embeddings[kind].shape == (1, 1, 128)
-        assert torch.allclose(embeddings[kind], expected, atol=1e-5)
+        assert torch.allclose(embeddings[kind], expected, atol=1e-5), kind
     graph = encoder("image", 0)
     graph["text"] = node("CoDiEncodeText", codi=["codi", 0], text="a red square bounces twice")
     graph["mix"] = node(

@@ -39,11 +39,13 @@ def resize_image(pixels: Tensor, size: int) -> Tensor:
 
     The short side becomes `size` and the middle of the long side is kept. Up to LONG_SIDE times the short side the whole picture
     is resized and then cropped, to the last bit as published; of longer ones only the middle is ever computed, so that extreme
-    aspect ratios cost nothing. Returns float32 in 0..1 on the CPU, multiples of 1/255.
+    aspect ratios cost nothing. Returns float32 in 0..1, multiples of 1/255 on the CPU; what has the size already is not changed.
     """
     from PIL import Image
 
     height, width = pixels.shape[-2:]
+    if (height, width) == (size, size):
+        return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
     short = min(height, width)
     whole = (size * width // short, size * height // short)
     box = (*_centre(width, short, size), *_centre(height, short, size))

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..latents import fitted
+from ..modalities import MODALITIES
 from .records import Record, find_records
 
 NAMED = {"bounce-world": "..bounce_world.dataset:BounceWorld"}
@@ -80,7 +81,7 @@ class FolderDataset(Dataset):
     def __init__(self, path: str | Path, config: CoDiConfig, *, skip_unreadable: bool = False, room: int = 4 << 30) -> None:
         self.config, self.skip_unreadable, self.room = config, skip_unreadable, room
         self.records = find_records(path)
-        kinds = [kind for kind in ("text", "image", "audio", "video") if any(kind in r.sources for r in self.records)]
+        kinds = [kind for kind in MODALITIES if any(kind in r.sources for r in self.records)]
         self.has = {kind: torch.tensor([kind in r.sources for r in self.records]) for kind in kinds}
         self.version = hashlib.sha256(repr([list(_state(r)) for r in self.records]).encode()).hexdigest()
         self._kept: dict[tuple[str, int], Tensor] = {}

@@ -12,14 +12,10 @@ from pathlib import Path, PurePosixPath
 
 from ..conditioning import PROMPT_KINDS, Prompt
 from ..errors import CoDiError
+from ..modalities import MODALITIES
 
 MANIFEST = "manifest.jsonl"
-SUFFIXES = {
-    "text": ("txt", "caption"),
-    "image": ("png", "jpg", "jpeg", "webp", "bmp"),
-    "audio": ("wav", "mp3", "flac", "ogg", "m4a", "aac"),
-    "video": ("mp4", "webm", "mov", "mkv", "avi", "gif"),
-}
+SUFFIXES = {name: row.suffixes for name, row in MODALITIES.items()}
 _KIND_OF = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 _CAPTION_FIELDS = ("caption", "text")
 LONGEST_TEXT = 1 << 20  # bytes of a caption file
