@@ -143,7 +143,7 @@ class Official:
         if output == "text":
             text, z = self.networks["text_autoencoder"], self.empty(1, *shape)
             ids = self.empty(1, self.config.text_autoencoder.max_tokens, dtype=torch.int64)
-            return peak_of(lambda: text.decoder(z, ids))  # type: ignore[operator]
+            return peak_of(lambda: text.logits(z, ids))  # type: ignore[operator]
         return peak_of(lambda: self.networks["image_autoencoder"].decode(self.empty(1, *shape)))  # type: ignore[operator]
 
 

@@ -73,8 +73,10 @@ class Prompt:
 
 
 @torch.inference_mode()
-def encode_prompt(model: CoDi, prompt: Prompt) -> Tensor:
-    """A read prompt -> (1, 1, D), unit length, in the shared space. Raises CoDiError for tensors of another shape."""
+def encode_prompt(model: CoDi, prompt: Prompt, progress: media.Progress = lambda _: None) -> Tensor:
+    """A read prompt -> (1, 1, D), unit length, in the shared space. progress: called with the part done of one that takes long.
+
+    Raises CoDiError for tensors of another shape."""
     value = prompt.value
     if prompt.kind == "text":
         from .encoders.tokenizer import encode_prompts
@@ -85,7 +87,7 @@ def encode_prompt(model: CoDi, prompt: Prompt) -> Tensor:
 
         if not (isinstance(value, tuple) and isinstance(value[0], Tensor) and value[0].ndim == 1 and value[0].numel()):
             raise CoDiError("an audio prompt is a pair: a waveform (N,) with at least one sample, and its sample rate")
-        embedding = encode_audio(model.clap, value[0][None].to(model.device), int(value[1]))
+        embedding = encode_audio(model.clap, value[0][None], int(value[1]), progress=progress)
     else:
         from .encoders.preprocess import clip_image, clip_video, spread
 

@@ -28,6 +28,7 @@ class Modality:
     denoiser: str
     autoencoder: str  # media to latents
     decoders: tuple[str, ...]  # latents to media
+    suffixes: tuple[str, ...]  # of files that hold it
     colour: tuple[int, int, int]  # in figures: red, green, blue, 0..255
     axes: Callable[[CoDiConfig], tuple[int | None, ...]]  # of one latent without batch axis; None where its size is free
     free: Callable[[CoDiConfig, Size], tuple[int, ...]]  # sizes of the free axes
@@ -54,22 +55,26 @@ def _pixels(config: CoDiConfig, size: Size) -> tuple[int, int]:
 
 MODALITIES: dict[str, Modality] = {
     "video": Modality(
-        "clip", "vision_denoiser", "image_autoencoder", ("image_autoencoder",), (91, 158, 245),
+        "clip", "vision_denoiser", "image_autoencoder", ("image_autoencoder",),
+        ("mp4", "webm", "mov", "mkv", "avi", "gif"), (91, 158, 245),
         lambda config: (config.vision_denoiser.in_channels, None, None, None),
         lambda config, size: (size.frames, *_pixels(config, size)),
     ),
     "image": Modality(
-        "clip", "vision_denoiser", "image_autoencoder", ("image_autoencoder",), (98, 190, 120),
+        "clip", "vision_denoiser", "image_autoencoder", ("image_autoencoder",),
+        ("png", "jpg", "jpeg", "webp", "bmp"), (98, 190, 120),
         lambda config: (config.vision_denoiser.in_channels, None, None),
         _pixels,
     ),
     "text": Modality(
-        "clip", "text_denoiser", "text_autoencoder", ("text_autoencoder",), (238, 197, 87),
+        "clip", "text_denoiser", "text_autoencoder", ("text_autoencoder",),
+        ("txt", "caption"), (238, 197, 87),
         lambda config: (config.text_denoiser.in_channels,),
         lambda config, size: (),
     ),
     "audio": Modality(
-        "clap", "audio_denoiser", "audio_autoencoder", ("audio_autoencoder", "vocoder"), (235, 116, 101),
+        "clap", "audio_denoiser", "audio_autoencoder", ("audio_autoencoder", "vocoder"),
+        ("wav", "mp3", "flac", "ogg", "m4a", "aac"), (235, 116, 101),
         lambda config: (config.audio_denoiser.in_channels, None, config.mel.n_mels // config.audio_autoencoder.downsampling),
         lambda config, size: (size.mel_frames // config.audio_autoencoder.downsampling,),
     ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_management as mm
-import comfy.utils
 import torch
 from comfy_api.latest import io
 from torch import Tensor
@@ -32,12 +31,15 @@ def _schema(kind: str, description: str, *prompt: Any, aliases: list[str]) -> io
 
 
 def _conditioning(codi: CoDiHandle, prompts: list[Prompt]) -> io.NodeOutput:
-    """One row per prompt: (B, 1, D). Progress and interrupt between prompts."""
-    rows, bar = [], comfy.utils.ProgressBar(len(prompts))
-    for prompt in prompts:
-        mm.throw_exception_if_processing_interrupted()
-        rows.append(encode_prompt(codi.model, prompt).to(mm.intermediate_device()))
-        bar.update(1)
+    """One row per prompt: (B, 1, D). Progress and interrupt between prompts, and between parts of a long one."""
+    rows, progress = [], reading()
+    for number, prompt in enumerate(prompts):
+
+        def part(done: float, before: int = number) -> None:
+            progress((before + done) / len(prompts))
+
+        part(0.0)
+        rows.append(encode_prompt(codi.model, prompt, part).to(mm.intermediate_device()))
     return io.NodeOutput([[torch.cat(rows), {}]])
 
 
@@ -81,7 +83,7 @@ class EncodeAudio(Node):
     def define_schema(cls) -> io.Schema:
         audio = io.Audio.Input("audio", tooltip="Any sample rate; channels are averaged. A batch gives one prompt for each sound.")
         aliases = ["sound prompt", "clap", "listen"]
-        return _schema("Audio", "An audio prompt, of up to ten minutes.", audio, *span_inputs(), aliases=aliases)
+        return _schema("Audio", "A sound prompt, up to 10 minutes.", audio, *span_inputs(), aliases=aliases)
 
     @classmethod
     def execute(cls, codi: CoDiHandle, audio: dict, start: float = 0.0, length: float = 0.0) -> io.NodeOutput:
@@ -98,11 +100,10 @@ class EncodeVideo(Node):
         video = io.MultiType.Input(
             "video",
             types=[io.Video, io.Image],
-            tooltip="A VIDEO, or its frames as a batch of images. Of all its time, frames are taken evenly. Sound is ignored: use "
-            "CoDi Encode Audio.",
+            tooltip="A VIDEO, or its frames as a batch of images. Sound is ignored: use CoDi Encode Audio.",
         )
         aliases = ["clip prompt", "video to audio", "foley"]
-        return _schema("Video", "A video prompt, from a video or from frames.", video, *span_inputs(), aliases=aliases)
+        return _schema("Video", "A clip prompt, from a video or from frames.", video, *span_inputs(), aliases=aliases)
 
     @classmethod
     def execute(cls, codi: CoDiHandle, video: Any, start: float = 0.0, length: float = 0.0) -> io.NodeOutput:

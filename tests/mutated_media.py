@@ -137,7 +137,7 @@ def read_all(paths: list[Path]) -> None:
 def run(count: int, seed: int, keep: Path | None = None, at_once: int = 200) -> dict:
     """Figures, and in "wrong" whatever should not have come."""
     import_pack()
-    figures: dict = {"files": count, "read": 0, "refused": 0, "slowest": 0.0, "peak": 0, "wrong": []}
+    figures: dict = {"files": count, "read": 0, "refused": 0, "slowest": [], "peak": [], "wrong": []}
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -181,7 +181,8 @@ def _read_in_a_process(paths: list[Path], figures: dict) -> list[Path]:
             name, what = line["begins"]
             continue
         came, seconds, peak = line["came"], line["seconds"], line["peak"]
-        figures["slowest"], figures["peak"] = max(figures["slowest"], seconds), max(figures["peak"], peak)
+        figures["slowest"] = max(figures["slowest"], [round(seconds, 2), name, what])
+        figures["peak"] = max(figures["peak"], [peak >> 20, name, what])
         if came in ("read", "refused"):
             figures[came] += 1
         if came not in ("read", "refused") or seconds > SECONDS or peak > BYTES:

@@ -13,7 +13,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, str(BENCHMARKS / script), *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, str(BENCHMARKS / script), *arguments], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("growth.py", "--scale 10 --size 64 --repeats 1 --only prompts,rate --outputs 1 --prompts 1,2 --out OUT", 6),
         ("components.py", "--only vocoder --repeats 1", 1),
         ("half_precision.py", "--only vocoder,text_denoiser", 4),
+        ("samplers.py", "--samples 2 --runs euler/normal --evaluations 2 --outputs text --no-joint --device cpu --out OUT", 2),
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith(".py") else "",
 )

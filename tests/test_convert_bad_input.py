@@ -144,6 +144,16 @@ def test_tensors_that_the_layout_does_not_have(refused, audio, tmp_path, capsys)
     assert "more.pth: discriminator (1 tensor, 12 bytes)" in capsys.readouterr().err
 
 
+def test_other_releases_are_recognised(refused, audio, tmp_path, capsys):
+    june = {key: value for key, value in audio.items() if "connecters" not in key}
+    refused([saved(june, tmp_path / "june.pth")], "june.pth", "keys are missing", "June 2023, before latent alignment", "today's file")
+    more = {f"model.diffusion_model.other.{i}.weight": torch.zeros(1000, 1000) for i in range(3)}
+    arguments = ["convert", str(saved({**audio, **more}, tmp_path / "full.pth")), "--out", str(tmp_path / "out")]
+    assert command.main([*arguments, "--config", str(tmp_path / "sizes.json"), "--dtype", "fp32"]) == 0
+    text = capsys.readouterr().err
+    assert "full.pth looks like the full-precision release" in text and "(3 tensors, 12.00 MB)" in text
+
+
 def test_mixed_up_and_other_sizes(refused, audio, tmp_path):
     swapped = {key.replace("unet_audio", "unet_image"): value for key, value in audio.items()}
     refused([saved(swapped, tmp_path / "mixed.pth")], "mixed.pth", "unet_image", "expected", "shapes of audio_denoiser", "mixed up")

@@ -170,6 +170,10 @@ def test_a_beginning_from_elsewhere_is_replaced(remote, content, tmp_path):
 
 def test_a_file_of_unknown_hash_is_taken_once_and_held_to_it(remote, content, tmp_path):
     out = tmp_path / "out"
+    remote.always = "wrong"
+    with pytest.raises(CoDiError, match="has SHA-256"):  # the hub states the hash
+        fetched(out, VISION)
+    remote.always, remote.commits = "", {}  # a mirror that states nothing
     data = fetched(out, VISION)
     digest = hashlib.sha256(data).hexdigest()
     record = json.loads((out / download.PINS).read_text())

@@ -111,7 +111,7 @@ def test_parts_that_were_not_converted_fail_where_they_are_needed(session, place
 def test_unconverted_files_are_pointed_out(session, base, files):
     shutil.copy(files[ENCODERS_FILE], base / "models" / "codi")
     try:
-        with pytest.raises(Exception, match=f"{ENCODERS_FILE} has to be converted first"):
+        with pytest.raises(Exception, match=f"can be converted: .*convert .*{ENCODERS_FILE} --out"):
             module(session, "folders").model_folder("codi")
     finally:
         (base / "models" / "codi" / ENCODERS_FILE).unlink()
@@ -185,6 +185,36 @@ def test_weights_of_the_right_dtype_stay_in_the_file(session, places, monkeypatc
     monkeypatch.undo()
     mapped = [p for p in read.parameters() if p.untyped_storage().nbytes() != p.nbytes or not p.untyped_storage().resizable()]
     assert len(mapped) == len(list(read.parameters()))
+
+
+def test_eight_bits(session, places, files, base, monkeypatch):
+    """Matrices of the denoisers stay in eight bits where the host chooses so; everything else, raw parameters too, keeps its digits."""
+    import comfy.model_management as mm
+
+    monkeypatch.setattr(mm, "unet_dtype", lambda weight_dtype=None, **_: weight_dtype)
+    folder = base / "models" / "codi" / "eight"
+    convert(list(files.values()), folder, dtype="fp8", config=tiny_config())
+    try:
+        handle, denoiser = module(session, "handle"), module(session, "denoiser")
+        for name in denoiser.DENOISERS:
+            eight = denoiser.denoiser_model(handle.open_handle("eight"), name).model
+            exact = denoiser.denoiser_model(handle.open_handle("converted"), name, "fp32").model
+            kinds = {key: p.dtype for key, p in eight.diffusion_model.named_parameters()}
+            assert set(kinds.values()) == {torch.float8_e4m3fn, torch.float16}
+            assert all(kinds[key] == torch.float16 for key in kinds if key.endswith(("pos_embeds", ".g", ".bias")))
+            saved = CoDi.from_pretrained(folder, device="cpu").component(name).state_dict()
+            assert all(torch.equal(value.float(), saved[key]) for key, value in eight.diffusion_model.state_dict().items())
+            shape = {"vision_denoiser": (2, 4, 3, 8, 8), "audio_denoiser": (2, 8, 16, 8), "text_denoiser": (2, 64, 1)}[name]
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+            prompt = torch.randn(2, 1, 128, generator=torch.Generator().manual_seed(1))
+            given = (x, torch.tensor([0.5, 2.0]), None, prompt)
+            got, expected = (model.apply_model(*given, transformer_options={}).float() for model in (eight, exact))
+            error = float((got - expected).norm() / (x - expected).norm())
+            assert 0 < error < 0.15, (name, error)
+        assert "fp8" in told(session, "eight")
+    finally:
+        session.forget()
+        shutil.rmtree(folder)
 
 
 def test_decoding_many_frames_is_bounded(session, places, monkeypatch):

@@ -206,4 +206,4 @@ def test_the_button_on_the_node(running, remote, official, nodes2):
         value = "() => app.graph._nodes[0].widgets.find(w => w.name === 'name').value === 'codi'"
         page.page.wait_for_function(value, timeout=120_000)
         view.wait_for(state="hidden", timeout=60_000)
-        assert page.complaints() == [] and page.crashes == []
+        assert page.crashes == []

@@ -63,7 +63,7 @@ def test_prompts_are_those_of_the_pipeline(session, headless):
             given = given.get_components().images.movedim(-1, 1)
         expected = encode_prompt(headless, Prompt(kind, given))
         assert embeddings[kind].shape == (1, 1, 128)
-        assert torch.allclose(embeddings[kind], expected, atol=1e-5)
+        assert torch.allclose(embeddings[kind], expected, atol=1e-5), kind
     graph = encoder("image", 0)
     graph["text"] = node("CoDiEncodeText", codi=["codi", 0], text="a red square bounces twice")
     graph["mix"] = node(

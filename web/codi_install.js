@@ -24,7 +24,7 @@ async function ask(body) {
 }
 
 async function take(next) {
-  const finished = next.state === "done" && state.state !== "done";
+  const finished = next.state === "done" && state.state === "running";
   state = next;
   if (finished) {
     await app.refreshComboInNodes?.();

@@ -15,7 +15,7 @@ from ..components import COMPONENTS
 from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..files import sha256, whole_file, write_text
-from .hub import Changed, Hub, Unavailable
+from .hub import Changed, Hub
 from .layout import published_file
 from .releases import COMMIT, HALF_FOLDER, RELEASES, REPOSITORY
 
@@ -97,14 +97,14 @@ def wanted_weights(
     return sorted(wanted, key=lambda w: -w.bytes)  # converted one by one, so the least is needed at the end
 
 
-def _asked(hub: Hub, revision: str, paths: Sequence[str]) -> tuple[str, dict[str, dict[str, Any]]]:
+def _asked(hub: Hub, revision: str, paths: Sequence[str], repository: str = REPOSITORY) -> tuple[str, dict[str, dict[str, Any]]]:
     """The commit of a revision, and sizes and hashes of its files."""
-    listing = hub.listing(REPOSITORY, revision)
+    listing = hub.listing(repository, revision)
     commit = str(listing["sha"])
     files = {s["rfilename"]: s for s in listing.get("siblings", [])}
     if lacking := [path for path in paths if path not in files]:
         weights = ", ".join(sorted(path for path in files if path.endswith((".pth", ".safetensors"))))
-        raise CoDiError(f"{REPOSITORY} at {commit} has no {lacking[0]}; it has {weights or 'no weights'}. Give another --revision")
+        raise CoDiError(f"{repository} at {commit} has no {lacking[0]}; it has {weights or 'no weights'}. Give another --revision")
     return commit, {path: {"size": s.get("size"), "sha256": (s.get("lfs") or {}).get("sha256")} for path, s in files.items()}
 
 
@@ -158,6 +158,7 @@ def fetch(wanted: Wanted, out: Path, hub: Hub, progress: Progress = lambda *_: N
         with whole_file(wanted.target) as temporary:
             shutil.copyfile(cached, temporary)
         return wanted.target
+    wanted = wanted if wanted.sha256 else _stated(wanted, hub)
     fresh = not wanted.part.exists()
     while True:
         progress(name, wanted.part.stat().st_size if wanted.part.exists() else 0, wanted.bytes)
@@ -174,6 +175,15 @@ def fetch(wanted: Wanted, out: Path, hub: Hub, progress: Progress = lambda *_: N
         wanted.part.replace(wanted.target)
         Pins.read(out).record(wanted, size, digest).write(out)
         return wanted.target
+
+
+def _stated(wanted: Wanted, hub: Hub) -> Wanted:
+    """With size and hash as the hub states them, where it does: mirrors may have the files alone."""
+    try:
+        _, files = _asked(hub, wanted.commit, [wanted.path], wanted.repository)
+    except CoDiError:
+        return wanted
+    return replace(wanted, size=files[wanted.path]["size"], sha256=files[wanted.path]["sha256"])
 
 
 def _check(wanted: Wanted, path: Path, progress: Progress, advice: str) -> str:
@@ -215,6 +225,3 @@ class Pins:
     def write(self, out: Path) -> None:
         """Keep it in a folder."""
         write_text(out / PINS, json.dumps({"commits": self.commits, "files": self.files}, indent=2, sort_keys=True) + "\n")
-
-
-__all__ = ["DOWNLOADS", "PINS", "Hub", "Pins", "Unavailable", "Wanted", "check_room", "fetch", "wanted_vocabularies", "wanted_weights"]

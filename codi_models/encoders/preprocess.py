@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import CoDiError
 from ..media.fitting import fill, rgb
 from ..media.resampling import resample
+from ..media.values import Progress
 
 if TYPE_CHECKING:
     from .clap import CLAPEncoder
@@ -38,11 +39,13 @@ def resize_image(pixels: Tensor, size: int) -> Tensor:
 
     The short side becomes `size` and the middle of the long side is kept. Up to LONG_SIDE times the short side the whole picture
     is resized and then cropped, to the last bit as published; of longer ones only the middle is ever computed, so that extreme
-    aspect ratios cost nothing. Returns float32 in 0..1 on the CPU, multiples of 1/255.
+    aspect ratios cost nothing. Returns float32 in 0..1, multiples of 1/255 on the CPU; what has the size already is not changed.
     """
     from PIL import Image
 
     height, width = pixels.shape[-2:]
+    if (height, width) == (size, size):
+        return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
     short = min(height, width)
     whole = (size * width // short, size * height // short)
     box = (*_centre(width, short, size), *_centre(height, short, size))
@@ -117,13 +120,16 @@ def encode_audio(
     rate: int,
     *,
     crop: torch.Generator | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
+    progress: Progress = lambda _: None,
 ) -> Tensor:
     """Sound (B, N) or (B, channels, N), -1..1, at `rate` Hz, any N >= 1, to unit vectors (B, 1, D), float32. Channels are averaged.
 
     Sound longer than the encoder's clip is read in consecutive windows, in bounded batches; their embeddings are averaged, weighted
     by duration, and renormalised. Given a generator `crop`, one random window is read instead, as published. Silence is a valid
-    prompt. Raises CoDiError for no samples, integers, NaN or infinite samples, and unusable rates.
+    prompt. batch_size: windows at once; by default one on a CPU, where more are not faster and an interrupt waits for them, else 8.
+    progress: called after every batch with the part done.
+    Raises CoDiError for no samples, integers, NaN or infinite samples, and unusable rates.
     """
     if waveform.ndim not in (2, 3) or not waveform.numel():
         raise CoDiError(f"the sound has shape {tuple(waveform.shape)}; it takes (batch, samples) or (batch, channels, samples), not empty")
@@ -137,6 +143,7 @@ def encode_audio(
         start = int(torch.randint(samples - length + 1, (1,), generator=crop))
         waveform, samples = waveform[..., start : start + length], length
     total = torch.zeros((), device=device)
+    batch_size = batch_size or (1 if device.type == "cpu" else 8)
     step = max(batch_size // waveform.shape[0], 1) * length
     for start in range(0, samples, step):
         block = waveform[..., start : start + step].mean(dim=1, dtype=torch.float32)  # (B, n)
@@ -149,4 +156,5 @@ def encode_audio(
                 filled = part.shape[-1] / length
                 embedding = clap.encode_audio(windows).unflatten(0, (waveform.shape[0], -1))  # (B, windows, 1, D)
                 total = total + filled * embedding.float().sum(dim=1)
+        progress(min(1.0, (start + step) / samples))
     return F.normalize(total, dim=-1)

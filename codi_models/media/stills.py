@@ -50,36 +50,47 @@ class Animation:
 
     def seconds(self, progress: Progress) -> float:
         """End of the last frame."""
-        end = 0.0
-        for shown in self.since(0.0):
-            end = shown.end
+        end, number = 0.0, 0
+        while True:
+            self.limits.check("frames", number + 1, name_of(self.source))
+            try:
+                with _errors(self.source, "video"):
+                    self.file.seek(number)
+                    _check(self.source, self.file)
+            except CoDiError:
+                if number:
+                    return end
+                raise
             progress(0.0)
-        return end
+            end, number = end + self._lasts(), number + 1
+
+    def _lasts(self) -> float:
+        """Seconds for which the present frame is shown."""
+        lasts = float(self.file.info.get("duration", 0) or 0) / 1000
+        return lasts if _SHORTEST < lasts < 3600 else _INSTEAD
 
     def since(self, begin: float) -> Iterator[Shown]:
-        """All frames, in order: each is drawn over those before it."""
+        """All frames, in order, since each is drawn over those before it; of a damaged file as far as it goes."""
         time, number = 0.0, 0
         while True:
             self.limits.check("frames", number + 1, name_of(self.source))
-            with _errors(self.source, "video"):
-                try:
+            try:
+                with _errors(self.source, "video"):
                     self.file.seek(number)
-                except EOFError:
-                    if number:
-                        return
-                    raise
-                _check(self.source, self.file)
-                self.file.load()
-                lasts = float(self.file.info.get("duration", 0) or 0) / 1000
-            lasts = lasts if _SHORTEST < lasts < 3600 else _INSTEAD
-            yield Shown(time, time + lasts, number)
+                    _check(self.source, self.file)
+                    image = _reduced(self.file).copy()
+                    lasts = self._lasts()
+            except CoDiError:
+                if number:
+                    return
+                raise
+            yield Shown(time, time + lasts, image)
             time, number = time + lasts, number + 1
 
-    def pixels(self, number: int) -> np.ndarray:
+    def pixels(self, image: Any) -> np.ndarray:
         """(H, W, 3), 8 bits, on white where it is transparent."""
         with _errors(self.source, "video"):
-            self.file.seek(number)
-            return _on_white(_reduced(self.file))
+            return _on_white(image)
 
 
 def animation(source: Source) -> Animation | None:
@@ -118,21 +129,9 @@ def _errors(source: Source, kind: str) -> Iterator[None]:
         if kind == "video":
             raise
         raise unreadable(source, kind, "no image of a known format") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        MemoryError,
-        OverflowError,
-        ZeroDivisionError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        if isinstance(error, CoDiError):
-            raise
+    except CoDiError:
+        raise
+    except Exception as error:  # its decoders raise whatever they meet in damaged files
         raise unreadable(source, kind, error) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,13 +38,15 @@ def read_video(
         return _read(_Frames(track), count, rate, span, fit, progress)
 
 
-def video_seconds(source: Source, progress: Progress = lambda _: None) -> float:
-    """Length of a file's video in seconds, by the times of its frames. Raises CoDiError as `read_video` does."""
+def video_seconds(source: Source, progress: Progress = lambda _: None, *, exact: bool = True) -> float:
+    """Length of a file's video in seconds, by the times of its frames, or, where that need not be exact, as its headers tell it.
+
+    Raises CoDiError as `read_video` does."""
     if (images := animation(source)) is not None:
         with images:
             return images.seconds(progress)
     with opened(source, "video") as track:
-        return _Frames(track).seconds(progress)
+        return track.told if track.told is not None and not exact else _Frames(track).seconds(progress)
 
 
 def _read(frames: Any, count: int, rate: float | None, span: Span, fit: Fit | None, progress: Progress) -> Video:
@@ -63,7 +65,11 @@ def _read(frames: Any, count: int, rate: float | None, span: Span, fit: Fit | No
     kept: list[Tensor] = []
     times: list[float] = []
     last: Shown | None = None
-    for moment, shown in zip(moments.tolist(), _shown(frames, (moments + span.start).tolist()), strict=False):
+
+    def tick() -> None:
+        progress(0.1 + 0.9 * len(kept) / len(moments))
+
+    for moment, shown in zip(moments.tolist(), _shown(frames, (moments + span.start).tolist(), tick), strict=False):
         if rate is not None and moment + span.start >= shown.end - TIE:  # behind the last frame
             if span.start >= shown.end - TIE:
                 raise _behind(name, span, shown.end)
@@ -74,7 +80,7 @@ def _read(frames: Any, count: int, rate: float | None, span: Span, fit: Fit | No
             kept.append(kept[-1] if again else _fitted(frames.pixels(shown.frame), fit, kept))
             times.append(max(0.0, shown.time - span.start) if rate is None else moment - 0.5 / rate)
         last = shown
-        progress(0.1 + 0.9 * len(kept) / len(moments))
+    progress(1.0)
     if last is None:
         raise CoDiError(f"{name} holds no frame that can be decoded. Give {KINDS['video']}")
     if rate is not None and len(kept) < len(moments):  # the video ends before the span
@@ -95,8 +101,9 @@ def _behind(name: str, span: Span, end: float) -> CoDiError:
     return CoDiError(f"{name}: start {span.start:g} s lies behind its end, the video is {end:.2f} s long. Give an earlier start")
 
 
-def _shown(frames: Any, moments: list[float]) -> Iterator[Shown]:
-    """The frame that is shown at each moment, ascending; the last frame for those behind the end. Nothing where there is no frame."""
+def _shown(frames: Any, moments: list[float], tick: Callable[[], None]) -> Iterator[Shown]:
+    """The frame that is shown at each moment, ascending; the last frame for those behind the end. Nothing where there is no frame.
+    tick: called at every frame that is decoded."""
     coming = _from(frames, moments[0])
     after = next(coming, None)
     now: Shown | None = None
@@ -106,6 +113,7 @@ def _shown(frames: Any, moments: list[float]) -> Iterator[Shown]:
             after = next(coming, None)
         while after is not None and (now is None or after.time <= moment + TIE):
             now, after = after, next(coming, None)
+            tick()
         if now is None:
             return
         yield now

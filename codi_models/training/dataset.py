@@ -17,6 +17,7 @@ from torch import Tensor
 from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..latents import fitted
+from ..modalities import MODALITIES
 from .records import Record, find_records
 
 NAMED = {"bounce-world": "..bounce_world.dataset:BounceWorld"}
@@ -80,7 +81,7 @@ class FolderDataset(Dataset):
     def __init__(self, path: str | Path, config: CoDiConfig, *, skip_unreadable: bool = False, room: int = 4 << 30) -> None:
         self.config, self.skip_unreadable, self.room = config, skip_unreadable, room
         self.records = find_records(path)
-        kinds = [kind for kind in ("text", "image", "audio", "video") if any(kind in r.sources for r in self.records)]
+        kinds = [kind for kind in MODALITIES if any(kind in r.sources for r in self.records)]
         self.has = {kind: torch.tensor([kind in r.sources for r in self.records]) for kind in kinds}
         self.version = hashlib.sha256(repr([list(_state(r)) for r in self.records]).encode()).hexdigest()
         self._kept: dict[tuple[str, int], Tensor] = {}
@@ -101,7 +102,7 @@ class FolderDataset(Dataset):
             return torch.stack(list(pool.map(lambda row: self._one(modality, row), rows)))
 
     def texts(self, rows: Sequence[int], rng: random.Random) -> list[str]:
-        return [str(self.records[row].read("text", 1).value) for row in rows]
+        return [str(self.records[row].read("text").value) for row in rows]
 
     def check(self, progress: Progress = lambda *_: None) -> None:
         """Read everything once. Raises CoDiError telling how much cannot be used, and the first of it."""
@@ -125,7 +126,7 @@ class FolderDataset(Dataset):
     def _one(self, modality: str, row: int) -> Tensor:
         key = (modality, row)
         if key not in self._kept:
-            value = fitted(self.config, self.records[row].read(modality, self.config.sampling.frames))
+            value = fitted(self.config, self.records[row].read(modality))
             value = value.transpose(0, 1) if modality == "video" else value  # (3, F, H, W)
             if not bool(torch.isfinite(value).all()):
                 raise CoDiError(f"{self.records[row].sources[modality]} holds values that are not finite: look at the file")

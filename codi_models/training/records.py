@@ -12,14 +12,10 @@ from pathlib import Path, PurePosixPath
 
 from ..conditioning import PROMPT_KINDS, Prompt
 from ..errors import CoDiError
+from ..modalities import MODALITIES
 
 MANIFEST = "manifest.jsonl"
-SUFFIXES = {
-    "text": ("txt", "caption"),
-    "image": ("png", "jpg", "jpeg", "webp", "bmp"),
-    "audio": ("wav", "mp3", "flac", "ogg", "m4a", "aac"),
-    "video": ("mp4", "webm", "mov", "mkv", "avi", "gif"),
-}
+SUFFIXES = {name: row.suffixes for name, row in MODALITIES.items()}
 _KIND_OF = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 _CAPTION_FIELDS = ("caption", "text")
 LONGEST_TEXT = 1 << 20  # bytes of a caption file
@@ -44,7 +40,7 @@ class Record:
     name: str
     sources: dict[str, Source] = field(default_factory=dict)
 
-    def read(self, kind: str, _: int = 0) -> Prompt:
+    def read(self, kind: str) -> Prompt:
         """The medium as a prompt: a caption, or a file that `latents.fitted` and `Prompt.read` read. Raises CoDiError naming what cannot be
         read."""
         source = self.sources[kind]

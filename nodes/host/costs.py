@@ -15,8 +15,8 @@ from ...codi_models.errors import CoDiError
 from .denoiser import DENOISERS, weight_dtype
 from .handle import CoDiHandle
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_SHORT = {torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_SHORT = {torch.float8_e4m3fn: "fp8", torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def describe(codi: CoDiHandle, dtype: str = "auto") -> str:
@@ -42,7 +42,10 @@ def _component(codi: CoDiHandle, name: str, dtype: str) -> tuple[str, int]:
     if held != name or not layout:
         return f"{name}: unusable, {path.name} holds {f'the weights of {held}' if layout else 'no weights'}", 0
     parameters = sum(math.prod(shape) for _, shape in layout.values())
-    stored = _DTYPES.get(Counter(kind for kind, _ in layout.values()).most_common(1)[0][0], torch.float32)
+    kinds = Counter[str]()
+    for kind, shape in layout.values():
+        kinds[kind] += math.prod(shape)
+    stored = _DTYPES.get(kinds.most_common(1)[0][0], torch.float32)
     loaded = weight_dtype(dtype, parameters, stored) if name in DENOISERS else codi.model.precision(name)
     device = mm.get_torch_device() if name in DENOISERS else codi.model.place(name)
     size = parameters * loaded.itemsize

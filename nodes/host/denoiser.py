@@ -86,6 +86,13 @@ def weight_dtype(dtype: str, parameters: int, stored: torch.dtype | None) -> tor
     )
 
 
+def _keep_small_weights(network: torch.nn.Module) -> None:
+    """In eight bits only matrices: what else there is, is small, needs its digits, and is partly not cast by the host's operations."""
+    for name, parameter in network.named_parameters():
+        if not (name.endswith(".weight") and parameter.ndim >= 2):
+            parameter.data = parameter.data.to(torch.float16)
+
+
 def _build(codi: CoDiHandle, component: str, dtype: str, disable_dynamic: bool) -> Any:
     config, path = getattr(codi.config, component), codi.model.path(component)
     check_component(component, codi.config, path)  # every key and shape is checked before the host loads leniently
@@ -97,6 +104,8 @@ def _build(codi: CoDiHandle, component: str, dtype: str, disable_dynamic: bool) 
         cls: Any = HostTextUNet if component == "text_denoiser" else HostUNet2D
         net = cls(config, operations=operations, dtype=chosen, device=device, attention=attention)
         net.codi_config = codi.config
+        if chosen.itemsize == 1:
+            _keep_small_weights(net)
         return net
 
     model = LatentModel(codi, [m for m, row in MODALITIES.items() if row.denoiser == component], network, dtype=chosen, device=rest)

@@ -56,7 +56,10 @@ class Job:
 
     def state(self) -> dict[str, Any]:
         """What the node shows: the job's state, and what there is to do where none runs."""
-        return {**self._state, **({} if self._state["state"] == "running" else survey())}
+        if self._state["state"] == "running":
+            return dict(self._state)
+        found = survey()
+        return {**self._state, **found, **({"state": "idle"} if self._state["state"] == "done" and found["missing"] else {})}
 
     def _run(self, work: Callable[[Path, CoDiConfig, Progress], None]) -> None:
         out = official_folder()

@@ -51,7 +51,10 @@ class ImageVAE:
         model, at_once = self.codi.model, self._reserve(height, width)
         device, dtype = model.place("image_autoencoder"), model.precision("image_autoencoder")
         autoencoder = model.image_autoencoder
-        parts = [autoencoder.encode((part.to(device) * 2 - 1).to(dtype)).float() for part in pixels.split(at_once)]
+        parts = []
+        for part in pixels.split(at_once):
+            mm.throw_exception_if_processing_interrupted()
+            parts.append(autoencoder.encode((part.to(device) * 2 - 1).to(dtype)).float())
         return torch.cat(parts).to(mm.intermediate_device())
 
     def _reserve(self, height: int, width: int) -> int:
