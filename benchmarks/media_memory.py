@@ -16,7 +16,8 @@ import tempfile
 from fractions import Fraction
 from pathlib import Path
 
-from measure import ROOT, clock, in_a_process, peak_bytes, table
+import torch
+from measure import ROOT, clock, in_a_process, machine, peak_bytes, table
 
 CASES = {
     "720p.mp4": ("given video", "prompt video"), "1080p.mp4": ("given video", "prompt video"), "phone.mp4": ("given video", "prompt video"),
@@ -100,8 +101,6 @@ def write_all(folder: Path, phone: bool, only: str | None) -> None:
 def read(path: Path, what: str) -> str:
     """Megabytes beyond what the process had before, seconds, and megabytes of what was read."""
     sys.path.insert(0, str(ROOT))
-    import torch
-
     torch.set_num_threads(2)
     from codi_models.conditioning import Prompt
     from codi_models.config import CoDiConfig
@@ -123,7 +122,6 @@ def warm(folder: Path) -> None:
     """Loads the libraries that readings use."""
     import av
     import PIL.Image
-    import torch
     import torchaudio.functional
 
     PIL.Image.init()
@@ -151,6 +149,7 @@ def main() -> int:
                 used, seconds, held = in_a_process(__file__, "--read", str(path), what).split()
                 rows.append([f"{name}, {what}", f"{path.stat().st_size / 1e6:.1f}", used, held, seconds])
                 most = max(most, float(used))
+    print(machine(torch.device("cpu")))
     print(table(["reading", "file, MB", "memory, MB", "of it kept, MB", "seconds"], rows))
     return 1 if args.ceiling and most > args.ceiling else 0
 

@@ -75,7 +75,7 @@ def _frames(prompt: Prompt, count: int, rate: float, fit: Fit, progress: Progres
     if is_source(value):
         video = read_video(value, count, rate=rate, span=span, fit=fit, progress=progress)
         if video.seconds > count / rate - 0.05:  # all that fits: there may be more
-            _note(note, prompt, video.seconds, video_seconds(value, progress))
+            _note(note, prompt, video.seconds, video_seconds(value, progress, exact=False))
         return frames_at_rate(video, rate, count)
     if not isinstance(value, Video):
         value = cast(Tensor, value)

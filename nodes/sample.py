@@ -8,13 +8,12 @@ import comfy.samplers
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..codi_models.stages import SCHEDULES, SEQUENTIAL
+from ..codi_models import version_0_3
+from ..codi_models.stages import SCHEDULES
 from .compose import alignment_inputs, alignment_settings
 from .host import compose
 from .host.stages import sample_in_stages
 from .schema import ADVANCED, MODELS_OWN, SAMPLING, UNSET, Node, own, schema
-
-_FORMER_ORDERS = {"in turn": SEQUENTIAL}  # in workflows that version 0.3 saved
 
 
 class JointSampler(Node):
@@ -96,8 +95,10 @@ class JointSampler(Node):
 
     @classmethod
     def validate_inputs(cls, order: str | None = None) -> bool | str:
-        known = [MODELS_OWN, *SCHEDULES, *_FORMER_ORDERS]
-        return True if order is None or order in known else f"order {order[:80]!r} is unknown: give one of {', '.join(known)}"
+        known = [MODELS_OWN, *SCHEDULES]
+        if order is None or version_0_3.schedule(order) in known:
+            return True
+        return f"order {order[:80]!r} is unknown: give one of {', '.join(known)}"
 
     @classmethod
     def execute(
@@ -126,7 +127,7 @@ class JointSampler(Node):
         usual = compose.sampling_of(model)
         steps, cfg = own(steps, usual.steps), own(cfg, usual.cfg)
         sampler_name, scheduler = own(sampler_name, usual.sampler), own(scheduler, usual.scheduler)
-        schedule = stages.strip() or own(_FORMER_ORDERS.get(order, order), usual.schedule)
+        schedule = stages.strip() or own(version_0_3.schedule(order), usual.schedule)
         settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end)
 
         def run(**changes: Any) -> Any:

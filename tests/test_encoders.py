@@ -238,7 +238,7 @@ def test_resizing_equals_resize_then_crop(height, width):
     left, top = (full[0] - 64) // 2, (full[1] - 64) // 2
     expected = np.asarray(picture.crop((left, top, left + 64, top + 64)), dtype=np.float32)
     error = np.abs(resize_image(pixels, 64)[0].permute(1, 2, 0).numpy() * 255 - expected)
-    assert error.max() < 1.01 and error.mean() < 0.15  # Pillow may filter along the other axis first
+    assert error.max() < 2.01 and error.mean() < 0.2  # Pillow rounds after each axis, and may begin with the other one
 
 
 def test_pictures_of_any_size_channels_and_range(clip):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from clips import Clip, beats_at, hits, write
@@ -83,3 +87,11 @@ def test_a_span_of_a_long_video(tmp_path, suffix):
         media.read_video(path, 8, rate=RATE, span=media.Span(20))
     with pytest.raises(CoDiError, match="no audio at 20 s"):
         media.read_audio(path, span=media.Span(20))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_memory_follows_what_is_kept():
+    """Ten seconds of 1280 x 720, of which all frames would take 3.3 GB."""
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "media_memory.py"
+    done = subprocess.run([sys.executable, str(script), "--only", "720p.mp4", "--ceiling", "300"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count("720p.mp4") == 2, done.stdout + done.stderr

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,13 +52,15 @@ def convert(
     strict: bool = False,
     allow_half: bool = False,
     listed: int = LISTED,
+    known: Mapping[Path, str] | None = None,
     progress: Progress = lambda *_: None,
 ) -> Result:
     """Write `out`/config.json and one safetensors file for each component that the files hold (or for `components` only).
 
     files: checkpoints, folders of them, or indices of shards. dtype: fp16, bf16 or fp32, of floating-point weights; fp8 for the matrices
     of the denoisers and fp16 for the rest. config: sizes of the checkpoint; None means the official ones. strict: refuse files with tensors
-    that the published layout does not have, instead of leaving those out with a note.
+    that the published layout does not have, instead of leaving those out with a note. known: SHA-256 of files that were just
+    checked, which are not read for it again.
     Raises CoDiError before anything is written where the files or the folder are not usable, and in between for numbers that
     cannot be converted; components finished until then stay."""
     if dtype not in PRECISIONS:
@@ -73,7 +75,7 @@ def convert(
     _settle_numbers(found, layout(config), result)
     _settle_copies(found, layout(config), result)
     _check_precision(found, dtype, allow_half, result)
-    _hash(_used(found), progress, result)
+    _hash(_used(found), known or {}, progress, result)
     metadata = {name: _metadata(name, places, config, dtype) for name, places in found.weights.items()}
     todo = [name for name in found.weights if not _is_done(out / f"{name}.safetensors", metadata[name])]
     result.components = {name: "kept" for name in found.weights if name not in todo}
@@ -244,10 +246,10 @@ def _used(match: Match) -> list[Source]:
     return list({id(place.source): place.source for place in places if isinstance(place, Found)}.values())
 
 
-def _hash(sources: list[Source], progress: Progress, result: Result) -> None:
-    total = sum(source.path.stat().st_size for source in sources)
+def _hash(sources: list[Source], known: Mapping[Path, str], progress: Progress, result: Result) -> None:
+    total = sum(source.path.stat().st_size for source in sources if source.path not in known)
     for source in sources:
-        source.sha256 = sha256(source.path, lambda n: progress("checksums", n, total))
+        source.sha256 = known.get(source.path) or sha256(source.path, lambda n: progress("checksums", n, total))
         source.check_unchanged()
         if note := recognised(source.path.name, source.stamp[0], source.sha256):
             result.notes.append(note)

@@ -40,7 +40,9 @@ def install(
             result.components |= dict.fromkeys(parts, "kept")
             continue
         path = fetch(file, out, hub, progress)
-        done = convert([path], out, dtype=dtype, config=config, components=components and parts, progress=progress)
+        digest = _digest(file, out)
+        known = {path: digest} if digest else {}
+        done = convert([path], out, dtype=dtype, config=config, components=components and parts, known=known, progress=progress)
         result.components |= done.components
         result.notes += done.notes
         if out / DOWNLOADS in path.parents:
@@ -70,9 +72,14 @@ def _parts(file: Wanted, components: Collection[str]) -> list[str]:
     return [c for c in COMPONENTS if published_file(c) == name and (not components or c in components)]
 
 
+def _digest(file: Wanted, out: Path) -> str | None:
+    """Hash of a file as it is stated, or as the folder recorded it."""
+    return file.sha256 or Pins.read(out).files.get(file.pin, {}).get("sha256")
+
+
 def _is_installed(file: Wanted, parts: Collection[str], out: Path, dtype: str) -> bool:
     """Whether all components of a file were made from it in this precision."""
-    digest = file.sha256 or Pins.read(out).files.get(file.pin, {}).get("sha256")
+    digest = _digest(file, out)
     for part in parts:
         path = out / f"{part}.safetensors"
         if digest is None or not path.exists():

@@ -71,6 +71,7 @@ class Track:
         rate = stream.average_rate or stream.guessed_rate if kind == "video" else 0
         self.nominal = 1 / float(rate) if rate and 0.1 <= rate <= 1000 else 1 / 25  # seconds of a frame that does not say
         self.passed = 0  # frames that this reading went through
+        self.decoder = _alpha_decoder(stream, limits)
 
     @property
     def told(self) -> float | None:
@@ -94,12 +95,15 @@ class Track:
             end = max(end, clock)
             progress(min(1.0, (packet.pos or 0) / size))
         self.seek(0.0)
+        self.passed = 0
         return end
 
     def seek(self, seconds: float) -> None:
         """To the last key frame at or before a time; to the beginning for 0, and where the container cannot tell."""
         import av
 
+        if self.decoder is not None and self.decoder.is_open:
+            self.decoder.flush_buffers()
         try:
             if seconds > 0:
                 self.container.seek(int((seconds + self.origin) / self.base), stream=self.stream)
@@ -116,7 +120,7 @@ class Track:
         good = bad = 0
         for packet in self.container.demux(self.stream):
             try:
-                frames = packet.decode()
+                frames = packet.decode() if self.decoder is None else self.decoder.decode(packet if packet.size else None)
             except av.error.FFmpegError:
                 bad += good > 0
                 if bad > good:
@@ -169,6 +173,18 @@ def _stream(source: Source, kind: str, container: Any, limits: Limits) -> Any:
         stream.codec_context.options = {"max_pixels": str(limits.pixels)}
         stream.thread_type, stream.codec_context.thread_count = "AUTO", min(THREADS, os.cpu_count() or 1)
     return stream
+
+
+def _alpha_decoder(stream: Any, limits: Limits) -> Any:
+    """The decoder of VP8 and VP9 that reads transparency, where the stream has it: the usual ones pass over it."""
+    import av
+
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    if name is None or stream.metadata.get("alpha_mode") != "1" or name not in av.codecs_available:
+        return None
+    decoder = av.CodecContext.create(name, "r")
+    decoder.options = {"max_pixels": str(limits.pixels)}
+    return decoder
 
 
 def audio_seconds(source: Source, progress: Progress = lambda _: None) -> float:

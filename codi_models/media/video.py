@@ -38,13 +38,15 @@ def read_video(
         return _read(_Frames(track), count, rate, span, fit, progress)
 
 
-def video_seconds(source: Source, progress: Progress = lambda _: None) -> float:
-    """Length of a file's video in seconds, by the times of its frames. Raises CoDiError as `read_video` does."""
+def video_seconds(source: Source, progress: Progress = lambda _: None, *, exact: bool = True) -> float:
+    """Length of a file's video in seconds, by the times of its frames, or, where that need not be exact, as its headers tell it.
+
+    Raises CoDiError as `read_video` does."""
     if (images := animation(source)) is not None:
         with images:
             return images.seconds(progress)
     with opened(source, "video") as track:
-        return _Frames(track).seconds(progress)
+        return track.told if track.told is not None and not exact else _Frames(track).seconds(progress)
 
 
 def _read(frames: Any, count: int, rate: float | None, span: Span, fit: Fit | None, progress: Progress) -> Video:

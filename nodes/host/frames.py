@@ -48,11 +48,11 @@ class Frames:
         else:  # the stream of other VIDEOs would be encoded first
             self._video = _components(video)
 
-    def seconds(self, progress: Progress = lambda _: None) -> float:
-        """Length, of a trimmed VIDEO that of the part."""
+    def seconds(self, progress: Progress = lambda _: None, *, exact: bool = True) -> float:
+        """Length, of a trimmed VIDEO that of the part; see `video_seconds`."""
         if self._video is not None:
             return self._video.seconds
-        return min(self.trim.end, video_seconds(self.source, progress)) - self.trim.start
+        return min(self.trim.end, video_seconds(self.source, progress, exact=exact)) - self.trim.start
 
     def read(self, count: int, *, rate: float | None, span: Span, fit: Fit, progress: Progress = lambda _: None) -> Video:
         """At most `count` frames of a span, at `rate` or else spread evenly over its time, each made to what is kept by `fit`."""

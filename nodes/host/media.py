@@ -53,7 +53,11 @@ def _video(codi: CoDiHandle, media: Any, count: int, size: tuple[int, int], last
         start = max(span.start, end - last / rate)
         span, count = Span(start, end - start), min(last, count)
     video = frames.read(count, rate=rate, span=span, fit=lambda frame: fill(frame[None], size)[0], progress=progress)
-    if not last and video.seconds > count / rate - 0.05 and (line := partly("video", span, video.seconds, frames.seconds(progress))):
+    if (
+        not last
+        and video.seconds > count / rate - 0.05
+        and (line := partly("video", span, video.seconds, frames.seconds(progress, exact=False)))
+    ):
         note(line)
     return ImageVAE(codi).encode(video.frames.movedim(1, -1)).transpose(0, 1)[None]  # (1, C, F, h, w)
 
