@@ -24,7 +24,7 @@ _BOXES = """() => app.graph._nodes.map(node => {
   const inside = box ? held : !node.type.startsWith('CoDi') || least[1] <= node.size[1] + 2;
   return { name: node.title, inside, left: x, top: y - 30, right: x + width, low: y - 30 + height };
 })"""
-_SHOWN = """() => [...document.querySelectorAll('.codi-results')].map(e => ({  // on or off the screen
+_SHOWN = """() => (app.canvas.graph ?? app.graph)._nodes.filter(n => n.codiView).map(n => n.codiView.root).map(e => ({
   image: e.querySelector('.codi-image').getAttribute('src'), video: e.querySelector('video').getAttribute('src'),
   text: e.querySelector('.codi-text').textContent })).filter(r => r.image || r.video || r.text)"""
 _PLAYABLE = (
