@@ -1,4 +1,4 @@
-"""A scene of Bounce World as picture, sound, clip and caption: prompts to try codi-mini with, nothing to download."""
+"""A scene of Bounce World as image, audio, video and caption: prompts to try codi-mini with, nothing to download."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from comfy_api.latest import InputImpl, Types, io, ui
 
 from ..codi_models.bounce_world import render
 from ..codi_models.bounce_world import world as bounce
-from .schema import Node, schema
+from .schema import TOOLS, Node, schema
 
 
 class BounceScene(Node):
@@ -20,13 +20,13 @@ class BounceScene(Node):
         return schema(
             node_id="CoDiBounceScene",
             display_name="Bounce World Scene",
-            category="CoDi/examples",
-            description="Renders a bouncing shape as picture, sound, clip and caption: example prompts for codi-mini.",
+            category=TOOLS,
+            description="Renders a bouncing shape as image, audio, video and caption: example prompts for codi-mini.",
             search_aliases=["example", "test data", "bouncing shape"],
             is_output_node=True,
             inputs=[
-                io.Combo.Input("shape", options=list(bounce.SHAPES), tooltip="What bounces; heard as timbre."),
-                io.Combo.Input("colour", options=list(bounce.COLOURS), tooltip="Its colour; heard as pitch."),
+                io.Combo.Input("shape", options=list(bounce.SHAPES), tooltip="What bounces; in audio, the timbre."),
+                io.Combo.Input("colour", options=list(bounce.COLOURS), tooltip="Its colour; in audio, the pitch."),
                 io.Combo.Input("beats", options=[str(b) for b in bounce.BEATS], tooltip="How often it hits the floor."),
                 io.Int.Input(
                     "seed",
@@ -39,7 +39,7 @@ class BounceScene(Node):
             outputs=[
                 io.Image.Output(display_name="image", tooltip="One frame at a random time."),
                 io.Audio.Output(display_name="audio", tooltip="A note at each hit of the floor."),
-                io.Video.Output(display_name="video", tooltip="The clip with its sound."),
+                io.Video.Output(display_name="video", tooltip="The video with its audio."),
                 io.String.Output(display_name="caption", tooltip="A sentence that names shape, colour and beats."),
             ],
         )

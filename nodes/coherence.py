@@ -13,7 +13,7 @@ from ..codi_models.figures import draw_matrix, draw_points, to_image
 from ..codi_models.modalities import MODALITIES
 from .host import shared
 from .host.handle import CoDiHandle
-from .schema import CodiModel, Node, schema
+from .schema import PROMPTS, TOOLS, CodiModel, Node, schema
 
 _SHOWN = 16  # matrices of a batch that are drawn
 
@@ -36,7 +36,7 @@ def _common(codi: str) -> list[Any]:
             "names",
             default="",
             optional=True,
-            tooltip="Names of the prompts in the picture, separated by commas; empty: as found in the graph.",
+            tooltip="Names of the prompts in the figure, separated by commas; empty: as found in the graph.",
         ),
     ]
 
@@ -49,7 +49,7 @@ class EncodeOutputs(Node):
         return schema(
             node_id="CoDiEncodeOutputs",
             display_name="CoDi Encode Outputs",
-            category="CoDi/coherence",
+            category=PROMPTS,
             description="Decodes every part of a joint LATENT and encodes it back to the shared space: outputs as prompts.",
             search_aliases=["re-encode", "cycle", "embedding of output"],
             inputs=[
@@ -78,13 +78,13 @@ class Coherence(Node):
         return schema(
             node_id="CoDiCoherence",
             display_name="CoDi Coherence",
-            category="CoDi/coherence",
-            description="Similarities of prompts and outputs in the shared space, as numbers and as a picture: what belongs together.",
+            category=TOOLS,
+            description="Similarities of prompts and outputs in the shared space, as numbers and as a figure: what belongs together.",
             search_aliases=["similarity", "clip score", "agreement", "matrix"],
             is_output_node=True,
             inputs=_common("The model that made prompts and LATENT."),
             outputs=[
-                io.Image.Output(display_name="matrix", tooltip="Picture of the similarities, one per item of the batch (the first 16)."),
+                io.Image.Output(display_name="matrix", tooltip="Figure of the similarities, one per item of the batch (the first 16)."),
                 io.Float.Output(display_name="score", tooltip="Mean similarity over the batch, -1 to 1."),
                 io.String.Output(display_name="table", tooltip="All similarities as lines of text."),
             ],
@@ -126,7 +126,7 @@ class PickBest(Node):
         return schema(
             node_id="CoDiPickBest",
             display_name="CoDi Pick Best",
-            category="CoDi/coherence",
+            category=TOOLS,
             description="Keeps the items of a batch whose outputs fit each other and the prompt best.",
             search_aliases=["best of n", "rank", "select", "rerank"],
             is_output_node=True,
@@ -169,12 +169,12 @@ class SharedSpacePlot(Node):
         return schema(
             node_id="CoDiSharedSpace",
             display_name="CoDi Shared Space",
-            category="CoDi/coherence",
+            category=TOOLS,
             description="Plots prompts, their mixture and the outputs of a LATENT on the two main axes of the shared space.",
             search_aliases=["pca", "plot", "embedding map", "scatter"],
             is_output_node=True,
             inputs=_common("The model that made prompts and LATENT."),
-            outputs=[io.Image.Output(display_name="plot", tooltip="The picture; where there is a batch, each item is a point.")],
+            outputs=[io.Image.Output(display_name="plot", tooltip="The figure; where there is a batch, each item is a point.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 

@@ -10,7 +10,7 @@ from ..codi_models.alignment import WIRINGS
 from ..codi_models.config import SamplingConfig
 from ..codi_models.modalities import MODALITIES
 from .host import compose
-from .schema import ADVANCED, MODELS_OWN, UNSET, Node, own, schema
+from .schema import ADVANCED, MODELS, MODELS_OWN, SAMPLING, UNSET, Node, own, schema
 
 _DIRECTIONS = [(target, source) for target in MODALITIES for source in MODALITIES if target != source]
 
@@ -78,6 +78,7 @@ class Compose(Node):
         return schema(
             node_id="CoDiCompose",
             display_name="CoDi Compose",
+            category=MODELS,
             description="Joins denoisers into one joint MODEL for any sampler. A LoRA on one of them stays in force.",
             search_aliases=["join models", "merge", "lock-step"],
             inputs=[
@@ -111,6 +112,7 @@ class Alignment(Node):
         return schema(
             node_id="CoDiAlignment",
             display_name="CoDi Alignment",
+            category=SAMPLING,
             description="Sets which output of a joint MODEL attends to which, and how strongly. The stock samplers follow it.",
             search_aliases=["latent alignment", "wiring", "cross-attention"],
             inputs=[io.Model.Input("model", tooltip="A joint MODEL."), *alignment_inputs()],
@@ -140,6 +142,7 @@ class AlignmentMatrix(Node):
         return schema(
             node_id="CoDiAlignmentMatrix",
             display_name="CoDi Alignment Matrix",
+            category=SAMPLING,
             description="How strongly each output attends to each of the others, in wiring cross; CoDi Alignment and the samplers keep it.",
             search_aliases=["audio to video strength", "alignment direction"],
             inputs=[

@@ -20,7 +20,7 @@ from .host.frames import reading
 from .host.handle import CoDiHandle
 from .host.parts import take
 from .host.vae import AudioVAE, ImageVAE
-from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
+from .schema import ADVANCED, CODI_TIP, MEDIA, CodiModel, Node, schema
 
 
 def _inputs(*more: Any) -> list[Any]:
@@ -28,7 +28,7 @@ def _inputs(*more: Any) -> list[Any]:
 
 
 def frame_rate_input() -> Any:
-    """Widget of a clip's frame rate."""
+    """Widget of a video's frame rate."""
     return io.Float.Input(
         "frame_rate",
         default=0.0,
@@ -62,6 +62,7 @@ class DecodeImage(Node):
         return schema(
             node_id="CoDiDecodeImage",
             display_name="CoDi Decode Image",
+            category=MEDIA,
             description="Decodes the image of a joint LATENT and shows it.",
             search_aliases=["latent to image", "vae decode"],
             is_output_node=True,
@@ -83,16 +84,17 @@ class DecodeVideo(Node):
         return schema(
             node_id="CoDiDecodeVideo",
             display_name="CoDi Decode Video",
-            description="Decodes the clip of a joint LATENT and plays it, with sound where one is connected.",
+            category=MEDIA,
+            description="Decodes the video of a joint LATENT and plays it, with audio where some is connected.",
             search_aliases=["latent to video", "frames", "vae decode"],
             is_output_node=True,
             inputs=_inputs(
-                io.Audio.Input("audio", optional=True, tooltip="Sound to put into the clip, from CoDi Decode Audio."),
+                io.Audio.Input("audio", optional=True, tooltip="Audio to put into the video, from CoDi Decode Audio."),
                 frame_rate_input(),
             ),
             outputs=[
-                io.Image.Output(display_name="frames", tooltip="Frames of all clips of the batch, one after another."),
-                io.Video.Output(display_name="video", tooltip="The first clip of the batch."),
+                io.Image.Output(display_name="frames", tooltip="Frames of all videos of the batch, one after another."),
+                io.Video.Output(display_name="video", tooltip="The first video of the batch."),
             ],
         )
 
@@ -113,7 +115,8 @@ class DecodeAudio(Node):
         return schema(
             node_id="CoDiDecodeAudio",
             display_name="CoDi Decode Audio",
-            description="Decodes the sound of a joint LATENT and plays it.",
+            category=MEDIA,
+            description="Decodes the audio of a joint LATENT and plays it.",
             search_aliases=["latent to audio", "vocoder", "vae decode"],
             is_output_node=True,
             inputs=_inputs(),
@@ -135,6 +138,7 @@ class DecodeText(Node):
         return schema(
             node_id="CoDiDecodeText",
             display_name="CoDi Decode Text",
+            category=MEDIA,
             description="Decodes the caption of a joint LATENT and shows it.",
             search_aliases=["caption", "image to text", "describe", "interrogate"],
             is_output_node=True,

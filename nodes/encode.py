@@ -16,13 +16,14 @@ from ..codi_models.media import Audio, Limits, Span
 from .host.frames import Frames, reading
 from .host.handle import CoDiHandle
 from .keep import span_inputs
-from .schema import CODI_TIP, CodiModel, Node, schema
+from .schema import CODI_TIP, PROMPTS, CodiModel, Node, schema
 
 
 def _schema(kind: str, description: str, *prompt: Any, aliases: list[str]) -> io.Schema:
     return schema(
         node_id=f"CoDiEncode{kind}",
         display_name=f"CoDi Encode {kind}",
+        category=PROMPTS,
         description=description,
         search_aliases=aliases,
         inputs=[CodiModel.Input("codi", tooltip=CODI_TIP), *prompt],
@@ -59,13 +60,13 @@ class EncodeText(Node):
 
 
 class EncodeImage(Node):
-    """Pictures; a batch gives one prompt per picture."""
+    """Images; a batch gives one prompt per image."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        image = io.Image.Input("image", tooltip="One picture, or a batch: one prompt for each.")
-        mask = io.Mask.Input("mask", optional=True, tooltip="Where to look: the picture is cut to the box around what is marked.")
-        description = "A picture prompt. A batch of pictures goes with a batch of outputs."
+        image = io.Image.Input("image", tooltip="One image, or a batch: one prompt for each.")
+        mask = io.Mask.Input("mask", optional=True, tooltip="Where to look: the image is cut to the box around what is marked.")
+        description = "An image prompt. A batch of images goes with a batch of outputs."
         return _schema("Image", description, image, mask, aliases=["image prompt", "clip vision", "variation"])
 
     @classmethod
@@ -77,13 +78,13 @@ class EncodeImage(Node):
 
 
 class EncodeAudio(Node):
-    """Sounds; a batch gives one prompt per sound."""
+    """Audio; a batch gives one prompt per item."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        audio = io.Audio.Input("audio", tooltip="Any sample rate; channels are averaged. A batch gives one prompt for each sound.")
-        aliases = ["sound prompt", "clap", "listen"]
-        return _schema("Audio", "A sound prompt, up to 10 minutes.", audio, *span_inputs(), aliases=aliases)
+        audio = io.Audio.Input("audio", tooltip="Any sample rate; channels are averaged. A batch gives one prompt for each item.")
+        aliases = ["sound prompt", "clap", "from audio"]
+        return _schema("Audio", "An audio prompt, of up to ten minutes.", audio, *span_inputs(), aliases=aliases)
 
     @classmethod
     def execute(cls, codi: CoDiHandle, audio: dict, start: float = 0.0, length: float = 0.0) -> io.NodeOutput:
@@ -100,10 +101,10 @@ class EncodeVideo(Node):
         video = io.MultiType.Input(
             "video",
             types=[io.Video, io.Image],
-            tooltip="A VIDEO, or its frames as a batch of images. Sound is ignored: use CoDi Encode Audio.",
+            tooltip="A VIDEO, or its frames as a batch of images. Its audio is ignored: use CoDi Encode Audio.",
         )
         aliases = ["clip prompt", "video to audio", "foley"]
-        return _schema("Video", "A clip prompt, from a video or from frames.", video, *span_inputs(), aliases=aliases)
+        return _schema("Video", "A video prompt, from a video or from frames.", video, *span_inputs(), aliases=aliases)
 
     @classmethod
     def execute(cls, codi: CoDiHandle, video: Any, start: float = 0.0, length: float = 0.0) -> io.NodeOutput:

@@ -10,7 +10,7 @@ from ..codi_models.errors import CoDiError
 from ..codi_models.modalities import MODALITIES
 from .host import compose
 from .host.guider import ModalityGuider
-from .schema import UNSET, Node, own, schema
+from .schema import SAMPLING, UNSET, Node, own, schema
 
 
 class Guider(Node):
@@ -32,6 +32,7 @@ class Guider(Node):
         return schema(
             node_id="CoDiGuider",
             display_name="CoDi Guider",
+            category=SAMPLING,
             description="Guidance for SamplerCustomAdvanced with a scale for every modality. Passes that no scale needs are left out.",
             search_aliases=["cfg per modality", "codi cfg"],
             inputs=[

@@ -15,7 +15,7 @@ from ..codi_models.modalities import MODALITIES
 from .host.handle import CoDiHandle
 from .host.shared import point_of
 from .host.vision_output import PromptEmbeds
-from .schema import CodiModel, Node, schema
+from .schema import PROMPTS, CodiModel, Node, schema
 
 
 def _fits(codi: CoDiHandle, width: int, what: str) -> None:
@@ -35,7 +35,7 @@ class FromCLIP(Node):
         return schema(
             node_id="CoDiFromCLIP",
             display_name="CoDi From CLIP",
-            category="CoDi/interplay",
+            category=PROMPTS,
             description="A text prompt through the host's CLIP ViT-L/14 (with its LoRAs and prompt weights) to CoDi's shared space.",
             search_aliases=["clip text", "clip-l", "prompt weights"],
             inputs=[
@@ -93,14 +93,14 @@ class FromCLIPVision(Node):
         return schema(
             node_id="CoDiFromCLIPVision",
             display_name="CoDi From CLIP Vision",
-            category="CoDi/interplay",
+            category=PROMPTS,
             description="An embedding of CLIP Vision Encode (ViT-L/14) as a prompt of CoDi's shared space.",
             search_aliases=["clip vision", "image embeds", "ipadapter"],
             inputs=[
                 CodiModel.Input("codi", tooltip="A model whose prompts are CLIP ViT-L/14's, as the published CoDi's."),
                 io.ClipVisionOutput.Input("clip_vision_output", tooltip="From CLIP Vision Encode with CLIP ViT-L/14."),
             ],
-            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="A prompt for each picture.")],
+            outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="A prompt for each image.")],
         )
 
     @classmethod
@@ -119,7 +119,7 @@ class ToCLIPVision(Node):
         return schema(
             node_id="CoDiToCLIPVision",
             display_name="CoDi To CLIP Vision",
-            category="CoDi/interplay",
+            category=PROMPTS,
             description="A prompt of any kind, such as a sound, as CLIP_VISION_OUTPUT: for unCLIP and for adapters that read image_embeds.",
             search_aliases=["unclip", "ipadapter", "sound to image", "image embeds"],
             inputs=[

@@ -12,7 +12,7 @@ from ..codi_models.errors import CoDiError
 from ..codi_models.modalities import MODALITIES
 from .host import joining, latent_files
 from .host.handle import CoDiHandle
-from .schema import CodiModel, Node, schema
+from .schema import LATENTS, CodiModel, Node, schema
 
 
 def _latents(least: int) -> Any:
@@ -29,7 +29,7 @@ def _node(kind: str, name: str, description: str, inputs: list[Any], outputs: li
         description=description,
         inputs=[codi, *inputs],
         outputs=outputs,
-        category="CoDi/latent",
+        category=LATENTS,
         **{"search_aliases": ["nested latent", "joint latent"], **more},
     )
 

@@ -17,14 +17,14 @@ from .host.frames import Frames, reading
 from .host.handle import CoDiHandle
 from .host.masks import masks_of, spatial, with_masks
 from .host.media import Note, encode_part
-from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
+from .schema import ADVANCED, CODI_TIP, LATENTS, CodiModel, Node, schema
 
 
 def _media() -> list[Any]:
     return [
-        io.Image.Input("image", optional=True, tooltip="A picture, or one for every sample of the batch."),
+        io.Image.Input("image", optional=True, tooltip="An image, or one for every sample of the batch."),
         io.MultiType.Input("video", types=[io.Video, io.Image], optional=True, tooltip="A VIDEO, or its frames as a batch of images."),
-        io.Audio.Input("audio", optional=True, tooltip="A sound, or one for every sample of the batch."),
+        io.Audio.Input("audio", optional=True, tooltip="Audio, or one for every sample of the batch."),
         io.String.Input("text", optional=True, force_input=True, tooltip="A caption."),
     ]
 
@@ -61,7 +61,7 @@ def _extension() -> list[Any]:
             min=0,
             max=256,
             optional=True,
-            tooltip="Extends a clip: its last so many frames become the first of the one that is made. 0: the clip from its beginning.",
+            tooltip="Extends a video: its last so many frames become the first of the one that is made. 0: the video from its beginning.",
         ),
         io.Float.Input(
             "last_seconds",
@@ -70,7 +70,7 @@ def _extension() -> list[Any]:
             max=60.0,
             step=0.01,
             optional=True,
-            tooltip="Extends a sound: its last so many seconds become the first of the one that is made. 0: the sound from its beginning.",
+            tooltip="Extends audio: its last so many seconds become the first of the one that is made. 0: the audio from its beginning.",
         ),
     ]
 
@@ -83,12 +83,13 @@ class MediaToLatent(Node):
         return schema(
             node_id="CoDiMediaToLatent",
             display_name="CoDi Media to Latent",
-            description="Encodes what is connected, of picture, clip, sound and caption, to one joint LATENT, as for variations.",
+            category=LATENTS,
+            description="Encodes what is connected, of image, video, audio and caption, to one joint LATENT, as for variations.",
             search_aliases=["encode latent", "vae encode", "img2img"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
-                io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
-                io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and clip."),
+                io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and video."),
+                io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and video."),
                 *_media(),
                 *span_inputs(),
             ],
@@ -132,13 +133,14 @@ class Keep(Node):
         return schema(
             node_id="CoDiKeep",
             display_name="CoDi Keep",
-            description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: sound for a clip, ...",
+            category=LATENTS,
+            description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: audio for a video",
             search_aliases=["inpaint", "foley", "video to audio", "extend video", "extend audio", "complete"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 io.Latent.Input("latent", tooltip="From CoDi Empty Joint Latent, with all outputs: the kept and the generated."),
                 *_media(),
-                io.Mask.Input("mask", optional=True, tooltip="White: generated anew, in the kept picture and clip."),
+                io.Mask.Input("mask", optional=True, tooltip="White: generated anew, in the kept image and video."),
                 *_extension(),
                 *span_inputs(),
             ],
@@ -179,13 +181,14 @@ class Mask(Node):
         return schema(
             node_id="CoDiMask",
             display_name="CoDi Mask",
+            category=LATENTS,
             description="Says which outputs of a joint LATENT are generated, and where and when; all else is kept.",
             search_aliases=["noise mask", "inpaint", "keep"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 io.Latent.Input("latent", tooltip="A joint LATENT that holds what is to be kept."),
                 *[io.Boolean.Input(m, default=False, tooltip=f"Generate {m}; off: keep it.") for m in MODALITIES],
-                io.Mask.Input("mask", optional=True, tooltip="White: where picture and clip are generated."),
+                io.Mask.Input("mask", optional=True, tooltip="White: where image and video are generated."),
                 io.Float.Input(
                     "start",
                     default=0.0,
@@ -194,7 +197,7 @@ class Mask(Node):
                     step=0.01,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Clip and sound are generated from here on; 0 is their beginning.",
+                    tooltip="Video and audio are generated from here on; 0 is their beginning.",
                 ),
                 io.Float.Input(
                     "end",
@@ -204,7 +207,7 @@ class Mask(Node):
                     step=0.01,
                     optional=True,
                     extra_dict=ADVANCED,
-                    tooltip="Clip and sound are generated up to here; 1 is their end.",
+                    tooltip="Video and audio are generated up to here; 1 is their end.",
                 ),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="All parts, for CoDi Preview or the Decode nodes.")],

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..codi_models.modalities import MODALITIES
 from .host import handle, parts
-from .schema import CODI_TIP, CodiModel, Node, schema
+from .schema import CODI_TIP, LATENTS, CodiModel, Node, schema
 
 
 class EmptyJointLatent(Node):
@@ -19,6 +19,7 @@ class EmptyJointLatent(Node):
         return schema(
             node_id="CoDiEmptyJointLatent",
             display_name="CoDi Empty Joint Latent",
+            category=LATENTS,
             description="Chooses what is generated, and how large; by default as large as the model was trained for.",
             search_aliases=["empty latent", "outputs", "size", "duration"],
             inputs=[

@@ -11,7 +11,7 @@ from ..codi_models.modalities import MODALITIES, denoisers_of
 from .host import compose, costs, folders, handle
 from .host.denoiser import DENOISERS, denoiser_model
 from .host.vae import AudioVAE, ImageVAE
-from .schema import ADVANCED, CODI_TIP, CodiModel, Node, schema
+from .schema import ADVANCED, CODI_TIP, MODELS, CodiModel, Node, schema
 
 _DTYPES = ["auto", "fp32", "fp16", "bf16"]
 
@@ -48,6 +48,7 @@ class LoadJoint(Node):
         return schema(
             node_id="CoDiLoadJoint",
             display_name="Load CoDi (joint)",
+            category=MODELS,
             description="Loads the denoisers of the chosen outputs as one joint MODEL, and shows what the model's parts cost. "
             "What is switched off is not loaded.",
             search_aliases=["codi", "any-to-any", "codi-mini"],
@@ -89,6 +90,7 @@ class Load(Node):
         return schema(
             node_id="CoDiLoad",
             display_name="Load CoDi",
+            category=MODELS,
             description="Opens a CoDi model and shows what its parts cost. Networks load when a node first needs them.",
             has_intermediate_output=True,
             search_aliases=["codi model", "checkpoint", "open"],
@@ -118,12 +120,15 @@ class Denoiser(Node):
         return schema(
             node_id="CoDiDenoiser",
             display_name="CoDi Denoiser",
+            category=MODELS,
             description="One denoiser as a MODEL of its own. It samples alone, or together with others after CoDi Compose.",
             search_aliases=["unet", "diffusion model", "one modality"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 io.Combo.Input(
-                    "denoiser", options=list(DENOISERS), tooltip="vision makes images and clips, audio makes sound, text makes captions."
+                    "denoiser",
+                    options=list(DENOISERS),
+                    tooltip="vision generates images and videos, audio generates audio, text generates captions.",
                 ),
                 _dtype(),
             ],
@@ -143,12 +148,13 @@ class LoadVAE(Node):
         return schema(
             node_id="CoDiVAE",
             display_name="CoDi VAE",
+            category=MODELS,
             description="CoDi's autoencoders for the stock nodes VAE Decode, VAE Encode, VAE Decode Audio and VAE Encode Audio.",
             search_aliases=["autoencoder", "audio vae", "vae loader"],
             inputs=[CodiModel.Input("codi", tooltip=CODI_TIP)],
             outputs=[
-                io.Vae.Output(display_name="picture VAE", tooltip="Decodes the first part of a joint LATENT: clip, else image."),
-                io.Vae.Output(display_name="sound VAE", tooltip="Decodes the last part of a joint LATENT: sound."),
+                io.Vae.Output(display_name="image VAE", tooltip="Decodes the first part of a joint LATENT: video, else image."),
+                io.Vae.Output(display_name="audio VAE", tooltip="Decodes the last part of a joint LATENT: audio."),
             ],
         )
 

@@ -10,7 +10,7 @@ from ..codi_models.conditioning import MIX_METHODS
 from ..codi_models.errors import CoDiError
 from ..codi_models.keyframes import OVER, Curve, Stretch, Voice, blend, describe
 from .host.latent_model import FRAMES
-from .schema import ADVANCED, Node, schema
+from .schema import ADVANCED, PROMPTS, Node, schema
 
 VOICE = "codi_voice"
 """Key of CONDITIONING under which Prompt Weight leaves what the mixer is to do with a prompt."""
@@ -27,6 +27,7 @@ class ConditionMixer(Node):
         return schema(
             node_id="CoDiConditionMixer",
             display_name="CoDi Condition Mixer",
+            category=PROMPTS,
             description="Mixes any number of text, image, audio and video prompts into one.",
             search_aliases=["mix prompts", "blend", "average", "interpolate"],
             has_intermediate_output=True,
@@ -117,6 +118,7 @@ class PromptWeight(Node):
         return schema(
             node_id="CoDiPromptWeight",
             display_name="CoDi Prompt Weight",
+            category=PROMPTS,
             description="Weight, range of steps and curve of one prompt for the Condition Mixer; a list of numbers may be the curve.",
             search_aliases=["audio reactive", "weight curve", "prompt schedule"],
             is_input_list=True,
@@ -162,7 +164,8 @@ class PromptTravel(Node):
         return schema(
             node_id="CoDiPromptTravel",
             display_name="CoDi Prompt Travel",
-            description="Goes from one prompt to another over the frames of a clip, the samples of a batch or the steps of the run.",
+            category=PROMPTS,
+            description="Goes from one prompt to another over the frames of a video, the samples of a batch or the steps of the run.",
             search_aliases=["interpolate prompts", "morph", "prompt schedule"],
             has_intermediate_output=True,
             inputs=[
@@ -192,7 +195,7 @@ def over_inputs(default: str = "steps") -> list[Any]:
             options=list(OVER),
             default=default,
             optional=True,
-            tooltip="Along what curves run: the steps, the frames of the clip (other outputs follow the mean), or the batch.",
+            tooltip="Along what curves run: the steps, the frames of the video (other outputs follow the mean), or the batch.",
         ),
         io.Int.Input(
             "count",
@@ -200,7 +203,7 @@ def over_inputs(default: str = "steps") -> list[Any]:
             min=1,
             max=1024,
             optional=True,
-            tooltip="Frames of the clip, samples of the batch, or parts that the run is divided into.",
+            tooltip="Frames of the video, samples of the batch, or parts that the run is divided into.",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""Everything that was made, on one node: picture, clip with its sound, sound and caption."""
+"""Everything that was generated, on one node: image, video with its audio, spectrogram and caption."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .decode import frame_rate_input, saved_video, words_seed_input
 from .host import shared
 from .host.handle import CoDiHandle
 from .host.spectrum import loudness
-from .schema import CodiModel, Node, schema
+from .schema import MEDIA, CodiModel, Node, schema
 
 _SPECTROGRAM = (512, 96)  # pixels
 
@@ -26,7 +26,8 @@ class Preview(Node):
         return schema(
             node_id="CoDiPreview",
             display_name="CoDi Preview",
-            description="Decodes all parts of a joint LATENT and shows them together: picture, clip with its sound, spectrogram, caption.",
+            category=MEDIA,
+            description="Decodes all parts of a joint LATENT and shows them together: image, video with its audio, spectrogram, caption.",
             search_aliases=["show all", "decode all", "player", "view"],
             is_output_node=True,
             inputs=[
@@ -37,7 +38,7 @@ class Preview(Node):
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="For Save Image. Nothing runs on an output that the LATENT does not hold."),
-                io.Video.Output(display_name="video", tooltip="The first clip of the batch with its sound, for Save Video."),
+                io.Video.Output(display_name="video", tooltip="The first video of the batch with its audio, for Save Video."),
                 io.Audio.Output(display_name="audio", tooltip="For Save Audio."),
                 io.String.Output(display_name="text", tooltip="One caption a line."),
             ],
@@ -51,23 +52,25 @@ class Preview(Node):
         rate = Fraction(frame_rate or codi.config.sampling.frame_rate).limit_denominator(1000)
         nothing: Any = ExecutionBlocker(None)
         image, video, audio, text = (nothing for _ in range(4))
-        show: dict[str, Any] = {}
+        show: dict[str, Any] = {}  # under the host's own keys, so that its queue, assets and clients of its API show them
         if "audio" in made:
             audio = {"waveform": made["audio"][:, None], "sample_rate": codi.config.mel.sample_rate}  # (B, 1, N)
-            show["codi_audio"] = ui.PreviewAudio(audio, cls=cls).as_dict()["audio"]
-            pictures = [to_image(draw_spectrogram(loudness(row, codi.config.mel), _SPECTROGRAM)) for row in made["audio"]]
-            show["codi_sound"] = ui.PreviewImage(torch.stack(pictures), cls=cls).as_dict()["images"]
+            show["audio"] = ui.PreviewAudio(audio, cls=cls).as_dict()["audio"]
+            drawn = [to_image(draw_spectrogram(loudness(row, codi.config.mel), _SPECTROGRAM)) for row in made["audio"]]
+            # By name only: spectrograms belong to the node and are no results.
+            saved = ui.PreviewImage(torch.stack(drawn), cls=cls).as_dict()["images"]
+            show["codi_spectrogram"] = [entry["filename"] for entry in saved]
         if "image" in made:
             image = made["image"]
-            show["codi_image"] = ui.PreviewImage(image, cls=cls).as_dict()["images"]
+            show["images"] = ui.PreviewImage(image, cls=cls).as_dict()["images"]
         if "video" in made:
-            clips = []
+            videos = []
             for row, frames in enumerate(made["video"]):
-                sound = {**audio, "waveform": audio["waveform"][row][None]} if "audio" in made else None
-                parts = Types.VideoComponents(images=frames, audio=sound, frame_rate=rate)
-                clips.append(InputImpl.VideoFromComponents(parts))
-            video = clips[0]
-            show["codi_video"] = [saved_video(clip, cls) for clip in clips]
+                track = {**audio, "waveform": audio["waveform"][row][None]} if "audio" in made else None
+                parts = Types.VideoComponents(images=frames, audio=track, frame_rate=rate)
+                videos.append(InputImpl.VideoFromComponents(parts))
+            video = videos[0]
+            show["video"] = [saved_video(one, cls) for one in videos]
         if "text" in made:
             text = "\n".join(made["text"])
             show["text"] = tuple(made["text"])

@@ -13,7 +13,7 @@ from ..codi_models.stages import SCHEDULES
 from .compose import alignment_inputs, alignment_settings
 from .host import compose
 from .host.stages import sample_in_stages
-from .schema import ADVANCED, MODELS_OWN, UNSET, Node, own, schema
+from .schema import ADVANCED, MODELS_OWN, SAMPLING, UNSET, Node, own, schema
 
 
 class JointSampler(Node):
@@ -24,6 +24,7 @@ class JointSampler(Node):
         return schema(
             node_id="CoDiJointSampler",
             display_name="CoDi Joint Sampler",
+            category=SAMPLING,
             description="Generates all parts of a joint LATENT with latent alignment: KSampler after CoDi Alignment with these settings.",
             search_aliases=["ksampler", "generate", "joint generation"],
             inputs=[

@@ -11,7 +11,10 @@ from comfy_api.latest import io
 
 from .host.checks import admitted
 
-CATEGORY = "CoDi"
+PROMPTS, SAMPLING, LATENTS, MEDIA, MODELS, TOOLS = (
+    f"CoDi/{name}" for name in ("prompts", "sampling", "latents", "media", "models", "tools")
+)
+"""Categories of the node menu."""
 
 CodiModel = io.Custom("CODI_MODEL")
 """An opened model folder (nodes.host.handle.CoDiHandle)."""
@@ -33,7 +36,6 @@ def own(value: Any, default: Any) -> Any:
 
 def schema(**fields: Any) -> io.Schema:
     """io.Schema without the fields that an older host does not know."""
-    fields.setdefault("category", CATEGORY)
     return io.Schema(**{k: v for k, v in fields.items() if k in io.Schema.__dataclass_fields__})
 
 

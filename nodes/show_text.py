@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
-from .schema import Node, schema
+from .schema import MEDIA, Node, schema
 
 
 class ShowText(Node):
@@ -15,6 +15,7 @@ class ShowText(Node):
         return schema(
             node_id="CoDiShowText",
             display_name="CoDi Show Text",
+            category=MEDIA,
             description="Shows a text on the node and hands it on.",
             search_aliases=["display text", "print", "preview text"],
             is_output_node=True,

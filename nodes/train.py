@@ -20,7 +20,7 @@ from ..codi_models.modalities import MODALITIES
 from ..codi_models.model import SHIPPED
 from ..codi_models.training import STAGES
 from .host import folders, handle
-from .schema import ADVANCED, CodiModel, Node, schema
+from .schema import ADVANCED, MODELS, CodiModel, Node, schema
 
 RUNS = "codi_training"
 """Folder in the host's output folder for states, logs and encoded media."""
@@ -37,7 +37,7 @@ class Train(Node):
         return schema(
             node_id="CoDiTrain",
             display_name="CoDi Train",
-            category="CoDi/training",
+            category=MODELS,
             description="Trains one stage on your own pairs and writes a new model folder. An interrupted run goes on where it was.",
             search_aliases=["finetune", "latent alignment", "fit"],
             is_output_node=True,

@@ -28,6 +28,7 @@ def test_the_file_holds_the_nodes_and_their_values(blueprint: Blueprint):
         set_by_hand = [v for v in entry["inputs"].values() if not isinstance(v, list)]
         assert all(v in drawn[number].get("widgets_values", []) for v in set_by_hand), f"{entry}: run tests/host/make_subgraphs.py"
     (outside,) = graph["nodes"]
+    assert outside["widgets_values"] == [] and not [i for i in outside["inputs"] if "widget" in i], "the inner nodes hold the values"
     assert [tuple(pair) for pair in outside["properties"]["proxyWidgets"]] == list(blueprint.shown)
     ends = [n for n in blueprint.prompt.values() if n["class_type"] in OUTSIDE and n["class_type"] != "CoDiBounceScene"]
     assert {s["name"] for s in folded["outputs"]} >= {_slot(n) for n in ends}

@@ -1,111 +1,158 @@
-"""Shipped workflows in the real front end, in the classic canvas and in Nodes 2.0."""
+"""Templates and ready-made subgraphs in the real front end, in the classic canvas and in Nodes 2.0."""
 
 from __future__ import annotations
 
 import json
+from itertools import combinations
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 from host.browser import Page, open_page
+from host.graph import NAMES, SAVED, template
+from host.make_subgraphs import BLUEPRINTS
 from host.setting import PACK
 
-_MEDIA = "() => [...document.querySelectorAll('{0}')].filter(e => e.checkVisibility() && e.readyState >= 1 && e.duration > 1).length"
-_STEPS = "n => app.graph._nodes.flatMap(x => x.widgets ?? []).filter(w => /(^|: )steps$/.test(w.name)).forEach(w => { w.value = n })"
+BOTH = pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes2"])
+_BOXES = """() => app.graph._nodes.map(node => {
+  const element = document.querySelector(`[data-node-id="${node.id}"]`), scale = app.canvas.ds.scale, [x, y] = node.pos;
+  const box = element?.getBoundingClientRect(), least = node.computeSize();
+  const [width, height] = box ? [box.width / scale, box.height / scale] : [node.size[0], node.size[1] + 30];
+  // What stands outside of its node is cut or lies over others.
+  const parts = [...element?.querySelectorAll('textarea, input, video, .codi-results') ?? []].filter(e => e.checkVisibility());
+  const held = parts.every(e => e.getBoundingClientRect().bottom <= box.bottom + 2 && e.getBoundingClientRect().right <= box.right + 2);
+  const inside = box ? held : !node.type.startsWith('CoDi') || least[1] <= node.size[1] + 2;
+  return { name: node.title, inside, left: x, top: y - 30, right: x + width, low: y - 30 + height };
+})"""
+_SHOWN = """() => [...document.querySelectorAll('.codi-results')].map(e => ({  // on or off the screen
+  image: e.querySelector('.codi-image').getAttribute('src'), video: e.querySelector('video').getAttribute('src'),
+  text: e.querySelector('.codi-text').textContent })).filter(r => r.image || r.video || r.text)"""
+_PLAYABLE = (
+    "kind => [...document.querySelectorAll('.codi-results ' + kind)].some(e => e.checkVisibility() && e.readyState >= 1 && e.duration > 1)"
+)
+_SET = """([name, value]) => {
+  const found = app.graph._nodes.flatMap(n => (n.widgets ?? []).map(w => [n, w])).filter(([, w]) => w.name.split(': ').pop() == name);
+  for (const [node, widget] of found) { widget.value = value; widget.callback?.(value, app.canvas, node); }
+  return found.length;
+}"""
 
 
 def shipped(folder: str, name: str) -> dict:
     return json.loads((PACK / folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def run(page: Page, workflow: dict, focus: str) -> None:
-    """Open, run with few steps, and bring the first node of a kind to the middle."""
-    page.open(workflow)
-    assert page.page.evaluate("() => app.graph._nodes.length") == len(workflow["nodes"])
-    assert page.complaints() == []
-    page.page.evaluate(_STEPS, 4)
-    assert page.run() == "execution_success"
-    page.focus(focus)
+def assert_apart(page: Page, name: str) -> None:
+    """No two nodes of the open graph touch, and nothing sticks out of one."""
+    boxes: list[dict[str, Any]] = page.page.evaluate(_BOXES)
+    assert [b["name"] for b in boxes if not b["inside"]] == [], name
+    for a, b in combinations(boxes, 2):
+        apart = a["right"] <= b["left"] or b["right"] <= a["left"] or a["low"] <= b["top"] or b["low"] <= a["top"]
+        assert apart, f"{name}: {a} and {b}"
 
 
-def test_text_to_everything_is_shown(server):
-    with open_page(server.url) as page:
-        run(page, shipped("example_workflows", "text_to_everything"), "CoDiDecodeImage")
-        page.page.evaluate("() => { app.canvas.ds.scale = 0.7; app.canvas.ds.offset = [40, 120]; app.graph.setDirtyCanvas(true, true) }")
-        page.page.wait_for_timeout(1500)
-        pictures = page.page.evaluate(
-            "() => app.graph._nodes.filter(n => n.type == 'CoDiDecodeImage')"
-            ".flatMap(n => n.imgs ?? []).map(i => [i.naturalWidth, i.naturalHeight])"
-        )
-        assert pictures == [[64, 64]]
-        page.page.wait_for_function(_MEDIA.format("video"), timeout=20_000)
-        page.page.wait_for_function(_MEDIA.format("audio"), timeout=20_000)
-        caption = page.page.locator(".codi-text").first
-        assert caption.is_visible() and caption.text_content().strip()
+def shown(page: Page, least: int) -> list[dict]:
+    """What CoDi's nodes show, once at least so many of them show something."""
+    page.page.wait_for_function(f"n => ({_SHOWN})().length >= n", arg=least, timeout=30_000)
+    return page.page.evaluate(_SHOWN)
+
+
+@BOTH
+def test_templates_and_subgraphs_open_without_overlap(server, nodes2):
+    graphs = {name: shipped("example_workflows", template(name)) for name in NAMES}
+    graphs |= {b.name: shipped("subgraphs", b.name) for b in BLUEPRINTS}
+    with open_page(server.url, nodes2=nodes2) as page:
+        for name, graph in graphs.items():
+            page.open(graph, wait=700)
+            assert page.page.evaluate("() => app.graph._nodes.length") == len(graph["nodes"]), name
+            assert_apart(page, name)
+        for saved in sorted((SAVED / "graphs").glob("*.json")):  # as version 0.3 left them
+            graph = json.loads(saved.read_text(encoding="utf-8"))
+            page.open(graph, wait=300)
+            assert page.page.evaluate("() => app.graph._nodes.length") == len(graph["nodes"]), saved.stem
         page.assert_no_trouble()
 
 
-@pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes2"])
-def test_preview_shows_picture_clip_sound_and_caption(server, nodes2):
-    prompt = json.loads((PACK / "tests" / "workflows" / "text_to_everything.json").read_text(encoding="utf-8"))
-    prompt = {i: n for i, n in prompt.items() if not n["class_type"].startswith("CoDiDecode")}
-    sampler = next(i for i, n in prompt.items() if n["class_type"] == "CoDiJointSampler")
-    loader = next(i for i, n in prompt.items() if n["class_type"] == "CoDiLoadJoint")
-    prompt[sampler]["inputs"]["steps"] = 4
-    latent = next(n for n in prompt.values() if n["class_type"] == "CoDiEmptyJointLatent")
-    latent["inputs"]["batch_size"] = 2
-    prompt["90"] = {"class_type": "CoDiPreview", "inputs": {"codi": [loader, 1], "latent": [sampler, 0]}}
+@BOTH
+def test_results_are_shown_and_stay(server, nodes2):
+    """Run, pages, seek; another tab, undo and a reload of the page, after each of which the results are there again."""
     with open_page(server.url, nodes2=nodes2) as page:
-        page.open_api(prompt, "preview")
-        graph = json.loads(page.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
-        run(page, graph, "CoDiPreview")
+        page.page.goto(f"{server.url}/?codi={quote(template('text_to_everything'))}")  # the address opens a template
+        page.ready()
+        page.page.wait_for_function("() => app.graph._nodes.some(n => n.type == 'CoDiPreview')", timeout=60_000)
+        page.page.evaluate(_SET, ["steps", 2])
+        page.page.evaluate(_SET, ["batch_size", 2])
+        page.page.wait_for_timeout(500)
+        assert page.run() == "execution_success"
         assert (page.page.locator("[data-node-id]").count() > 0) == nodes2
-        view = page.page.locator(".codi-preview")
-        page.page.wait_for_function(_MEDIA.format(".codi-preview video"), timeout=20_000)
-        page.page.wait_for_function(_MEDIA.format(".codi-preview audio"), timeout=20_000)
-        for part in (".codi-image", ".sound img"):
+        assert_apart(page, "after a run")
+        page.focus("CoDiPreview")
+        view = page.page.locator(".codi-results", has=page.page.locator(".codi-image[src]")).first
+        for kind in ("video", "audio"):
+            page.page.wait_for_function(_PLAYABLE, arg=kind, timeout=20_000)
+        for part, size in ((".codi-image", 64), (".sound img", 512)):
             picture = view.locator(part)
-            assert picture.is_visible() and picture.evaluate("e => e.complete && e.naturalWidth") in (64, 512)
-        caption = view.locator(".caption")
-        assert caption.is_visible() and caption.text_content().strip()
+            assert picture.is_visible() and picture.evaluate("e => e.naturalWidth") == size
+        assert view.locator(".codi-image").evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
+        assert view.locator(".codi-text").text_content().strip()
         first = view.locator("video").get_attribute("src")
         view.locator(".pages button").last.click()
         assert view.locator(".pages").text_content() == "‹2 / 2›" and view.locator("video").get_attribute("src") != first
-        # The clip carries the sound: a click into the spectrogram plays it from there.
-        page.page.wait_for_function(_MEDIA.format(".codi-preview video"), timeout=20_000)
-        place = view.locator("video").evaluate("e => { e.muted = true; e.loop = false; return e.duration }")
+        page.page.wait_for_function(_PLAYABLE, arg="video", timeout=20_000)
+        view.locator("video").evaluate("e => { e.muted = true; e.loop = false }")
         box = view.locator(".sound").bounding_box()
-        page.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.page.wait_for_function("() => document.querySelector('.codi-preview video').currentTime > 0.3", timeout=10_000)
-        assert place > 1
-        page.shoot("preview")
-        page.assert_no_trouble()
-
-
-def test_a_blueprint_is_offered_and_runs(server):
-    offered = server.json("/global_subgraphs")
-    names = {entry["name"] for entry in offered.values()}
-    files = {p.stem for p in (PACK / "subgraphs").glob("*.json")}
-    assert len(files) >= 4 and files <= names
-    workflow = shipped("subgraphs", "Text to Everything (CoDi)")
-    with open_page(server.url) as page:
-        run(page, workflow, "")
-        widgets = page.page.evaluate("() => app.graph._nodes[0].widgets.map(w => w.name)")
-        # Older front ends put the number of the inner node before the name.
-        assert {"text", "seed", "steps", "cfg", "name"} <= {name.rsplit(": ", 1)[-1] for name in widgets}
-        page.assert_no_trouble()
-
-
-def test_a_blueprint_takes_what_is_connected_to_it(server):
-    with open_page(server.url) as page:
-        page.open(shipped("subgraphs", "Video to Audio (CoDi)"))
-        connected = page.page.evaluate(
+        page.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)  # the video carries the audio and plays from here
+        page.page.wait_for_function(
+            "() => [...document.querySelectorAll('.codi-results video')].some(v => v.currentTime > 0.3)", timeout=10_000
+        )
+        page.shoot("results")
+        view.locator(".pages button").last.click()
+        before = shown(page, 2)
+        page.open(shipped("example_workflows", template("prompt_travel")))
+        assert page.page.evaluate(_SHOWN) == []
+        page.page.locator(".workflow-tab").nth(-2).click()
+        assert shown(page, 2) == before
+        page.page.evaluate(
             """() => {
-              const scene = LiteGraph.createNode('CoDiBounceScene'), blueprint = app.graph._nodes[0];
-              app.graph.add(scene);
-              const slot = (list, name) => list.findIndex(s => s.name == name);
-              return !!scene.connect(slot(scene.outputs, 'video'), blueprint, slot(blueprint.inputs, 'video'));
+              const tracker = app.extensionManager.workflow.activeWorkflow.changeTracker;
+              app.graph._nodes[0].title = 'changed';
+              (tracker.captureCanvasState ?? tracker.checkState).call(tracker);
+              return tracker.undo();
             }"""
         )
-        assert connected
-        page.page.evaluate(_STEPS, 4)
-        assert page.run() == "execution_success"
+        page.page.wait_for_timeout(1000)
+        assert page.page.evaluate("() => app.graph._nodes.every(n => n.title != 'changed')") and shown(page, 2) == before
+        page.page.reload()
+        page.ready()
+        assert shown(page, 2) == before
+        page.focus("CoDiPreview")
+        assert page.page.locator(".codi-results .codi-image[src]").first.is_visible()
+        page.assert_no_trouble()
+
+
+def test_subgraphs_run_with_the_values_shown_outside(server):
+    offered = {entry["name"] for entry in server.json("/global_subgraphs").values()}
+    assert {b.name for b in BLUEPRINTS} <= offered
+    changed = {"seed": 77, "steps": 2, "cfg": 2.5, "text": "a blue star", "weights": "1, 0.5", "last_frames": 2}
+    with open_page(server.url) as page:
+        for blueprint in BLUEPRINTS:
+            page.open(shipped("subgraphs", blueprint.name))
+            page.page.evaluate(
+                """() => {
+                  const blueprint = app.graph._nodes[0], scene = LiteGraph.createNode('CoDiBounceScene');
+                  app.graph.add(scene);
+                  const slot = (name) => scene.outputs.findIndex(s => s.name == name);
+                  blueprint.inputs.forEach((input, i) => { if (slot(input.name) >= 0) scene.connect(slot(input.name), blueprint, i); });
+                }"""
+            )
+            for _, name in blueprint.shown:
+                if name in changed:
+                    assert page.page.evaluate(_SET, [name, changed[name]]) >= 1, f"{blueprint.name}: {name}"
+            page.page.wait_for_timeout(300)
+            assert page.run() == "execution_success", blueprint.name
+            sent = {key.split(":")[-1]: entry for key, entry in page.queued[-1].items() if ":" in key}
+            for number, entry in blueprint.prompt.items():
+                for name, value in entry["inputs"].items() if number in sent else ():
+                    if not isinstance(value, list):
+                        want = changed[name] if (number, name) in blueprint.shown and name in changed else value
+                        assert sent[number]["inputs"][name] == want, f"{blueprint.name}: {number}.{name}"
         page.assert_no_trouble()

@@ -135,7 +135,7 @@ def test_preview_shows_what_the_decode_nodes_give(session):
     graph["video"]["inputs"]["audio"] = ["audio", 0]
     graph["all"] = node("CoDiPreview", codi=["load", 1], latent=["sample", 0])
     ui = session.run(graph)["all"]
-    assert {k: len(v) for k, v in ui.items()} == {"codi_image": 2, "codi_video": 2, "codi_audio": 2, "codi_sound": 2, "text": 2}
+    assert {k: len(v) for k, v in ui.items()} == {"images": 2, "video": 2, "audio": 2, "codi_spectrogram": 2, "text": 2}
     assert torch.equal(session.value("all", 0), session.value("image"))
     ours, theirs = (session.value(*link).get_components() for link in (("all", 1), ("video", 1)))
     assert torch.equal(ours.images, theirs.images) and torch.equal(ours.audio["waveform"], theirs.audio["waveform"])

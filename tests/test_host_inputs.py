@@ -15,7 +15,7 @@ from host.rig import PLAIN, REFUSES, SOURCES, sound
 from host.session import Failed
 from host.setting import PACK
 
-NODES = sorted(json.loads((PACK / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")))
+NODES = sorted(page.stem for page in (PACK / "web" / "docs").glob("*.md"))
 FIRST = json.loads((PACK / "tests" / "host" / "first_inputs.json").read_text(encoding="utf-8"))
 
 

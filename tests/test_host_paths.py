@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -14,7 +13,7 @@ import pytest
 from host.session import Failed
 from host.setting import PACK
 
-NODES = sorted(json.loads((PACK / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8")))
+NODES = sorted(page.stem for page in (PACK / "web" / "docs").glob("*.md"))
 SUFFIX = ".codi.safetensors"
 PATHS = ("name", "file", "filename_prefix", "data", "save_as")
 """Inputs that name files or folders; the others are given fewer of the names."""

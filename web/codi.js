@@ -1,39 +1,97 @@
-// Shows what CoDi's nodes made on the nodes themselves: text in a box, sound in the stock player. Clips and pictures show by themselves.
+// Shows on CoDi's nodes what they made. It is read from the host's node outputs, so it is there again after a change of tab, undo, a subgraph
+// entered and left, or a reload of the page.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { STYLE, buildView } from "./codi_view.js";
 
-const SHOWS_TEXT = ["CoDiDecodeText", "CoDiShowText", "CoDiCoherence", "CoDiPickBest", "CoDiLoad", "CoDiLoadJoint", "CoDiConditionMixer", "CoDiPromptTravel"];
-const SHOWS_NOTES = ["CoDiKeep", "CoDiMediaToLatent"]; // a text box where there is something to say
-const PLAYS_AUDIO = ["CoDiDecodeAudio", "CoDiBounceScene"];
+const HEIGHTS = { // of what nodes show, at least, in pixels
+  CoDiPreview: 320, CoDiDecodeImage: 200, CoDiDecodeVideo: 200, CoDiDecodeAudio: 44, CoDiDecodeText: 60, CoDiShowText: 60, CoDiBounceScene: 240,
+  CoDiCoherence: 320, CoDiSharedSpace: 320, CoDiPickBest: 60, CoDiTrain: 200, CoDiLoad: 72, CoDiLoadJoint: 72, CoDiConditionMixer: 60, CoDiPromptTravel: 60,
+  CoDiKeep: 48, CoDiMediaToLatent: 48,
+};
+const rootGraph = () => app.rootGraph ?? app.graph;
 
-function textBox(node) {
-  const box = document.createElement("div");
-  box.className = "codi-text";
-  box.style.cssText =
-    "overflow:auto; min-height:34px; white-space:pre-wrap; user-select:text; padding:6px 8px; box-sizing:border-box; border-radius:4px;" +
-    "font-size:13px; background:var(--comfy-input-bg); color:var(--input-text);";
-  const widget = node.addDOMWidget("codi_text", "codi_text", box, { serialize: false, getMinHeight: () => 48 });
-  widget.serialize = false; // nothing of it is stored
-  return widget;
+/** Key of a node in the host's node outputs: its id, in a subgraph after the subgraph's. */
+const keyOf = (node) => (!node.graph || node.graph === rootGraph() ? String(node.id) : `${node.graph.id}:${node.id}`);
+
+/** All nodes of ours that show something, those in subgraphs too. */
+function* showing(graph = rootGraph()) {
+  for (const node of graph?._nodes ?? []) {
+    if (node.codiView) yield node;
+    if (node.subgraph) yield* showing(node.subgraph);
+  }
 }
 
-function showTexts(nodeType, always) {
-  const { onNodeCreated, onExecuted } = nodeType.prototype;
+function refresh(node, output = app.nodeOutputs?.[keyOf(node)]) {
+  if (output === node.codiShown) return;
+  node.codiShown = output;
+  node.codiView.show(output);
+}
+
+function attach(nodeType, height) {
+  const { onNodeCreated, onExecuted, onConfigure } = nodeType.prototype;
   nodeType.prototype.onNodeCreated = function () {
     onNodeCreated?.apply(this, arguments);
-    if (always) this.codiText = textBox(this);
+    this.codiView = buildView((images) => { this.imgs = images.length ? images : undefined; }); // for the host's menu: open, copy, save
+    this.hideOutputImages = true;
+    this.codiView.root.style.minHeight = `${height}px`;
+    const options = { serialize: false, hideInPanel: true, hideOnZoom: false, getMinHeight: () => height };
+    const widget = this.addDOMWidget("codi_results", "codi_results", this.codiView.root, options);
+    widget.serialize = false; // nothing of it is stored
+    this.setSize([Math.max(this.size[0], height > 300 ? 420 : 300), this.computeSize()[1]]);
+    setTimeout(() => refresh(this)); // once it has its id
+  };
+  nodeType.prototype.onConfigure = function () {
+    onConfigure?.apply(this, arguments);
+    setTimeout(() => refresh(this));
   };
   nodeType.prototype.onExecuted = function (output) {
     onExecuted?.apply(this, arguments);
-    if (output?.text) this.codiText ??= textBox(this);
-    if (this.codiText && (output?.text || !always)) this.codiText.element.textContent = [output?.text ?? ""].flat().join("\n");
+    refresh(this, output);
   };
+  nodeType.prototype.onDrawBackground = () => {}; // the classic canvas would draw the images once more
+}
+
+/** Opens the template that the page's address names, as in /?codi=01%20Text%20to%20everything. */
+async function openNamed() {
+  const address = new URL(location.href), name = address.searchParams.get("codi");
+  if (!name) return;
+  address.searchParams.delete("codi");
+  history.replaceState(null, "", address);
+  const pack = new URL(import.meta.url).pathname.split("/extensions/")[1].split("/")[0];
+  const answer = await fetch(api.fileURL(`/api/workflow_templates/${pack}/${encodeURIComponent(name)}.json`));
+  if (answer.ok) await app.loadGraphData(await answer.json(), true, true, name);
+}
+
+/** Node outputs of the last run of the open workflow, where the host has none, as after a reload of the page. */
+async function fromHistory() {
+  const graph = rootGraph();
+  if (!graph?.id || Object.keys(app.nodeOutputs ?? {}).length || ![...showing()].length) return;
+  const runs = Object.values(await (await api.fetchApi("/history?max_items=32")).json()).reverse();
+  const run = runs.find(({ prompt }) => prompt?.[3]?.extra_pnginfo?.workflow?.id === graph.id);
+  if (!run || rootGraph() !== graph) return;
+  const found = {};
+  for (const [path, output] of Object.entries(run.outputs ?? {})) {
+    const node = path.split(":").reduce((at, id) => at && (at.subgraph ?? at).getNodeById?.(Number(id)), graph);
+    if (node?.codiView) found[keyOf(node)] = output;
+  }
+  if (!Object.keys(app.nodeOutputs ?? {}).length) app.nodeOutputs = found;
+  for (const node of showing()) refresh(node);
 }
 
 app.registerExtension({
-  name: "codi.show",
+  name: "CoDi.Results",
+  setup() {
+    document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
+  },
   async beforeRegisterNodeDef(nodeType, nodeData) {
-    if (SHOWS_TEXT.includes(nodeData.name)) showTexts(nodeType, true);
-    if (SHOWS_NOTES.includes(nodeData.name)) showTexts(nodeType, false);
-    if (PLAYS_AUDIO.includes(nodeData.name)) (nodeData.input.required ??= {}).audioUI = ["AUDIO_UI", {}];
+    if (HEIGHTS[nodeData.name]) attach(nodeType, HEIGHTS[nodeData.name]);
+  },
+  afterConfigureGraph() {
+    openNamed().catch(() => {});
+    setTimeout(() => fromHistory().catch(() => {}), 500); // after the host has put back what it kept for the tab
+  },
+  onNodeOutputsUpdated() {
+    for (const node of showing()) refresh(node);
   },
 });

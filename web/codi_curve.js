@@ -7,13 +7,14 @@ const WATCHED = ["keyframes", "over", "count", "starts", "ends"];
 const INSTEAD = ["floats", "curve", "keyframes"]; // inputs that count instead of what is drawn, the first that is connected
 
 const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name);
-const isLinked = (node, name) => node.inputs?.some((input) => input.name === name && input.link != null);
+const isLinked = (node, name) => node.inputs?.some((input, slot) => input.name === name && node.isInputConnected(slot));
 
 /** Connected prompts in order, as titles of the nodes that they come from. */
 function promptsOf(node) {
+  if (!node.graph) return []; // it is being made
   return (node.inputs ?? [])
     .map((input, slot) => [input, slot])
-    .filter(([input]) => /^prompts?\b/.test(input.name) && input.link != null)
+    .filter(([input, slot]) => /^prompts?\b/.test(input.name) && node.isInputConnected(slot))
     .map(([, slot]) => node.getInputNode?.(slot)?.title ?? "");
 }
 
@@ -56,10 +57,10 @@ function attach(node) {
     node.setDirtyCanvas?.(true, true);
   };
   const view = buildCurves({ read, write });
-  const widget = node.addDOMWidget("codi_curve", "codi_curve", view.root, { serialize: false, getMinHeight: () => 160 });
+  const widget = node.addDOMWidget("codi_curve", "codi_curve", view.root, { serialize: false, hideInPanel: true, getMinHeight: () => 160 });
   widget.serialize = false; // the text is what workflows store
   // Below what is stored, above the text box with the result.
-  const box = node.widgets.indexOf(node.codiText);
+  const box = node.widgets.findIndex((w) => w.name === "codi_results");
   if (box >= 0) node.widgets.splice(box, 0, node.widgets.pop());
   for (const name of [...WATCHED, "start", "end"]) {
     const watched = widgetOf(node, name);
@@ -86,7 +87,7 @@ function forward(root) {
 }
 
 app.registerExtension({
-  name: "codi.curve",
+  name: "CoDi.Curves",
   setup() {
     document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
   },

@@ -26,7 +26,7 @@ function start(node, path) {
   canvas.style.cssText = "max-width:100%; height:100%; object-fit:contain; border-radius:4px;";
   root.append(canvas);
   const height = node.size[1];
-  const widget = node.addDOMWidget("codi_frames", "codi_frames", root, { serialize: false, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT });
+  const widget = node.addDOMWidget("codi_frames", "codi_frames", root, { serialize: false, hideInPanel: true, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT });
   widget.serialize = false;
   node.setSize([node.size[0], height + HEIGHT + 10]);
   // Older front ends do not show a widget that comes late in Nodes 2.0: then it goes where the node ends.
@@ -61,7 +61,7 @@ function tick(time) {
 }
 
 app.registerExtension({
-  name: "codi.playing",
+  name: "CoDi.VideoWhileSampling",
   setup() {
     api.addEventListener("codi.frames", ({ detail }) => {
       const path = String(detail.node), node = nodeOf(path);

@@ -34,16 +34,21 @@ class Page:
         )
         page.request.post(url + "/settings", data={"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": nodes2})
         page.goto(url, timeout=120_000)
-        page.wait_for_function("() => window.app?.graph && window.LiteGraph?.registered_node_types?.CoDiDecodeText", timeout=120_000)
-        page.evaluate(
+        self.ready()
+
+    def ready(self) -> None:
+        """Wait until the front end has loaded, at first or again."""
+        loaded = "() => window.app?.graph && window.LiteGraph?.registered_node_types?.CoDiDecodeText"
+        self.page.wait_for_function(loaded, timeout=120_000)
+        self.page.evaluate(
             "() => { window.ends = []; for (const k of ['execution_success', 'execution_error'])"
             " app.api.addEventListener(k, () => window.ends.push(k)) }"
         )
 
-    def open(self, workflow: dict) -> None:
-        """Open a workflow in UI format."""
+    def open(self, workflow: dict, wait: int = 1500) -> None:
+        """Open a workflow in UI format, and wait some milliseconds."""
         self.page.evaluate("w => app.loadGraphData(w)", workflow)
-        self.page.wait_for_timeout(1500)
+        self.page.wait_for_timeout(wait)
 
     def open_api(self, prompt: dict, name: str) -> None:
         """Open a workflow in API format."""
@@ -95,6 +100,6 @@ def open_page(url: str, *, nodes2: bool = False) -> Iterator[Page]:
     with sync_api.sync_playwright() as player:
         browser = player.chromium.launch(executable_path=CHROMIUM, args=_OPTIONS)
         try:
-            yield Page(browser.new_page(viewport={"width": 1600, "height": 1000}), url, nodes2)
+            yield Page(browser.new_page(viewport={"width": 1920, "height": 1080}), url, nodes2)
         finally:
             browser.close()

@@ -7,9 +7,26 @@ from pathlib import Path
 from typing import Any
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
-NAMES = sorted(p.stem for p in WORKFLOWS.glob("*.json"))
+SAVED = WORKFLOWS.parent / "workflows_0_3"
+"""What version 0.3 shipped, which must go on to run: prompts in API format, and in graphs/ some as the front end saved them."""
+NAMES = (  # of the templates, in the order in which a person learns
+    "text_to_everything",
+    "mix_two_prompts",
+    "audio_to_image",
+    "image_and_audio_to_video",
+    "audio_for_video",
+    "video_for_audio",
+    "video_to_text",
+    "extend_video",
+    "edit_in_space_and_time",
+    "prompt_travel",
+    "best_of_batch",
+    "with_and_without_alignment",
+    "more_audio_for_video",
+    "building_blocks",
+)
 BEFORE = {"take_up_saved_latent": "save_joint_latent"}
-"""Workflows that read what another one writes."""
+"""Saved workflows that read what another one writes."""
 MODALITIES = ("video", "image", "text", "audio")
 ALIGNMENT = {"wiring": "cross", "alignment": 1.0, "alignment_guidance": 2.0}
 SAMPLING = {"seed": 7, "steps": 2, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
@@ -62,3 +79,13 @@ def workflow(name: str, steps: int | None = None) -> dict:
         if steps and "steps" in entry["inputs"]:
             entry["inputs"]["steps"] = steps
     return graph
+
+
+def note(name: str) -> str:
+    """The note of a template: a heading and a few sentences."""
+    return (WORKFLOWS / "notes" / f"{name}.md").read_text(encoding="utf-8").strip()
+
+
+def template(name: str) -> str:
+    """Name of a template as ComfyUI shows it: its number and the heading of its note."""
+    return f"{NAMES.index(name) + 1:02d} {note(name).splitlines()[0].removeprefix('## ')}"

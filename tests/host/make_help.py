@@ -2,7 +2,7 @@
 
     python tests/host/make_help.py [node ...]
 
-A node stands in a shipped workflow, which is run where the node shows what it made; nodes of no workflow stand in a small graph.
+A node stands in a template or in a workflow of version 0.3, which is run where the node shows what it made; others stand in a small graph.
 Needs a ComfyUI (found as in the tests) and Chromium. Run it again when a node's looks change."""
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 from host.browser import open_page  # noqa: E402
-from host.graph import NAMES, node, workflow  # noqa: E402
-from host.make_workflows import run  # noqa: E402
+from host.graph import NAMES, SAVED, node, template, workflow  # noqa: E402
 from host.picture import lay_out, photograph  # noqa: E402
 from host.server import Server  # noqa: E402
 from host.setting import HOST, PACK, import_pack, make_base  # noqa: E402
@@ -27,19 +26,20 @@ from host.setting import HOST, PACK, import_pack, make_base  # noqa: E402
 TARGET = PACK / "web" / "docs" / "images"
 SIZE = (440, 440)
 _SHOWN_IN = {  # nodes that show what they made, and the workflow that is run for them
-    "CoDiBounceScene": "sound_to_picture",
+    "CoDiBounceScene": "audio_to_image",
     "CoDiCoherence": "best_of_batch",
-    "CoDiConditionMixer": "mixing_curves",
-    "CoDiDecodeAudio": "mix_two_prompts",
-    "CoDiDecodeImage": "mix_two_prompts",
-    "CoDiDecodeText": "mix_two_prompts",
-    "CoDiDecodeVideo": "mix_two_prompts",
-    "CoDiLoad": "stock_nodes",
-    "CoDiLoadJoint": "mix_two_prompts",
+    "CoDiConditionMixer": "mix_two_prompts",
+    "CoDiDecodeAudio": "image_and_audio_to_video",
+    "CoDiDecodeImage": "prompt_travel",
+    "CoDiDecodeText": "video_to_text",
+    "CoDiDecodeVideo": "image_and_audio_to_video",
+    "CoDiLoad": "building_blocks",
+    "CoDiLoadJoint": "audio_to_image",
     "CoDiPickBest": "best_of_batch",
-    "CoDiPreview": "joint_and_independent",
-    "CoDiPromptTravel": "prompt_travel_batch",
+    "CoDiPreview": "text_to_everything",
+    "CoDiPromptTravel": "prompt_travel",
     "CoDiSharedSpace": "shared_space",
+    "CoDiShowText": "video_to_text",
 }
 
 
@@ -47,7 +47,6 @@ def small_graphs() -> dict[str, dict[str, dict]]:
     """Graphs for nodes that no workflow holds, by node."""
     joint = node("CoDiLoadJoint", name="codi-mini", dtype="auto", video=True, image=False, text=False, audio=True)
     text = node("CoDiEncodeText", codi=["1", 1], text="a red star")
-    scene = node("CoDiBounceScene", shape="star", colour="red", beats="2", seed=1)
     aligned = dict(wiring="cross", alignment=1.0, alignment_guidance=3.0, alignment_start=0.0, alignment_end=1.0)
     training = dict(data="my_pairs", save_as="my_codi", stage="alignment", modality="image", steps=200, seed=0)
     return {
@@ -62,19 +61,24 @@ def small_graphs() -> dict[str, dict[str, dict]]:
             "2": text,
             "3": node("CoDiPromptWeight", prompt=["2", 0], weight=0.8, start=0.0, end=0.7, keyframes="0:1, 1:0"),
         },
-        "CoDiShowText": {"1": scene, "2": node("CoDiShowText", text=["1", 3])},
         "CoDiTrain": {"1": node("CoDiTrain", name="codi-mini", **training)},
     }
 
 
+def prompt_of(name: str) -> dict[str, dict]:
+    """A template, or a workflow of version 0.3, in API format."""
+    return workflow(name) if name in NAMES else json.loads((SAVED / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def places(kinds: list[str]) -> dict[str, list[str]]:
-    """Workflow -> the nodes to photograph in it: where `_SHOWN_IN` says, else the smallest workflow that holds the node."""
-    held = {name: {n["class_type"] for n in workflow(name).values()} for name in NAMES}
+    """Workflow -> the nodes to photograph in it: where `_SHOWN_IN` says, else the smallest that holds the node, templates first."""
+    names = [*NAMES, *(p.stem for p in SAVED.glob("*.json") if p.stem not in NAMES)]
+    held = {name: {n["class_type"] for n in prompt_of(name).values()} for name in names}
     found: dict[str, list[str]] = {}
     for kind in kinds:
-        holding = sorted((len(workflow(name)), name) for name in NAMES if kind in held[name])
+        holding = sorted((name not in NAMES, len(prompt_of(name)), name) for name in names if kind in held[name])
         if holding:
-            found.setdefault(_SHOWN_IN.get(kind, holding[0][1]), []).append(kind)
+            found.setdefault(_SHOWN_IN.get(kind, holding[0][-1]), []).append(kind)
     return found
 
 
@@ -99,10 +103,15 @@ def shoot(page: Any, kinds: list[str]) -> None:
     """Pictures of these nodes."""
     by_workflow = places(kinds)
     for name, here in by_workflow.items():
-        page.open(json.loads((PACK / "example_workflows" / f"{name}.json").read_text(encoding="utf-8")))
+        if name in NAMES:
+            page.open(json.loads((PACK / "example_workflows" / f"{template(name)}.json").read_text(encoding="utf-8")))
+        else:
+            page.open_api(prompt_of(name), name)
+            lay_out(page)
         wait = 1500
         if set(here) & _SHOWN_IN.keys():
-            run(page, name)
+            if page.run(600) != "execution_success":
+                raise SystemExit(f"{name}: {page.complaints()}")
             wait = 8000  # until the notice of the finished job is gone
         for kind in here:
             photograph(page, TARGET / f"{kind}.jpg", SIZE, only=kind, wait=wait)
@@ -113,8 +122,6 @@ def shoot(page: Any, kinds: list[str]) -> None:
         if kind not in sum(by_workflow.values(), []):
             page.open_api(graphs[kind], kind)
             lay_out(page)
-            if kind == "CoDiShowText":
-                run(page, kind)
             photograph(page, TARGET / f"{kind}.jpg", SIZE, only=kind)
             print(kind)
 

@@ -24,6 +24,7 @@ from host.server import Server  # noqa: E402
 from host.setting import HOST, PACK, import_pack, make_base  # noqa: E402
 
 TARGET = PACK / "subgraphs"
+OWN = "model's own"
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,12 @@ class Blueprint:
     shown: tuple[tuple[str, str], ...]
 
 
-def _core(*names: str, positive: str, latent: str = "3", cfg: float = 3.0) -> dict[str, dict]:
+def _core(*names: str, positive: str, latent: str = "3", cfg: float = -1.0) -> dict[str, dict]:
     """Loader to sampler for the named outputs; the positive prompt is the node `positive`, the start the node `latent`."""
     return {
         "1": node("CoDiLoadJoint", name="codi-mini", dtype="auto", **outputs(*names)),
         "2": node("CoDiEncodeText", codi=["1", 1], text=""),
-        "3": node("CoDiEmptyJointLatent", codi=["1", 1], **outputs(*names), width=64, height=64, frames=8, seconds=1.28, batch_size=1),
+        "3": node("CoDiEmptyJointLatent", codi=["1", 1], **outputs(*names), width=0, height=0, frames=0, seconds=0.0, batch_size=1),
         "4": node(
             "CoDiJointSampler",
             model=["1", 0],
@@ -49,14 +50,14 @@ def _core(*names: str, positive: str, latent: str = "3", cfg: float = 3.0) -> di
             negative=["2", 0],
             latent=[latent, 0],
             seed=1,
-            steps=25,
+            steps=-1,
             cfg=cfg,
-            sampler_name="ddim",
-            scheduler="ddim_uniform",
+            sampler_name=OWN,
+            scheduler=OWN,
             denoise=1.0,
-            wiring="cross",
-            alignment=1.0,
-            alignment_guidance=3.0,
+            wiring=OWN,
+            alignment=-1.0,
+            alignment_guidance=-1.0,
         ),
         "5": node("CoDiPreview", codi=["1", 1], latent=["4", 0]),
     }
@@ -88,7 +89,7 @@ _COMMON = (("4", "seed"), ("4", "steps"), ("4", "cfg"), ("1", "name"))
 BLUEPRINTS = (
     Blueprint(
         "Text to Everything (CoDi)",
-        "One sentence to picture, clip with its sound, and caption, denoised together.",
+        "One sentence to image, video with its audio, and caption, generated together.",
         {
             **_core("video", "image", "text", "audio", positive="6"),
             "6": node("CoDiEncodeText", codi=["1", 1], text="a red square bounces twice"),
@@ -98,13 +99,13 @@ BLUEPRINTS = (
     ),
     Blueprint(
         "Audio to Image (CoDi)",
-        "A sound to a picture of what is heard.",
+        "An audio prompt to an image.",
         {**_core("image", positive="6"), "80": _scene(), "6": node("CoDiEncodeAudio", codi=["1", 1], audio=["80", 1]), **_ends("image")},
         _COMMON,
     ),
     Blueprint(
         "Image and Audio to Video (CoDi)",
-        "A picture and a sound, mixed, to a clip with its sound.",
+        "An image prompt and an audio prompt, mixed, to a video with its audio.",
         {
             **_core("video", "audio", positive="8"),
             "80": _scene(),
@@ -119,13 +120,13 @@ BLUEPRINTS = (
     ),
     Blueprint(
         "Video to Text (CoDi)",
-        "A clip to a caption.",
+        "A video to a caption.",
         {**_core("text", positive="6"), "80": _scene(), "6": node("CoDiEncodeVideo", codi=["1", 1], video=["80", 2]), **_ends("text")},
         _COMMON,
     ),
     Blueprint(
         "Video to Audio (CoDi)",
-        "Sound and caption that fit a clip, without a prompt; the clip stays as it is.",
+        "Audio and caption that fit a video, without a prompt; the video stays as it is.",
         {
             **_core("video", "text", "audio", positive="2", latent="6", cfg=1.0),
             "80": _scene(),
@@ -136,7 +137,7 @@ BLUEPRINTS = (
     ),
     Blueprint(
         "Extend Video (CoDi)",
-        "A clip goes on from its last frames, with sound.",
+        "A video goes on from its last frames, with audio.",
         {
             **_core("video", "audio", positive="7", latent="6"),
             "80": _scene(),
@@ -154,12 +155,18 @@ _FOLD = """([name, description, outside, shown]) => {
   subgraph.name = name;
   node.title = name;
   for (const other of [...app.graph._nodes]) if (other !== node) app.graph.remove(other);
+  // The front end makes inputs of some widgets by itself: what is shown outside is said by `shown` alone.
+  const links = ['MODEL', 'CODI_MODEL', 'CONDITIONING', 'LATENT', 'IMAGE', 'AUDIO', 'VIDEO', 'VIDEO,IMAGE', 'IMAGE,VIDEO'];
+  for (const input of [...subgraph.inputs]) if (!links.includes(input.type)) subgraph.removeInput(input);
   node.properties.proxyWidgets = shown;
   node.pos = [0, 0];
+  node.size = [340, 60 + 30 * (shown.length + Math.max(node.inputs.length, node.outputs.length))];
   const graph = JSON.parse(JSON.stringify(app.graph.serialize()));
   Object.assign(graph.definitions.subgraphs[0], { name, description, category: "CoDi" });
   for (const input of graph.nodes[0].inputs) input.link = null;
   for (const output of graph.nodes[0].outputs) output.links = [];
+  graph.nodes[0].widgets_values = [];  // the inner nodes hold the values
+  delete graph.nodes[0].widgets_values_named;
   graph.extra = {};
   return JSON.stringify(graph);
 }"""
@@ -188,7 +195,7 @@ def main() -> None:
             with open_page(server.url) as page:
                 for blueprint in (b for b in BLUEPRINTS if b.name in names):
                     graph = make(page, blueprint)
-                    (TARGET / f"{blueprint.name}.json").write_text(json.dumps(graph, indent=1) + "\n", encoding="utf-8")
+                    (TARGET / f"{blueprint.name}.json").write_text(json.dumps(graph, separators=(",", ":")) + "\n", encoding="utf-8")
                     print(blueprint.name)
         finally:
             server.stop()
