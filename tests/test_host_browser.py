@@ -155,4 +155,9 @@ def test_subgraphs_run_with_the_values_shown_outside(server):
                     if not isinstance(value, list):
                         want = changed[name] if (number, name) in blueprint.shown and name in changed else value
                         assert sent[number]["inputs"][name] == want, f"{blueprint.name}: {number}.{name}"
+        for _ in range(2):  # entered, left and entered again
+            page.page.evaluate("() => app.canvas.setGraph(app.graph._nodes.find(n => n.subgraph).subgraph)")
+            assert any(result["video"] for result in shown(page, 1))
+            page.page.evaluate("() => app.canvas.setGraph(app.rootGraph ?? app.graph)")
+            page.page.wait_for_timeout(500)
         page.assert_no_trouble()

@@ -187,7 +187,9 @@ def test_the_alignment_matrix_is_sent_and_obeyed(page):
 
     def picture() -> bytes:
         assert page.run() == "execution_success"
-        shown_at = page.page.locator(".codi-preview img.codi-image").evaluate("e => e.src")
+        shown_at = page.page.evaluate(
+            "() => app.graph._nodes.find(n => n.type == 'CoDiPreview').codiView.root.querySelector('.codi-image').src"
+        )
         with Image.open(BytesIO(page.page.request.get(shown_at).body())) as opened_image:
             return opened_image.tobytes()
 
