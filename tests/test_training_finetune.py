@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import shutil
 import tarfile
 from pathlib import Path
@@ -82,8 +83,9 @@ def test_examples_are_found_in_manifests_folders_and_tars(pairs: Path, tmp_path:
         tar.addfile(entry, io.BytesIO(caption))
     for data in (tmp_path / "shard.tar", tmp_path):
         (record,) = records.find_records(data)
-        assert of([record]) == ["audio+image+text"] and record.read("text", 8).value == "a red circle"
-        assert record.read("image", 8).value.shape == (3, 64, 64) and record.read("audio", 8).value[1] == 16000
+        found = FolderDataset(data, CoDiConfig.mini())
+        assert of([record]) == ["audio+image+text"] and found.texts([0], random.Random(0)) == ["a red circle"]
+        assert found.media("image", [0]).shape == (1, 3, 64, 64) and found.media("audio", [0]).shape == (1, 20480)
 
 
 def test_bad_data_are_told(pairs: Path, tmp_path: Path) -> None:
