@@ -191,8 +191,8 @@ def launch(python: Path, host: Path, base: Path, port: int, *, stay: bool, brows
     with server(python, host, base, free_port(port)) as url:
         show(url, base / "output", stay=stay, browser=browser)
         if stay:
-            print("Ctrl-C ends ComfyUI", flush=True)
             with contextlib.suppress(KeyboardInterrupt):
+                print("Ctrl-C ends ComfyUI", flush=True)
                 signal.pause() if hasattr(signal, "pause") else threading.Event().wait()
     return 0
 

@@ -14,8 +14,9 @@ from codi.codi_models.autoencoders.audio import AudioAutoencoder
 from codi.codi_models.autoencoders.image import ImageAutoencoder
 from codi.codi_models.autoencoders.kl import sample_posterior
 from codi.codi_models.autoencoders.mel import LogMel
-from codi.codi_models.autoencoders.optimus import TextAutoencoder, special_ids
+from codi.codi_models.autoencoders.optimus import TextAutoencoder
 from codi.codi_models.autoencoders.spectrum import SpectrumVocoder, build_vocoder
+from codi.codi_models.autoencoders.tokenizers import special_ids
 from codi.codi_models.autoencoders.vocoder import Vocoder
 from codi.codi_models.checkpoints import load_weights, read_weights, save_weights
 from codi.codi_models.config import CoDiConfig, VocoderConfig

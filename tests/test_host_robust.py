@@ -99,7 +99,7 @@ def test_a_second_run_encodes_and_loads_only_what_changed(session, monkeypatch):
         assert encoded == read == built == []
         graph["also"]["inputs"]["text"] = "a magenta square"
         session.run(graph)
-        assert [prompt.value for _, prompt in encoded] == ["a magenta square"] and read == built == []
+        assert [given[1].value for given in encoded] == ["a magenta square"] and read == built == []
 
 
 def test_an_interrupt_takes_hold_within_one_step(session, monkeypatch):

@@ -17,11 +17,7 @@ from ..config import OptimusConfig
 from ..errors import CoDiError
 from ..libraries import Borrowed, building
 from .kl import sample_posterior
-
-
-def special_ids(config: OptimusConfig) -> tuple[int, int, int]:
-    """PAD, BOS and EOS of the decoder: the last three ids of its vocabulary."""
-    return config.decoder_vocab - 3, config.decoder_vocab - 2, config.decoder_vocab - 1
+from .tokenizers import special_ids
 
 
 class TextAutoencoder(Borrowed):

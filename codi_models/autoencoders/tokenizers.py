@@ -18,12 +18,16 @@ from torch import Tensor
 from ..config import CoDiConfig, OptimusConfig
 from ..errors import CoDiError
 from ..files import write_text
-from .optimus import special_ids
 from .text_cleanup import clean_caption, tighten
 
 BERT_VOCAB, GPT2_VOCAB, GPT2_MERGES = "bert_vocab.txt", "gpt2_vocab.json", "gpt2_merges.txt"
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 GPT2_SPECIALS = ("<PAD>", "<BOS>", "<EOS>")
+
+
+def special_ids(config: OptimusConfig) -> tuple[int, int, int]:
+    """PAD, BOS and EOS of the decoder: the last three ids of its vocabulary."""
+    return config.decoder_vocab - 3, config.decoder_vocab - 2, config.decoder_vocab - 1
 
 
 class TextTokenizers:
