@@ -35,11 +35,12 @@ class Guidance:
 
     def combine(self, x: Tensor, denoised: Mapping[str, Tensor]) -> Tensor:
         """Clean latents by prediction, each (B, ...) -> the guided one; x is what they were predicted from."""
-        first, *others = self.weights
+        weights = self.weights
+        first, *others = weights
         guided = denoised[first]
         for name in others:
-            guided = guided + self.weights[name] * (denoised[name] - denoised[first])
-        return x - rescaled(x - guided, x - denoised["c"], self.rescale) if self.rescale and "c" in self.weights else guided
+            guided = guided + weights[name] * (denoised[name] - denoised[first])
+        return x - rescaled(x - guided, x - denoised["c"], self.rescale) if self.rescale and "c" in weights else guided
 
 
 def alignment_term(c: Tensor, c_off: Tensor, g: float) -> Tensor:
