@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .alignment import Alignment
+from .denoisers.hooks import PLAIN, Hooks
 from .denoisers.layers import Context, Weighted
 from .denoisers.unet import UNet
 from .errors import CoDiError
@@ -54,6 +55,7 @@ class JointDenoiser(nn.Module):
     def forward(
         self, latents: Mapping[str, Tensor], timesteps: Timesteps, contexts: Contexts, *,
         alignment: Alignment | None = None, targets: Collection[str] | None = None, given: Mapping[str, Tensor] | None = None,
+        hooks: Mapping[str, Hooks] | None = None,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Predict the noise, or v, of all outputs: modality -> (B, ...), shaped like its latent.
 
@@ -61,13 +63,13 @@ class JointDenoiser(nn.Module):
         contexts: prompt (B, n, context_dim) for all, or modality -> prompt; plain or folded by `fold_contexts`.
         alignment: which output attends to which; its range and its guidance are the sampler's affair. By default the paper's.
         targets: outputs to predict, all by default; the others are sources only. given: modality -> environment embedding
-        (B, 1, connector_dim) that is known already: of finished outputs, or of latents here.
+        (B, 1, connector_dim) that is known already: of finished outputs, or of latents here. hooks: modality -> what is changed on the
+        way through its UNet.
         Raises CoDiError for no latent and for a modality whose denoiser is not composed."""
         if not latents:
             raise CoDiError(f"no output asked for; ask for some of {', '.join(MODALITIES)}")
         alignment, given = alignment or Alignment(), given or {}
         wanted = [m for m in latents if targets is None or m in targets]
-        folded = self.fold_contexts(contexts, wanted)
         sources = {m: alignment.sources(m, {**latents, **given}) for m in wanted}
         needed = {source for strengths in sources.values() for source in strengths}
         noisy = {m: x for m, x in latents.items() if m in needed and m not in given}
@@ -76,8 +78,9 @@ class JointDenoiser(nn.Module):
         for m in wanted:
             environment, strength = _environment(embeddings, sources[m])
             predictions[m] = self.denoiser(m)(
-                latents[m], _of(timesteps, m, "timestep"), folded[m], environment=environment, strength=alignment.strength * strength
-            )
+                latents[m], _of(timesteps, m, "timestep"), _of(contexts, m, "prompt"), environment=environment,
+                strength=alignment.strength * strength, hooks=(hooks or {}).get(m, PLAIN),
+            )  # fmt: skip
         return predictions
 
 

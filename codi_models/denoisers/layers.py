@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .convolution import by_size, pointwise
+from .hooks import PLAIN, Hooks
 
 Attention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """`attention(q (B, N, heads*dim), k (B, M, heads*dim), v, heads) -> (B, N, heads*dim)`, scaled by dim ** -0.5."""
@@ -286,13 +287,13 @@ class SpatialTransformer(nn.Module):
         context = context.flatten(1, 2) if context.ndim == 4 else context
         return Branch(self.transformer_blocks[0].attn2.fold(context))  # type: ignore[union-attr, operator]
 
-    def forward(self, x: Tensor, context: Tensor | Branch | Weighted, strength: float | Tensor = 1.0) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | Branch | Weighted, strength: float | Tensor = 1.0, hooks: Hooks = PLAIN) -> Tensor:
         """x (B*F, C, H, W), context (B, n, context_dim) or its branch -> x + strength * change, strength a number or (B,)"""
-        if isinstance(context, Tensor) and context.shape[-2] == 1 and len(self.transformer_blocks) == 1:
+        if isinstance(context, Tensor) and context.shape[-2] == 1 and len(self.transformer_blocks) == 1 and not hooks.unfolded:
             context = self.fold(context)
         h = self.proj_in(group_norm(self.norm, x)).flatten(2).transpose(1, 2)  # (B*F, H*W, C)
         for block in self.transformer_blocks:
-            h = block(h, context)
+            h = hooks.transformer(block, h, context, x.shape)
         h = self.proj_out(h.transpose(1, 2).unflatten(2, x.shape[2:]))  # (B*F, C, H, W)
         if isinstance(strength, Tensor):
             frames = x.shape[0] // strength.shape[0]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..config import TextUNetConfig, UNetConfig
 from ..errors import CoDiError
+from .hooks import PLAIN, Hooks
 from .layers import (
     Attention,
     Branch,
@@ -192,12 +193,13 @@ class UNet(nn.Module, ABC):
         return F.silu(second(F.silu(first(embedding))))  # (B, 4*model_channels), through the SiLU of every ResBlock
 
     def _run(
-        self, block: nn.Module, h: Tensor, emb: Tensor, frames: int, distances: Tensor | None, contexts: Iterator[Tensor | Branch]
-    ) -> Tensor:
+        self, block: nn.Module, h: Tensor, emb: Tensor, frames: int, distances: Tensor | None, contexts: Iterator[Tensor | Branch],
+        hooks: Hooks = PLAIN,
+    ) -> Tensor:  # fmt: skip
         """One entry of the input, middle or output blocks."""
         for layer in block.children():
             if isinstance(layer, SpatialTransformer):
-                h = layer(h, next(contexts))
+                h = layer(h, next(contexts), hooks=hooks)
             elif isinstance(layer, ResBlock):
                 h = layer(h, emb)
             elif isinstance(layer, nn.ModuleList):
@@ -228,7 +230,7 @@ class UNet(nn.Module, ABC):
 
     def forward(
         self, x: Tensor, timesteps: Tensor, context: Context, *,
-        environment: Tensor | Weighted | None = None, strength: float | Tensor = 1.0,
+        environment: Tensor | Weighted | None = None, strength: float | Tensor = 1.0, hooks: Hooks = PLAIN,
     ) -> Tensor:  # fmt: skip
         """Predict the noise in `x`, or v, as the network was trained to.
 
@@ -236,13 +238,13 @@ class UNet(nn.Module, ABC):
         timesteps: (B,), 0..999, integer or fractional. context: prompt (B, n, context_dim), for clips also one a frame
         (B, F, n, context_dim), or folded by `fold_context`.
         environment: environment embeddings of other outputs (B, m, connector_dim); None leaves the connectors out.
-        strength: of the connectors, a number or (B,); 0 leaves them out, 1 is the paper.
+        strength: of the connectors, a number or (B,); 0 leaves them out, 1 is the paper. hooks: what is changed on the way.
         Returns a prediction shaped like `x`. Raises CoDiError for sizes that the network cannot take.
         """
         h, frames = self._split(x)
         emb = self._embed_time(timesteps, x.dtype)
         distances = log_distances(frames, h) if x.dim() == 5 else None
-        context = self.fold_context(context)
+        context = context if hooks.unfolded else self.fold_context(context)
         if (own := _frames_of(context)) not in (1, frames):
             raise CoDiError(f"prompts for {own} frames do not go with a latent of {frames}: give one prompt, or one for every frame")
         contexts = iter(context.branches) if isinstance(context, FoldedContext) else repeat(context)
@@ -253,15 +255,20 @@ class UNet(nn.Module, ABC):
                 return connectors[name][0](h, environment, strength)  # type: ignore[index]
             return h
 
+        hooks.start(h)
         skips: list[Tensor] = []
         for index, block in enumerate(self.input_blocks):
-            h = self._run(block, h, emb, frames, distances, contexts)
-            h = connector(self.input_block_connecters_in, index, h)
-            skips.append(h)
-        h = self._run(self.middle_block, h, emb, frames, distances, contexts)
+            hooks.enter("input", index)
+            h = self._run(block, h, emb, frames, distances, contexts, hooks)
+            h, skip = hooks.after_input(connector(self.input_block_connecters_in, index, h))
+            skips.append(skip)
+        hooks.enter("middle", 0)
+        h = hooks.after_middle(self._run(self.middle_block, h, emb, frames, distances, contexts, hooks))
         skips[-1] = h  # the published network feeds the middle block's result twice; the last input block is no skip
         for index, block in enumerate(self.output_blocks):
-            h = self._run(block, torch.cat([h, skips.pop()], dim=1), emb, frames, distances, contexts)
+            hooks.enter("output", index)
+            h = torch.cat(hooks.before_output(h, skips.pop()), dim=1)
+            h = self._run(block, h, emb, frames, distances, contexts, hooks)
             h = connector(self.output_block_connecters_in, index, h)
         return self._join(self._run_head(self.out, h), x, frames)
 

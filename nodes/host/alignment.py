@@ -17,12 +17,11 @@ from ...codi_models.alignment import Alignment
 from ...codi_models.config import SamplingConfig
 from ...codi_models.guidance import alignment_term
 from .parts import weighted
+from .streamwise import REMEMBERED, streamwise
+from .targets import TARGETS, with_options
 
 ALIGNMENT = "codi_alignment"
 """Key of transformer_options under which a MODEL carries its Alignment, so that every sampler node sees it."""
-
-TARGETS = "codi_targets"
-"""Key of transformer_options for the modalities that a pass is to predict; absent: all."""
 
 
 def alignment_of(model_options: Mapping[str, Any], sampling: SamplingConfig) -> Alignment:
@@ -31,15 +30,12 @@ def alignment_of(model_options: Mapping[str, Any], sampling: SamplingConfig) -> 
     return carried or Alignment(sampling.wiring, sampling.alignment, sampling.alignment_guidance)
 
 
-def with_options(model_options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """Model options with other transformer options; the host's own dictionaries stay as they are."""
-    return {**model_options, "transformer_options": {**(model_options.get("transformer_options") or {}), **changes}}
-
-
 def predict(model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:
     """The host's prediction of clean latents, one for each CONDITIONING."""
     if (function := options.get("sampler_calc_cond_batch_function")) is not None:
-        return function({"conds": conds, "input": x, "sigma": timestep, "model": model, "model_options": options})
+        asked = [*conds, *[None] * (2 - len(conds))]  # such functions expect both sides
+        args = {"conds": asked, "input": x, "sigma": timestep, "model": model, "model_options": options}
+        return list(function(args))[: len(conds)]
     return comfy.samplers.calc_cond_batch(model, conds, x, timestep, options)
 
 
@@ -50,6 +46,7 @@ def around_predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_optio
     guider, options = executor.class_obj, model_options or {}
     model, positive = guider.inner_model, guider.conds.get("positive")
     shapes = model.latent_shapes or [x.shape]
+    options = streamwise(model, with_options(options, **{REMEMBERED: model.remembered}), guider.model_options, x, timestep)
     alignment = model.alignment_at(timestep, options)
     names = model.check(shapes)
     targets = [] if alignment.guidance == 1 or positive is None else [m for m in names if alignment.sources(m, names)]

@@ -15,12 +15,17 @@ from ...codi_models.diffusion import NoiseSchedule
 from ...codi_models.errors import CoDiError
 from ...codi_models.joint import JointDenoiser
 from ...codi_models.modalities import MODALITIES, denoisers_of
-from .alignment import TARGETS, aligned, alignment_of
+from .alignment import aligned, alignment_of
+from .block_patches import block_hooks, patched
 from .handle import CoDiHandle
 from .latent_model import LatentModel, wrap_sampling
 from .lora import MEMBERS, JointPatcher, joint_state_dict
 from .model_sampling import own_timesteps
 from .parts import host_form, modalities_of, network_form
+from .said import say
+from .streamwise import REMEMBERED
+from .targets import TARGETS
+from .wrappers import through_wrappers
 
 
 def sampling_of(patcher: Any) -> SamplingConfig:
@@ -45,6 +50,7 @@ class JointNetwork(nn.Module):
     schedule: NoiseSchedule
     snr_scales: dict[str, float]
     components: tuple[str, ...]
+    outputs: tuple[str, ...]
 
     def __init__(self, model: LatentModel, networks: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -53,21 +59,32 @@ class JointNetwork(nn.Module):
         object.__setattr__(self, "snr_scales", model.snr_scales)
         object.__setattr__(self, "joint", JointDenoiser(networks, register=False))
         object.__setattr__(self, "components", tuple(networks))
+        object.__setattr__(self, "outputs", tuple(m for m, row in MODALITIES.items() if row.denoiser in networks))
         for component, network in networks.items():  # the keys of a joint MODEL lead to its members' weights
             object.__setattr__(self, component, network)
 
+    def __getattr__(self, name: str) -> Any:
+        """Layers that are asked for without a component (bypassed LoRA) are those of the first member, the vision denoiser if there is one."""
+        found = self.__dict__.get(self.__dict__.get("components", ("",))[0])
+        if found is None or name not in found._modules:
+            return super().__getattr__(name)
+        return found._modules[name]
+
+    @property
+    def in_channels(self) -> int:
+        """As many as any part has: patches take them all."""
+        return max(self.joint.denoiser(m).config.in_channels for m in self.outputs)
+
     def forward(
-        self,
-        x: Any,
-        timesteps: Tensor,
-        context: Any = None,
-        control: Any = None,
-        transformer_options: Any = None,
-        codi_frames: Tensor | None = None,
-        codi_given: tuple[str, ...] = (),
-        codi_given_embeddings: Tensor | None = None,
-        **_: Any,
+        self, x: Any, timesteps: Tensor, context: Any = None, control: Any = None, transformer_options: Any = None, **kw: Any
     ) -> Any:
+        """As `step`, through the host's wrappers."""
+        return through_wrappers(self.step, x, timesteps, context, control, transformer_options or {}, kw)
+
+    def step(
+        self, x: Any, timesteps: Tensor, context: Any, options: dict[str, Any], *,
+        codi_frames: Tensor | None = None, codi_given: tuple[str, ...] = (), codi_given_embeddings: Tensor | None = None, **_: Any,
+    ) -> Any:  # fmt: skip
         """List of latents at unit variance -> list of predictions, same shapes; one tensor where one was given.
 
         codi_frames: prompts of the frames of a video, (B, F, n, D). codi_given: outputs that are given, which nothing is predicted for
@@ -75,7 +92,6 @@ class JointNetwork(nn.Module):
         parts = x if isinstance(x, list) else [x]
         names = modalities_of([p.shape for p in parts], self.codi.config)
         latents = {n: network_form(n, p) for n, p in zip(names, parts, strict=True)}
-        options = transformer_options or {}
         alignment = alignment_of({"transformer_options": options}, self.codi.config.sampling)
         if alignment.start > 0 or alignment.end < 1:
             alignment = alignment.at(float(timesteps[0]))
@@ -86,7 +102,14 @@ class JointNetwork(nn.Module):
         }  # fmt: skip
         given |= self._environment(latents, own, targets, alignment, given, len(options.get("cond_or_uncond") or [0]))
         contexts = {n: codi_frames if n == "video" and codi_frames is not None else context for n in names}
-        predictions = self.joint(latents, own, contexts, alignment=alignment, targets=targets, given=given)
+        if patched(options) and (blind := [n for n in targets if MODALITIES[n].denoiser != "vision_denoiser"]):
+            say(f"patches of blocks have no effect on {' and '.join(blind)}: they go to the vision denoiser")
+        remembered = options.get(REMEMBERED)
+        hooks = {
+            n: block_hooks(options, lambda n=n: remembered and remembered.of(n))  # type: ignore[misc]
+            for n in targets if MODALITIES[n].denoiser == "vision_denoiser"
+        }  # fmt: skip
+        predictions = self.joint(latents, own, contexts, alignment=alignment, targets=targets, given=given, hooks=hooks)
         out = [host_form(n, predictions[n] if n in predictions else torch.zeros_like(latents[n])) for n in names]
         return out if len(out) > 1 else out[0]
 
@@ -107,7 +130,8 @@ class JointModel(LatentModel):
 
     _given: Tensor | None = None  # environment embeddings of the run that is under way
 
-    def begin(self) -> None:
+    def begin(self, shapes: Sequence[tuple[int, ...]], options: Mapping[str, Any]) -> None:
+        super().begin(shapes, options)
         self._given = None
 
     def environment_embeddings(self, given: Mapping[str, Tensor]) -> Tensor | None:

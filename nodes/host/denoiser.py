@@ -14,17 +14,20 @@ from torch import Tensor
 from ...codi_models.checkpoints import read_weights
 from ...codi_models.components import check_component
 from ...codi_models.config import CoDiConfig
+from ...codi_models.denoisers.hooks import PLAIN
 from ...codi_models.denoisers.unet2d import UNet2D
 from ...codi_models.denoisers.unet_text import TextUNet
 from ...codi_models.diffusion import NoiseSchedule
 from ...codi_models.errors import CoDiError
 from ...codi_models.modalities import MODALITIES, denoisers_of, snr_scale
 from ...codi_models.model import DTYPES
+from .block_patches import block_hooks
 from .handle import CoDiHandle, open_handle
 from .latent_model import FRAMES, LatentModel, ScheduleConfig, wrap_sampling
 from .lora import denoiser_patcher
 from .model_sampling import own_timesteps
 from .parts import host_form, modality_of, network_form
+from .wrappers import through_wrappers
 
 DENOISERS = tuple(denoisers_of(MODALITIES))
 _built: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
@@ -43,15 +46,24 @@ class _HostCall:
     def forward(
         self, x: Any, timesteps: Tensor, context: Any = None, control: Any = None, transformer_options: Any = None, **kw: Any
     ) -> Tensor:
-        run = super().forward  # type: ignore[misc]
         if transformer_options is None:
-            return run(x, timesteps, context, **kw)
+            return super().forward(x, timesteps, context, **kw)  # type: ignore[misc]
         x = x[0] if isinstance(x, list) else x
+        return through_wrappers(self.alone, x, timesteps, context, control, transformer_options, kw)
+
+    def alone(self, x: Tensor, timesteps: Tensor, context: Any, options: dict[str, Any], **kw: Any) -> Tensor:
+        """Latent at unit variance, as the host has it -> prediction, same shape."""
         modality = modality_of(x.shape, self.codi_config)
         scale = snr_scale(self.codi_config, modality)
-        timesteps = own_timesteps(NoiseSchedule(self.codi_config.diffusion), scale, timesteps, transformer_options)
+        timesteps = own_timesteps(NoiseSchedule(self.codi_config.diffusion), scale, timesteps, options)
         context = kw.get(FRAMES, context) if modality == "video" else context
-        return host_form(modality, run(network_form(modality, x), timesteps, context))
+        hooks = PLAIN if modality == "text" else block_hooks(options, lambda: None)
+        return host_form(modality, super().forward(network_form(modality, x), timesteps, context, hooks=hooks))  # type: ignore[misc]
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latent, where patches look for them."""
+        return self.config.in_channels  # type: ignore[attr-defined]
 
 
 class HostUNet2D(_HostCall, UNet2D):

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ...codi_models.errors import CoDiError
 from ...codi_models.guidance import rescaled
-from .alignment import TARGETS, predict, with_options
+from .alignment import predict
 from .parts import weighted
+from .targets import TARGETS, with_options
 
 
 class ModalityGuider(comfy.samplers.CFGGuider):

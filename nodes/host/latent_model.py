@@ -22,16 +22,20 @@ from ...codi_models.errors import CoDiError
 from ...codi_models.modalities import MODALITIES
 from ...codi_models.settings import snr_scales
 from .alignment import alignment_of, around_predict_noise
+from .block_patches import OVERRIDE
 from .handle import CoDiHandle
 from .latent_format import CoDiLatentFormat
 from .lora import key_map_config, with_other_names
-from .model_sampling import model_sampling, model_type
+from .model_sampling import ShiftedSampling, model_sampling, model_type
 from .parts import modalities_of, weighted
+from .said import forget, say
+from .streamwise import Remembered
 
 FRAMES = "codi_frames"
 """Key of CONDITIONING for what each frame of a clip adds to the prompt, (B, F, k, D): sums, so that stock nodes that change the prompt
 change every frame. The network gets the prompts of the frames under the same key, (B, F, n, D)."""
 GIVEN, GIVEN_EMBEDDINGS = "codi_given", "codi_given_embeddings"
+_READ = {"patches", "patches_replace", "wrappers", "callbacks", "sample_sigmas", OVERRIDE}  # transformer_options
 _BYTES_PER_CHANNEL = 33  # activations of one latent element, per model channel and byte of the dtype; as the host reckons for SD 1.5
 
 
@@ -52,8 +56,9 @@ class LatentModel(comfy.model_base.BaseModel):
     def __init__(
         self, codi: CoDiHandle, outputs: Sequence[str], network: Callable[..., nn.Module], *, dtype: torch.dtype, device: Any
     ) -> None:
-        maps = (key_map_config(getattr(codi.config, MODALITIES[m].denoiser)) for m in outputs)
-        conf = ScheduleConfig(next(filter(None, maps), {}))
+        configs = [getattr(codi.config, MODALITIES[m].denoiser) for m in outputs]
+        names_of = next(filter(None, map(key_map_config, configs)), {})
+        conf = ScheduleConfig({**names_of, "model_channels": configs[0].model_channels})  # FreeU goes by these
         conf.latent_format = CoDiLatentFormat(codi, outputs, weakref.ref(self))
         conf.set_inference_dtype(dtype, mm.unet_manual_cast(dtype, mm.get_torch_device(), conf.supported_inference_dtypes))
         super().__init__(conf, model_type(codi.config.diffusion), device=device, unet_model=network)
@@ -65,9 +70,46 @@ class LatentModel(comfy.model_base.BaseModel):
         self.latent_shapes: list[tuple[int, ...]] | None = None
         self.seen: list[Tensor] | None = None
         """Parts of the sampler's latest guess, in diffusion space, while the host's callback looks at it."""
+        self.remembered: Remembered | None = None
+        """What model patches keep from call to call, while a run is under way."""
+        self._masks: dict[str, Any] = {}  # of that run, as the host hands them to `extra_conds`
 
-    def begin(self) -> None:
-        """Called once before a run."""
+    def begin(self, shapes: Sequence[tuple[int, ...]], options: Mapping[str, Any]) -> None:
+        """Called once before a run, with the shapes of the parts and the model options."""
+        self.latent_shapes, self.remembered, self._masks = list(shapes), Remembered(options), {}
+
+    def end(self) -> None:
+        """Called once after a run."""
+        if self.remembered is not None:
+            self.remembered.of(None)
+        self.remembered, self._masks = None, {}
+
+    def apply_model(self, x: Tensor, t: Tensor, *args: Any, **kw: Any) -> Tensor:
+        """As the host's; within it `latent_shapes` are those of what is given, which may be a window of the whole."""
+        whole, self.latent_shapes = self.latent_shapes, kw.get("latent_shapes") or self.latent_shapes
+        try:
+            return super().apply_model(x, t, *args, **kw)
+        finally:
+            self.latent_shapes = whole
+
+    def map_context_window_to_modalities(
+        self, primary_indices: list[int], latent_shapes: Sequence[Sequence[int]], dim: int
+    ) -> list[list[int]]:
+        """What a window of frames takes of every part: of the clip these frames, everything of the others, which have no frames.
+
+        Raises CoDiError where the first part is no clip, or the window lies along another axis than time."""
+        names = modalities_of(latent_shapes, self.codi.config)
+        if names[0] != "video" or dim != 2:
+            raise CoDiError(f"context windows are made of the frames of a clip, dim 2; the LATENT holds {', '.join(names)}, dim is {dim}")
+        return [primary_indices, *(list(range(shape[dim])) for shape in latent_shapes[1:])]
+
+    def resize_cond_for_context_window(
+        self, cond_key: str, cond_value: Any, window: Any, x_in: Tensor, device: Any, retain_index_list: Sequence[int] = ()
+    ) -> Any:
+        """Prompts of single frames for a window of them; the other conds have no frames."""
+        if cond_key == FRAMES:
+            return comfy.conds.CONDRegular(window.get_tensor(cond_value.cond, device, dim=1))
+        return cond_value if cond_key in ("c_crossattn", GIVEN_EMBEDDINGS) else None
 
     def alignment_at(self, sigma: Tensor, model_options: Mapping[str, Any]) -> Alignment:
         """The Alignment that these options carry, as it is in force at a noise level (B,)."""
@@ -135,6 +177,10 @@ class LatentModel(comfy.model_base.BaseModel):
                 f"this CONDITIONING is {prompt.shape[-1]} wide, {self.codi.name} takes {width}: "
                 "make it with CoDi's Encode nodes and the same model"
             )
+        if "latent_shapes" in kwargs:
+            self._masks = {key: kwargs.get(key) for key in ("denoise_mask", "latent_image")}
+        else:  # a model patch encodes a prompt of its own, in the middle of a run
+            kwargs |= {"latent_shapes": self.latent_shapes or [kwargs["noise"].shape], **self._masks}
         batch = kwargs["latent_shapes"][0][0]
         if prompt is not None and batch % prompt.shape[0]:
             raise CoDiError(
@@ -192,21 +238,38 @@ def around_sampling(
     guider, shapes = executor.class_obj, kw.get("latent_shapes") or [latent_image.shape]
     model = guider.model_patcher.model
     model.check(shapes)
-    model.latent_shapes = shapes
-    model.begin()
+    _check_patches(model, guider.model_options)
+    model.begin(shapes, guider.model_options)
     _check_room(model, noise.shape, guider.model_patcher.load_device)
     if any("area" in c or "mask" in c for conds in guider.conds.values() for c in conds):
         raise CoDiError("CONDITIONING with an area or a mask cannot be used with CoDi: its prompts are one vector for the whole output")
     if noise.shape != latent_image.shape and not torch.any(noise):
         noise = torch.zeros_like(latent_image)  # hosts before 0.32 make "no noise" for the first part only
     to_the_end = float(sigmas[-1]) == 0  # asked before sampling: uni_pc overwrites the last sigma
-    out = executor(noise, latent_image, sampler, sigmas, denoise_mask, _showing(callback, model, shapes), *rest, **kw)
+    try:
+        out = executor(noise, latent_image, sampler, sigmas, denoise_mask, _showing(callback, model, shapes), *rest, **kw)
+    finally:
+        model.end()
     if denoise_mask is not None and to_the_end:  # some samplers leave kept parts off by up to a tenth
         mask, given = denoise_mask.to(out), latent_image.to(out)
         out = torch.where(mask == 0, given, out * mask + given * (1 - mask))
     if not bool(torch.isfinite(out).all()):
         raise CoDiError("the latents became infinite or NaN while sampling: lower cfg or the alignment, or load the model as fp32")
     return out
+
+
+def _check_patches(model: LatentModel, options: Mapping[str, Any]) -> None:
+    """Says which options of the MODEL nothing reads. Raises CoDiError for noise levels of another model where ours have shifts."""
+    forget()
+    if model.codi.config.diffusion.shifts and not isinstance(model.model_sampling, ShiftedSampling):
+        raise CoDiError(
+            f"the noise levels of {model.codi.name} cannot be replaced: each of its outputs has its own. Take the ModelSampling node out"
+        )
+    told = options.get("transformer_options") or {}
+    foreign = any(key != "codi" for kind in (told.get("wrappers") or {}).values() for key in kind)
+    unread = [key for key in told if key not in _READ and not key.startswith("codi_")]
+    if unread and not foreign:
+        say(f"the MODEL's options {', '.join(unread)} have no effect: nothing in CoDi reads them, they are made for another network")
 
 
 def _check_room(model: LatentModel, shape: Sequence[int], device: torch.device) -> None:

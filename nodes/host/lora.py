@@ -117,6 +117,12 @@ class JointPatcher(RootedPatching, comfy.model_patcher.ModelPatcher):
         """Component -> patcher of the member, in the order in which they were composed."""
         return dict(zip(self.model.diffusion_model.components, self.get_additional_models_with_key(MEMBERS), strict=True))
 
+    def set_model_compute_dtype(self, dtype: Any) -> None:
+        """As the host's; the members are what computes."""
+        super().set_model_compute_dtype(dtype)
+        for member in self.members().values():
+            member.set_model_compute_dtype(dtype)
+
     def add_patches(self, patches: Mapping[Any, Any], strength_patch: float = 1.0, strength_model: float = 1.0) -> list[Any]:
         """Give every patch to its member. Returns the keys that one took; errors as `DenoiserPatching.add_patches`."""
         taken: list[Any] = []

@@ -32,7 +32,7 @@ ALIGNMENT = {"wiring": "cross", "alignment": 1.0, "alignment_guidance": 2.0}
 SAMPLING = {"seed": 7, "steps": 2, "cfg": 2.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0}
 
 
-def node(kind: str, **inputs: Any) -> dict:
+def node(kind: str, /, **inputs: Any) -> dict:
     """One node; a link is [node id, slot]."""
     return {"class_type": kind, "inputs": inputs}
 
