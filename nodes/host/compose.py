@@ -143,7 +143,7 @@ class JointModel(LatentModel):
             self._given = torch.cat(list(joint.environment_embeddings(parts, clean).values()), dim=1)
         return self._given
 
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+    def _weights(self, *_: Any, **__: Any) -> dict[str, Any]:
         """What patches of a joint MODEL may name: see `JointPatcher`."""
         network: JointNetwork = self.diffusion_model
         return joint_state_dict({c: getattr(network, c) for c in network.components})

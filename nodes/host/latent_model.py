@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.conds
@@ -68,6 +69,8 @@ class LatentModel(comfy.model_base.BaseModel):
         stock: Any = self.model_sampling  # type: ignore[has-type]
         self.model_sampling = model_sampling(codi.config.diffusion, stock, lambda x: own()._snr_scale(x))  # type: ignore[union-attr]
         self.latent_shapes: list[tuple[int, ...]] | None = None
+        self._shapes: dict[str, tuple[int, ...]] | None = None
+        self._only_keys = False
         self.seen: list[Tensor] | None = None
         """Parts of the sampler's latest guess, in diffusion space, while the host's callback looks at it."""
         self.remembered: Remembered | None = None
@@ -126,7 +129,25 @@ class LatentModel(comfy.model_base.BaseModel):
 
     def state_dict(self, *args: Any, **kw: Any) -> dict[str, Any]:  # type: ignore[override]
         """As every module's, and weights by the keys that Stable Diffusion has for them: LoRA loaders go by these."""
+        return dict.fromkeys(self.weight_shapes()) if self._only_keys else self._weights(*args, **kw)
+
+    def _weights(self, *args: Any, **kw: Any) -> dict[str, Any]:
         return with_other_names(super().state_dict(*args, **kw))
+
+    def weight_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the weights in `state_dict`, gathered once: nodes that merge MODELs add their patches one by one."""
+        if self._shapes is None:
+            self._shapes = {key: tuple(value.shape) for key, value in self._weights().items()}
+        return self._shapes
+
+    @contextmanager
+    def keys_only(self) -> Iterator[None]:
+        """Within it `state_dict` has keys without weights, for the host's `add_patches`, which asks for it every time."""
+        self._only_keys = True
+        try:
+            yield
+        finally:
+            self._only_keys = False
 
     def get_dtype(self) -> torch.dtype:
         """Dtype of the weights."""
@@ -238,7 +259,7 @@ def around_sampling(
     guider, shapes = executor.class_obj, kw.get("latent_shapes") or [latent_image.shape]
     model = guider.model_patcher.model
     model.check(shapes)
-    _check_patches(model, guider.model_options)
+    _check_patches(model, guider)
     model.begin(shapes, guider.model_options)
     _check_room(model, noise.shape, guider.model_patcher.load_device)
     if any("area" in c or "mask" in c for conds in guider.conds.values() for c in conds):
@@ -258,14 +279,15 @@ def around_sampling(
     return out
 
 
-def _check_patches(model: LatentModel, options: Mapping[str, Any]) -> None:
+def _check_patches(model: LatentModel, guider: Any) -> None:
     """Says which options of the MODEL nothing reads. Raises CoDiError for noise levels of another model where ours have shifts."""
     forget()
-    if model.codi.config.diffusion.shifts and not isinstance(model.model_sampling, ShiftedSampling):
+    own = guider.model_patcher.get_model_object("model_sampling")  # the host replaces it only when it loads the model
+    if model.codi.config.diffusion.shifts and not isinstance(own, ShiftedSampling):
         raise CoDiError(
             f"the noise levels of {model.codi.name} cannot be replaced: each of its outputs has its own. Take the ModelSampling node out"
         )
-    told = options.get("transformer_options") or {}
+    told = guider.model_options.get("transformer_options") or {}
     foreign = any(key != "codi" for kind in (told.get("wrappers") or {}).values() for key in kind)
     unread = [key for key in told if key not in _READ and not key.startswith("codi_")]
     if unread and not foreign:

@@ -15,8 +15,10 @@ import comfy.model_management as mm
 import comfy.model_patcher
 from comfy.weight_adapter import LoRAAdapter
 
+from ...codi_models.components import COMPONENTS
 from ...codi_models.config import UNetConfig
 from ...codi_models.errors import CoDiError
+from ...codi_models.modalities import MODALITIES
 
 MEMBERS = "codi"
 """Key under which a joint MODEL holds its members, additional models of the host."""
@@ -90,14 +92,25 @@ class DenoiserPatching(RootedPatching):
         """As the host's; keys may be Stable Diffusion's. Patches of another shape are left out with a warning.
 
         Raises CoDiError where there are patches for this network and none of them fits it."""
-        placed, wrong = place(patches, self.model.state_dict())  # type: ignore[attr-defined]
+        placed, wrong = place(patches, self.model.weight_shapes())  # type: ignore[attr-defined]
         _report(wrong, any_fits=bool(placed))
-        super().add_patches({own: patch for own, (_, patch) in placed.items()}, strength_patch, strength_model)  # type: ignore[misc]
+        with self.model.keys_only():  # type: ignore[attr-defined]
+            super().add_patches({own: patch for own, (_, patch) in placed.items()}, strength_patch, strength_model)  # type: ignore[misc]
         return [given for given, _ in placed.values()]
+
+    def state_dict_for_saving(self, clip_state_dict: Any = None, vae_state_dict: Any = None, clip_vision_state_dict: Any = None) -> Any:
+        """Weights with their patches, by the keys of the published checkpoint, which `codi.py convert` reads.
+
+        Raises CoDiError where they are to share a file with other networks."""
+        refuse_others(clip_state_dict, vae_state_dict, clip_vision_state_dict)
+        weights, start = super().state_dict_for_saving(), "model.diffusion_model."  # type: ignore[misc]
+        component = MODALITIES[self.model.outputs[0]].denoiser  # type: ignore[attr-defined]
+        lead = COMPONENTS[component].published_prefix
+        return {lead + key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)}
 
     def add_hook_patches(self, hook: Any, patches: Mapping[Any, Any], *args: Any, **kw: Any) -> list[Any]:
         """As `add_patches`, for what is scheduled on CONDITIONING."""
-        placed, wrong = place(patches, self.model.state_dict())  # type: ignore[attr-defined]
+        placed, wrong = place(patches, self.model.weight_shapes())  # type: ignore[attr-defined]
         _report(wrong, any_fits=bool(placed))
         super().add_hook_patches(hook, {own: patch for own, (_, patch) in placed.items()}, *args, **kw)  # type: ignore[misc]
         return [given for given, _ in placed.values()]
@@ -129,7 +142,8 @@ class JointPatcher(RootedPatching, comfy.model_patcher.ModelPatcher):
         for component, part in self._shared_out(patches).items():
             took = self.members()[component].add_patches({own: patch for own, (_, patch) in part.items()}, strength_patch, strength_model)
             taken += [part[own][0] for own in took]
-        super().add_patches({}, strength_patch, strength_model)  # marks this MODEL as another one
+        with self.model.keys_only():
+            super().add_patches({}, strength_patch, strength_model)  # marks this MODEL as another one
         return taken
 
     def add_hook_patches(self, hook: Any, patches: Mapping[Any, Any], *args: Any, **kw: Any) -> list[Any]:
@@ -137,7 +151,7 @@ class JointPatcher(RootedPatching, comfy.model_patcher.ModelPatcher):
         canonical: dict[Any, Any] = {}
         given: list[Any] = []
         for component, part in self._shared_out(patches).items():
-            placed, wrong = place({own: patch for own, (_, patch) in part.items()}, self.members()[component].model.state_dict())
+            placed, wrong = place({own: patch for own, (_, patch) in part.items()}, self.members()[component].model.weight_shapes())
             _report(wrong, any_fits=bool(placed))
             for own, (key, patch) in placed.items():
                 canonical[_renamed(own, lambda k: component_key(component, k))] = patch  # noqa: B023
@@ -159,6 +173,11 @@ class JointPatcher(RootedPatching, comfy.model_patcher.ModelPatcher):
         starts = tuple(component_key(c, PREFIX) for c in self.members())
         return {k: v for k, v in self.model.state_dict().items() if k.startswith(starts) and k.startswith(filter_prefix or "")}
 
+    def state_dict_for_saving(self, clip_state_dict: Any = None, vae_state_dict: Any = None, clip_vision_state_dict: Any = None) -> Any:
+        """Weights of all members, as `DenoiserPatching.state_dict_for_saving`."""
+        refuse_others(clip_state_dict, vae_state_dict, clip_vision_state_dict)
+        return {key: value for member in self.members().values() for key, value in member.state_dict_for_saving().items()}
+
     def _shared_out(self, patches: Mapping[Any, Any]) -> dict[str, dict[Any, tuple[Any, Any]]]:
         """Component -> member's key -> (key given, patch)."""
         members = self.members()
@@ -173,10 +192,19 @@ class JointPatcher(RootedPatching, comfy.model_patcher.ModelPatcher):
                 own = _renamed(key, lambda k: PREFIX + k[start:])  # noqa: B023
                 shared.setdefault(component, {})[own] = (key, patch)
         if nameless:
-            fitting = {c: len(place(nameless, member.model.state_dict())[0]) for c, member in members.items()}
+            fitting = {c: len(place(nameless, member.model.weight_shapes())[0]) for c, member in members.items()}
             best = max(fitting, key=lambda c: fitting[c])
             shared.setdefault(best, {}).update({key: (key, patch) for key, patch in nameless.items()})
         return shared
+
+
+def refuse_others(*others: Any) -> None:
+    """Raises CoDiError where any other network is to go into the file of a MODEL."""
+    if any(other is not None for other in others):
+        raise CoDiError(
+            "a checkpoint of CLIP, VAE and CoDi in one file could be loaded by nothing: save the MODEL alone with Save Model; "
+            "`codi.py convert` makes a model folder of such a file"
+        )
 
 
 def component_key(component: str, key: str) -> str:
@@ -209,15 +237,15 @@ def name_of(key: Any) -> str:
     return key if isinstance(key, str) else key[0]
 
 
-def place(patches: Mapping[Any, Any], weights: Mapping[str, Any]) -> tuple[dict[Any, tuple[Any, Any]], list[str]]:
-    """Own key -> (key given, patch) of the patches that fit `weights`, and what is wrong with those that name one and do not fit it."""
+def place(patches: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[Any, tuple[Any, Any]], list[str]]:
+    """Own key -> (key given, patch) of the patches that fit weights of these shapes, and what is wrong with those that name one and do not fit it."""
     placed: dict[Any, tuple[Any, Any]] = {}
     wrong: list[str] = []
     for key, patch in patches.items():
-        own = own_key(name_of(key), weights)
+        own = own_key(name_of(key), shapes)
         if own is None:
             continue
-        shape = tuple(weights[own].shape)
+        shape = shapes[own]
         made_for = _shape_of(patch, shape) if isinstance(key, str) else shape
         if made_for == shape:
             placed[_renamed(key, lambda _: own)] = (key, patch)  # noqa: B023

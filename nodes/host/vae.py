@@ -94,6 +94,10 @@ class ImageVAE:
     def temporal_compression_decode(self) -> None:
         """Frames are not compressed in time."""
 
+    def get_sd(self) -> dict[str, Tensor]:
+        """Weights, as the host's Save VAE asks for them."""
+        return self.codi.model.image_autoencoder.state_dict()
+
 
 class AudioVAE:
     """What the host's VAE Decode Audio and VAE Encode Audio ask: mel autoencoder and vocoder in one."""
@@ -129,6 +133,10 @@ class AudioVAE:
 
     def throw_exception_if_invalid(self) -> None:
         """The host asks before it encodes; this VAE was checked when it was opened."""
+
+    def get_sd(self) -> dict[str, Tensor]:
+        """Raises CoDiError: the host's Save VAE makes a file of one network, and this is two."""
+        raise CoDiError("this VAE is an autoencoder and a vocoder, which no file of one network holds: copy the model folder instead")
 
     def _bins(self, batch: int, frames: int) -> int:
         """Places of the log-mels that are worked on at once."""
