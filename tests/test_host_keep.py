@@ -194,3 +194,42 @@ def test_what_is_refused(session):
     graph["mask"] = node("CoDiMask", codi=["load", 1], latent=["empty", 0], video=False, image=False, text=False, audio=False)
     with pytest.raises(Failed, match="nothing is left to generate"):
         session.run(shown(graph, ["mask", 0]))
+
+
+def passes(session, sampler: str, model: str, how: str, cut: int = 3) -> tuple[list[list[torch.Tensor]], dict]:
+    """Latents after a whole run, after the first of two passes, and after the second; and what was kept: a sound whole, places of a picture."""
+    graph = keeping("image", "audio", keep={"image": 0, "audio": 1, "mask": ["right", 0]}, model=model)
+    graph["black"], graph["white"] = (node("SolidMask", value=v, width=64, height=64) for v in (0.0, 1.0))
+    graph["half"] = node("SolidMask", value=1.0, width=32, height=64)
+    graph["right"] = node("MaskComposite", destination=["black", 0], source=["half", 0], x=32, y=0, operation="add")
+    links = {"model": ["load", 0], "positive": ["yes", 0], "negative": ["no", 0]}
+    del graph["sample"]
+    if how == "KSamplerAdvanced":
+        start = {**links, "noise_seed": 5, "steps": 6, "cfg": 2.0, "sampler_name": sampler, "scheduler": "normal"}
+        for name, latent, adds, first, last in (("whole", "keep", 1, 0, 6), ("first", "keep", 1, 0, cut), ("sample", "first", 0, cut, 6)):
+            flags = {"add_noise": ("disable", "enable")[adds], "return_with_leftover_noise": "enable" if last < 6 else "disable"}
+            graph[name] = node(how, **start, **flags, latent_image=[latent, 0], start_at_step=first, end_at_step=last)
+    else:
+        graph["sigmas"] = node("BasicScheduler", model=["load", 0], scheduler="normal", steps=6, denoise=1.0)
+        graph["split"] = node("SplitSigmas", sigmas=["sigmas", 0], step=cut)
+        for name, latent, adds, sigmas in (("whole", "keep", 1, ["sigmas", 0]), ("first", "keep", 1, ["split", 0]), ("sample", "first", 0, ["split", 1])):
+            graph[name] = node("SamplerCustom", **links, add_noise=bool(adds), noise_seed=5, cfg=2.0, sampler=["by", 0], sigmas=sigmas,
+                               latent_image=[latent, 0])  # fmt: skip
+        graph["by"] = node("KSamplerSelect", sampler_name=sampler)
+    session.run({**shown(graph, ["sample", 0]), "also": node("PreviewAny", source=["whole", 0])})
+    return [parts(session.value(name)) for name in ("whole", "first", "sample")], session.value("keep")
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny-shifted"])
+@pytest.mark.parametrize("how", ["KSamplerAdvanced", "SplitSigmas"])
+@pytest.mark.parametrize("sampler", ["euler", "ddim", "dpmpp_2m", "uni_pc", "euler_ancestral"])
+def test_two_passes_keep_what_one_keeps(session, sampler, how, model):
+    (whole, first, second), kept = passes(session, sampler, model, how)
+    (image, sound), (mask, silent) = parts(kept), kept["noise_mask"].unbind()
+    assert not silent.any() and 0 < mask.mean() < 1
+    for made in (whole, first, second):
+        assert torch.equal(made[1], sound) and sound.any()
+        torch.testing.assert_close(made[0] * (1 - mask), image * (1 - mask), rtol=1e-5, atol=1e-5)
+        assert torch.isfinite(made[0]).all() and (made[0] * mask).std() > 0
+    if sampler in ("euler", "ddim"):  # of which two passes are one
+        torch.testing.assert_close(second[0], whole[0], rtol=1e-3, atol=1e-3)

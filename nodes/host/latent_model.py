@@ -11,6 +11,7 @@ from typing import Any
 import comfy.conds
 import comfy.model_base
 import comfy.model_management as mm
+import comfy.sample
 import comfy.supported_models_base
 import comfy.utils
 import torch
@@ -266,17 +267,31 @@ def around_sampling(
         raise CoDiError("CONDITIONING with an area or a mask cannot be used with CoDi: its prompts are one vector for the whole output")
     if noise.shape != latent_image.shape and not torch.any(noise):
         noise = torch.zeros_like(latent_image)  # hosts before 0.32 make "no noise" for the first part only
+    if denoise_mask is not None and not torch.any(noise):
+        noise = _noise_of_kept(latent_image, denoise_mask, shapes, kw.get("seed", rest[1] if len(rest) > 1 else None))
     to_the_end = float(sigmas[-1]) == 0  # asked before sampling: uni_pc overwrites the last sigma
     try:
         out = executor(noise, latent_image, sampler, sigmas, denoise_mask, _showing(callback, model, shapes), *rest, **kw)
     finally:
         model.end()
-    if denoise_mask is not None and to_the_end:  # some samplers leave kept parts off by up to a tenth
+    if denoise_mask is not None:  # some samplers leave kept parts off by up to a tenth; where noise is left, the next pass keeps them
         mask, given = denoise_mask.to(out), latent_image.to(out)
-        out = torch.where(mask == 0, given, out * mask + given * (1 - mask))
+        out = torch.where(mask == 0, given, out * mask + given * (1 - mask) if to_the_end else out)
     if not bool(torch.isfinite(out).all()):
         raise CoDiError("the latents became infinite or NaN while sampling: lower cfg or the alignment, or load the model as fp32")
     return out
+
+
+def _noise_of_kept(latent: Tensor, mask: Tensor, shapes: Sequence[tuple[int, ...]], seed: int | None) -> Tensor:
+    """Noise of a pass that adds none, (B, 1, N) as the latent: none where it generates, for there the pass before left some.
+
+    What is kept comes clean from pass to pass, and is shown to the networks at each noise level as in a single pass of that seed."""
+    parts = comfy.utils.unpack_latents(latent, shapes) if len(shapes) > 1 else [latent]
+    with torch.random.fork_rng(devices=[]):
+        drawn = [comfy.sample.prepare_noise(NestedTensor(parts) if len(parts) > 1 else latent, seed or 0)]
+    drawn = list(drawn[0].unbind()) if drawn[0].is_nested else drawn
+    noise = comfy.utils.pack_latents(drawn)[0] if len(shapes) > 1 else drawn[0]
+    return torch.where(mask.to(noise) == 0, noise, torch.zeros_like(noise)).to(latent)
 
 
 def _check_patches(model: LatentModel, guider: Any) -> None:
