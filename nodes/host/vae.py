@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...codi_models.errors import CoDiError
 from ...codi_models.latents import BINS_AT_ONCE, PIXELS_AT_ONCE, decode_audio, decode_pixels
+from ...codi_models.libraries import stored_state
 from ...codi_models.media import rgb
 from .handle import CoDiHandle
 from .parts import mel_frames
@@ -95,8 +96,8 @@ class ImageVAE:
         """Frames are not compressed in time."""
 
     def get_sd(self) -> dict[str, Tensor]:
-        """Weights, as the host's Save VAE asks for them."""
-        return self.codi.model.image_autoencoder.state_dict()
+        """Weights by the keys of the component's file, as the host's Save VAE asks for them."""
+        return stored_state(self.codi.model.image_autoencoder)
 
 
 class AudioVAE:

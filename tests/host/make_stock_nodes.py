@@ -119,7 +119,7 @@ class Survey:
         if kind is not None and "Merge" in kind:
             graph["other"] = node("LoraLoaderModelOnly", model=["model", 0], lora_name="some.safetensors", strength_model=1.0)
         graph["operation"] = node("LatentOperationTonemapReinhard", multiplier=0.3)
-        graph["vae"], graph["scene"] = node("CoDiVAE", codi=["load", 1], kind="image"), node(
+        graph["vae"], graph["scene"] = node("CoDiVAE", codi=["load", 1]), node(
             "CoDiBounceScene", shape="star", colour="blue", beats="3", seed=2
         )
         graph["picture"] = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
