@@ -139,21 +139,32 @@ class PromptWeight(Node):
                     "curve", optional=True, extra_dict={"forceInput": True}, tooltip="The host's curve instead, where it has one."
                 ),
             ],
-            outputs=[io.Conditioning.Output(display_name="prompt", tooltip="For the Condition Mixer; else the prompt as it was.")],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="prompt", is_output_list=True, tooltip="For the Condition Mixer; else the prompt as it was."
+                )
+            ],
         )
 
     @classmethod
     def execute(
         cls, prompt: list, weight: list, start: list, end: list, keyframes: list | None = None, floats: Any = None, curve: Any = None
     ) -> io.NodeOutput:
-        conditioning, track = prompt[0], Curve.parse(keyframes[0]) if keyframes else None
+        """Only the numbers are one list; of the others every entry makes a prompt, and the last of a shorter list counts on."""
+        lists = (prompt, weight, start, end, keyframes or [None], curve or [None])
+        most = max(map(len, lists)) if all(lists) else 0
+        return io.NodeOutput([cls._weighted(*(entries[min(i, len(entries) - 1)] for entries in lists), floats) for i in range(most)])
+
+    @classmethod
+    def _weighted(cls, prompt: list, weight: float, start: float, end: float, keyframes: str | None, curve: Any, floats: Any) -> list:
+        track = Curve.parse(keyframes) if keyframes else None
         if curve:
-            track = _host_curve(curve[0])
+            track = _host_curve(curve)
         if floats:
             track = Curve.of(_numbers(floats))
-        Voice(conditioning[0][0], weight[0], start[0], end[0], track)  # says what is wrong with the range
-        voice = {"weight": weight[0], "start": start[0], "end": end[0], "curve": track}
-        return io.NodeOutput([[tensor, {**extra, VOICE: voice}] for tensor, extra in conditioning])
+        Voice(prompt[0][0], weight, start, end, track)  # says what is wrong with the range
+        voice = {"weight": weight, "start": start, "end": end, "curve": track}
+        return [[tensor, {**extra, VOICE: voice}] for tensor, extra in prompt]
 
 
 class PromptTravel(Node):

@@ -102,8 +102,8 @@ class JointNetwork(nn.Module):
         }  # fmt: skip
         given |= self._environment(latents, own, targets, alignment, given, len(options.get("cond_or_uncond") or [0]))
         contexts = {n: codi_frames if n == "video" and codi_frames is not None else context for n in names}
-        if patched(options) and (blind := [n for n in targets if MODALITIES[n].denoiser != "vision_denoiser"]):
-            say(f"patches of blocks have no effect on {' and '.join(blind)}: they go to the vision denoiser")
+        if patched(options) and any(MODALITIES[n].denoiser != "vision_denoiser" for n in targets):
+            say("model patches of blocks act on image and video only: they go to the vision denoiser")
         remembered = options.get(REMEMBERED)
         hooks = {
             n: block_hooks(options, lambda n=n: remembered and remembered.of(n))  # type: ignore[misc]

@@ -46,7 +46,7 @@ CHOSEN: dict[str, dict[str, Any]] = {
 """Values with which a node does something to a latent as small as these."""
 NOT_RUN = {"TorchCompileModel": "not run: it compiles for minutes"}
 SOURCES = {
-    "CONDITIONING": ["no", 0], "LATENT": ["empty", 0], "LATENT_OPERATION": ["operation", 0], "VAE": ["vae", 0], "IMAGE": ["picture", 0],
+    "CONDITIONING": ["middle", 0], "LATENT": ["empty", 0], "LATENT_OPERATION": ["operation", 0], "VAE": ["vae", 0], "IMAGE": ["picture", 0],
     "AUDIO": ["scene", 1],
 }  # fmt: skip
 SIZE = {"frames": 4, "width": 128, "height": 128}
@@ -118,6 +118,7 @@ class Survey:
         graph["other"] = graph["model"]
         if kind is not None and "Merge" in kind:
             graph["other"] = node("LoraLoaderModelOnly", model=["model", 0], lora_name="some.safetensors", strength_model=1.0)
+        graph["middle"] = node("CoDiEncodeText", codi=["load", 1], text="a blue star")
         graph["operation"] = node("LatentOperationTonemapReinhard", multiplier=0.3)
         graph["vae"], graph["scene"] = node("CoDiVAE", codi=["load", 1]), node(
             "CoDiBounceScene", shape="star", colour="blue", beats="3", seed=2
@@ -163,7 +164,7 @@ class Survey:
         said = "; ".join(word.removeprefix("CoDi: ") for word in words)
         if changed:
             return "works" + (f" ({said})" if said else "")
-        return f"no effect: {said or 'it leaves the MODEL of this graph as it is'}"
+        return f"no effect: {said or 'nothing to do here, or made for another network'}"
 
 
 @contextmanager
