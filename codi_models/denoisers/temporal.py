@@ -130,8 +130,9 @@ class TemporalAttention(nn.Module):
         frames, known = x.shape[1], self.pos_embeds.shape[1]
         if frames > known:
             raise CoDiError(f"this model makes clips of at most {known} frames, got {frames}. Use a shorter clip")
-        table = self.pos_embeds[:, :frames] + self.frame_rate_embeds[:, FRAME_RATE_INDEX : FRAME_RATE_INDEX + 1]
-        h = self.norm(x + table.to(x))
+        tables = self.pos_embeds[:, :frames], self.frame_rate_embeds[:, FRAME_RATE_INDEX : FRAME_RATE_INDEX + 1]
+        place, rate = (table if table.dtype.itemsize > 1 else table.to(x) for table in tables)  # eight bits cannot be added
+        h = self.norm(x + (place + rate).to(x))
         keys, values = self.to_kv(h).chunk(2, dim=-1)
         return self.to_out(attend_in_time(self.to_q(h), keys, values, bias, self.heads))
 
