@@ -153,10 +153,12 @@ class PromptWeight(Node):
         """Only the numbers are one list; of the others every entry makes a prompt, and the last of a shorter list counts on."""
         lists = (prompt, weight, start, end, keyframes or [None], curve or [None])
         most = max(map(len, lists)) if all(lists) else 0
-        return io.NodeOutput([cls._weighted(*(entries[min(i, len(entries) - 1)] for entries in lists), floats) for i in range(most)])
+        rows = [tuple(entries[min(i, len(entries) - 1)] for entries in lists) for i in range(most)]
+        return io.NodeOutput([cls._weighted(row, floats) for row in rows])
 
     @classmethod
-    def _weighted(cls, prompt: list, weight: float, start: float, end: float, keyframes: str | None, curve: Any, floats: Any) -> list:
+    def _weighted(cls, row: tuple[Any, ...], floats: Any) -> list:
+        prompt, weight, start, end, keyframes, curve = row
         track = Curve.parse(keyframes) if keyframes else None
         if curve:
             track = _host_curve(curve)

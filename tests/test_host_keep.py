@@ -197,7 +197,7 @@ def test_what_is_refused(session):
 
 
 def passes(session, sampler: str, model: str, how: str, cut: int = 3) -> tuple[list[list[torch.Tensor]], dict]:
-    """Latents after a whole run, after the first of two passes, and after the second; and what was kept: a sound whole, places of a picture."""
+    """Latents after a whole run and after each of two passes; and what was kept: a sound whole, places of a picture."""
     graph = keeping("image", "audio", keep={"image": 0, "audio": 1, "mask": ["right", 0]}, model=model)
     graph["black"], graph["white"] = (node("SolidMask", value=v, width=64, height=64) for v in (0.0, 1.0))
     graph["half"] = node("SolidMask", value=1.0, width=32, height=64)
@@ -212,7 +212,11 @@ def passes(session, sampler: str, model: str, how: str, cut: int = 3) -> tuple[l
     else:
         graph["sigmas"] = node("BasicScheduler", model=["load", 0], scheduler="normal", steps=6, denoise=1.0)
         graph["split"] = node("SplitSigmas", sigmas=["sigmas", 0], step=cut)
-        for name, latent, adds, sigmas in (("whole", "keep", 1, ["sigmas", 0]), ("first", "keep", 1, ["split", 0]), ("sample", "first", 0, ["split", 1])):
+        for name, latent, adds, sigmas in (
+            ("whole", "keep", 1, ["sigmas", 0]),
+            ("first", "keep", 1, ["split", 0]),
+            ("sample", "first", 0, ["split", 1]),
+        ):
             graph[name] = node("SamplerCustom", **links, add_noise=bool(adds), noise_seed=5, cfg=2.0, sampler=["by", 0], sigmas=sigmas,
                                latent_image=[latent, 0])  # fmt: skip
         graph["by"] = node("KSamplerSelect", sampler_name=sampler)

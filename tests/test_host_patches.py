@@ -27,7 +27,9 @@ ONE_PICTURE = ("RenormCFG", "TemporalScoreRescaling")
 """Nodes that take no batch, on Stable Diffusion either."""
 
 
-def graph_of(kind: str | None, names: tuple[str, ...], *, model: str = "tiny", alone: bool = False, more: dict | None = None, **changes) -> dict:
+def graph_of(
+    kind: str | None, names: tuple[str, ...], *, model: str = "tiny", alone: bool = False, more: dict | None = None, **changes
+) -> dict:
     """Outputs sampled with a node on the MODEL, without latent alignment unless `wiring` says so."""
     sizes = {key: changes.pop(key) for key in ("batch_size", "frames") if key in changes}
     graph = base_graph(*names, model=model, composed=("image", "audio") if alone else None, width=128, height=128, **sizes)
@@ -64,7 +66,9 @@ def test_a_stream_of_a_joint_model_gets_what_it_would_get_alone(session, kind):
         assert (image - plain).abs().max() > 1e-3 and torch.isfinite(audio).all()
 
 
-@pytest.mark.parametrize("kind", ["RescaleCFG", "RenormCFG", "SelfAttentionGuidance", "PerpNeg", "APG", "FreeU_V2", "NAGuidance", "HyperTile"])
+@pytest.mark.parametrize(
+    "kind", ["RescaleCFG", "RenormCFG", "SelfAttentionGuidance", "PerpNeg", "APG", "FreeU_V2", "NAGuidance", "HyperTile"]
+)
 def test_clips_texts_and_sounds_take_part(session, kind):
     names = ("video", "image", "text", "audio")
     made, plain = sampled(session, kind, names, wiring="cross", frames=3), sampled(session, None, names, wiring="cross", frames=3)

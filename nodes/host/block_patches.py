@@ -18,6 +18,7 @@ PATCHES = (
 """Places of `transformer_options["patches"]` that are run; the order is that of the path."""
 REPLACED = ("attn1", "attn2")
 """Attentions of `transformer_options["patches_replace"]`: self-attention, and attention to the prompt."""
+KNOWN = {*PATCHES, *REPLACED}
 OVERRIDE = "optimized_attention_override"
 """Key of transformer_options for a function that computes all attention."""
 
@@ -25,8 +26,8 @@ OVERRIDE = "optimized_attention_override"
 def block_hooks(options: Mapping[str, Any], before: Callable[[], None]) -> Hooks:
     """What these transformer_options change in a 2-D UNet; `before` is called as it starts."""
     asked = patched(options)
-    if others := asked - set(PATCHES) - set(REPLACED):
-        say(f"model patches of {', '.join(sorted(others))} have no effect: CoDi's UNet has no such blocks, they are made for another network")
+    if others := asked - KNOWN:
+        say(f"model patches of {', '.join(sorted(others))} have no effect: CoDi's UNet has no such blocks, they are for another network")
     return BlockHooks(options, before) if asked - others or options.get(OVERRIDE) else PLAIN
 
 

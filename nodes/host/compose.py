@@ -16,7 +16,7 @@ from ...codi_models.errors import CoDiError
 from ...codi_models.joint import JointDenoiser
 from ...codi_models.modalities import MODALITIES, denoisers_of
 from .alignment import aligned, alignment_of
-from .block_patches import block_hooks, patched
+from .block_patches import KNOWN, block_hooks, patched
 from .handle import CoDiHandle
 from .latent_model import LatentModel, wrap_sampling
 from .lora import MEMBERS, JointPatcher, joint_state_dict
@@ -64,7 +64,7 @@ class JointNetwork(nn.Module):
             object.__setattr__(self, component, network)
 
     def __getattr__(self, name: str) -> Any:
-        """Layers that are asked for without a component (bypassed LoRA) are those of the first member, the vision denoiser if there is one."""
+        """Layers that are asked for without a component (bypassed LoRA) are the first member's: the vision denoiser's."""
         found = self.__dict__.get(self.__dict__.get("components", ("",))[0])
         if found is None or name not in found._modules:
             return super().__getattr__(name)
@@ -102,7 +102,7 @@ class JointNetwork(nn.Module):
         }  # fmt: skip
         given |= self._environment(latents, own, targets, alignment, given, len(options.get("cond_or_uncond") or [0]))
         contexts = {n: codi_frames if n == "video" and codi_frames is not None else context for n in names}
-        if patched(options) and any(MODALITIES[n].denoiser != "vision_denoiser" for n in targets):
+        if patched(options) & KNOWN and any(MODALITIES[n].denoiser != "vision_denoiser" for n in targets):
             say("model patches of blocks act on image and video only: they go to the vision denoiser")
         remembered = options.get(REMEMBERED)
         hooks = {

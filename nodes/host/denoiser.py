@@ -60,6 +60,15 @@ class _HostCall:
         hooks = PLAIN if modality == "text" else block_hooks(options, lambda: None)
         return host_form(modality, super().forward(network_form(modality, x), timesteps, context, hooks=hooks))  # type: ignore[misc]
 
+    def to(self, *args: Any, memory_format: Any = None, **kw: Any) -> Any:
+        """As every module's. Channels last, which a flag of the host asks for, is of 2-D maps: temporal modules stay."""
+        if memory_format is not torch.channels_last:
+            return super().to(*args, **kw, **({} if memory_format is None else {"memory_format": memory_format}))  # type: ignore[misc]
+        for parameter in self.parameters():  # type: ignore[attr-defined]
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=memory_format)
+        return super().to(*args, **kw) if args or kw else self  # type: ignore[misc]
+
     @property
     def in_channels(self) -> int:
         """Channels of the latent, where patches look for them."""

@@ -48,8 +48,12 @@ class HostedCoDi(CoDi):
 
     def reserve(self, name: str, places: int) -> None:
         """Tells how many pixels (or mel bins) an autoencoder works on next, so that the host makes room for its activations."""
+        self._working[name] = self.activations(name, places)
+
+    def activations(self, name: str, places: int) -> int:
+        """Bytes that an autoencoder computes so many pixels (or mel bins) in."""
         autoencoder = self.config.image_autoencoder if name == "image_autoencoder" else self.config.audio_autoencoder
-        self._working[name] = places * autoencoder.model_channels * _COPIES * self.precision(name).itemsize
+        return places * autoencoder.model_channels * _COPIES * self.precision(name).itemsize
 
     def precision(self, name: str) -> torch.dtype:
         """Dtype of a component, chosen as the host chooses for text encoders and for VAEs: float32 on a CPU; on a GPU half precision,

@@ -238,7 +238,7 @@ def name_of(key: Any) -> str:
 
 
 def place(patches: Mapping[Any, Any], shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[Any, tuple[Any, Any]], list[str]]:
-    """Own key -> (key given, patch) of the patches that fit weights of these shapes, and what is wrong with those that name one and do not fit it."""
+    """Own key -> (key given, patch) of the patches that fit weights of these shapes, and what is wrong with the others that name one."""
     placed: dict[Any, tuple[Any, Any]] = {}
     wrong: list[str] = []
     for key, patch in patches.items():

@@ -54,7 +54,9 @@ def run_patch(patch: Callable[..., Any], *args: Any, results: int = 0) -> Any:
     except OURS:
         raise
     except Exception as error:
-        raise CoDiError(f"the model patch {name_of(patch)} cannot be used with this MODEL: {error}. Take the node that adds it out") from error
+        raise CoDiError(
+            f"the model patch {name_of(patch)} cannot be used with this MODEL: {error}. Take the node that adds it out"
+        ) from error
 
 
 def name_of(patch: Any) -> str:

@@ -113,8 +113,9 @@ def streamwise(model: Any, options: dict[str, Any], own: Mapping[str, Any], x: T
         ours = [id(f) for f in own.get(key, [])]
         if options.get(key):
             changed[key] = [call.each(f) if id(f) in ours else f for f in options[key]]
-    if (function := options.get("sampler_cfg_function")) is not None and function is own.get("sampler_cfg_function"):
-        changed["sampler_cfg_function"] = call.each(function)
+    guidance = options.get("sampler_cfg_function")
+    if guidance is own.get("sampler_cfg_function") and guidance is not None:
+        changed["sampler_cfg_function"] = call.each(guidance)
     if (wrapper := options.get("model_function_wrapper")) is not None:
         changed["model_function_wrapper"] = call.wrapped(wrapper)
     return changed

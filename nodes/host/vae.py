@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.model_management as mm
+import comfy.utils
 import torch
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from ...codi_models.libraries import stored_state
 from ...codi_models.media import rgb
 from .handle import CoDiHandle
 from .parts import mel_frames
+from .said import say
+
+TILE, OVERLAP = 64, 16  # latent elements
 
 
 class ImageVAE:
@@ -24,10 +28,31 @@ class ImageVAE:
 
     @torch.inference_mode()
     def decode(self, z: Any) -> Tensor:
-        """(B, C, h, w) -> (B, H, W, 3); (B, C, F, h, w) -> (B, F, H, W, 3); values 0..1. Of a joint latent, its first part."""
+        """(B, C, h, w) -> (B, H, W, 3); (B, C, F, h, w) -> (B, F, H, W, 3); values 0..1. Of a joint latent, its first part.
+
+        Where memory is short for one picture it is decoded in tiles, as the host's VAEs do."""
+        z = self._first(z)
+        height, width = (side * self.codi.config.image_autoencoder.downsampling for side in z.shape[-2:])
+        model, device = self.codi.model, self.codi.model.place("image_autoencoder")
+        if min(z.shape[-2:]) > TILE and model.activations("image_autoencoder", height * width) > mm.get_free_memory(device):
+            say(f"memory is short for {width} x {height} pixels: they are decoded in tiles")
+            return self.decode_tiled(z)
+        try:
+            return self._decode(z)
+        except torch.cuda.OutOfMemoryError:
+            if max(z.shape[-2:]) <= TILE:
+                raise
+        say(f"memory ran out at {width} x {height} pixels: they are decoded in tiles")
+        mm.soft_empty_cache()
+        return self.decode_tiled(z)
+
+    def _first(self, z: Any) -> Tensor:
         z = z.unbind()[0] if z.is_nested else z
         if z.ndim not in (4, 5) or z.shape[1] != self.codi.config.image_autoencoder.latent_channels:
             raise CoDiError(f"a latent of shape {tuple(z.shape)} is no picture or clip of {self.codi.name}")
+        return z
+
+    def _decode(self, z: Tensor) -> Tensor:
         z = z.to(self.codi.model.place("image_autoencoder"), torch.float32) * self.codi.config.image_autoencoder.scale
         scaled_by = self.codi.config.image_autoencoder.downsampling
         self._reserve(z.shape[-2] * scaled_by, z.shape[-1] * scaled_by)
@@ -63,9 +88,20 @@ class ImageVAE:
         self.codi.model.reserve("image_autoencoder", max(PIXELS_AT_ONCE, height * width))
         return max(1, PIXELS_AT_ONCE // (height * width))
 
-    def decode_tiled(self, z: Any, **_: Any) -> Tensor:
-        """As `decode`, which never works on more than a few pictures at once."""
-        return self.decode(z)
+    @torch.inference_mode()
+    def decode_tiled(self, z: Any, tile_x: int = TILE, tile_y: int = TILE, overlap: int = OVERLAP, **_: Any) -> Tensor:
+        """As `decode`, in tiles of so many latent elements that overlap by some, picture by picture; a clip's frames are pictures.
+
+        Norms and attention see a tile instead of the picture, so that colours may differ a little from those of `decode`."""
+        z = self._first(z)
+        unit = self.codi.config.image_autoencoder.downsampling
+        pictures = z if z.ndim == 4 else z.transpose(1, 2).flatten(0, 1)  # (B*F, C, h, w)
+        tile = [max(1, min(tile_y, z.shape[-2])), max(1, min(tile_x, z.shape[-1]))]
+        overlap = max(0, min(overlap, min(tile) // 2))
+        pixels = comfy.utils.tiled_scale(
+            pictures, lambda part: self._decode(part).movedim(-1, 1), tile[1], tile[0], overlap, unit, 3, mm.intermediate_device()
+        ).movedim(1, -1)
+        return pixels.clamp(0, 1) if z.ndim == 4 else pixels.unflatten(0, (len(z), -1)).clamp(0, 1)
 
     def encode_tiled(self, pixels: Tensor, **_: Any) -> Tensor:
         """As `encode`."""

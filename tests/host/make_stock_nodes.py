@@ -27,12 +27,14 @@ from host.setting import HOST, PACK, host_version, import_pack, make_base  # noq
 TABLE = PACK / "docs" / "stock_nodes.md"
 ALONE, JOINT = ("image",), ("video", "image", "text", "audio")
 CHOSEN: dict[str, dict[str, Any]] = {
-    "APG": {"momentum": 0.5, "norm_threshold": 1.0}, "CFGOverride": {"cfg": 9.0}, "EasyCache": {"reuse_threshold": 3.0, "start_percent": 0.0},
+    "APG": {"momentum": 0.5, "norm_threshold": 1.0},
+    "CFGOverride": {"cfg": 9.0}, "EasyCache": {"reuse_threshold": 3.0, "start_percent": 0.0},
     "LazyCache": {"reuse_threshold": 3.0, "start_percent": 0.0}, "FreSca": {"freq_cutoff": 2}, "RenormCFG": {"renorm_cfg": 0.5},
     "HyperTile": {"tile_size": 1, "max_depth": 2}, "PatchModelAddDownscale": {"block_number": 1, "end_percent": 1.0},
     "SelfAttentionGuidance": {"scale": 2.0}, "Epsilon Scaling": {"scaling_factor": 1.1}, "TemporalScoreRescaling": {"tsr_k": 0.5},
     "ContextWindowsManual": {"context_length": 2, "context_overlap": 1, "dim": 2}, "ModelNoiseScale": {"noise_scale": 1.2},
-    "WanContextWindowsManual": {"context_length": 5, "context_overlap": 1}, "LTXVContextWindows": {"context_length": 9, "context_overlap": 1},
+    "WanContextWindowsManual": {"context_length": 5, "context_overlap": 1},
+    "LTXVContextWindows": {"context_length": 9, "context_overlap": 1},
     "ModelMergeBlocks": {"input": 0.2, "middle": 0.2, "out": 0.2}, "ModelMergeSimple": {"ratio": 0.2},
     "ModelMergeSubtract": {"multiplier": 0.5}, "ModelSamplingDiscrete": {"zsnr": True}, "ModelComputeDtype": {"dtype": "bf16"},
     "UNetSelfAttentionMultiply": {"v": 3.0}, "UNetCrossAttentionMultiply": {"v": 3.0}, "DifferentialDiffusion": {"strength": 1.0},
@@ -120,8 +122,9 @@ class Survey:
             graph["other"] = node("LoraLoaderModelOnly", model=["model", 0], lora_name="some.safetensors", strength_model=1.0)
         graph["middle"] = node("CoDiEncodeText", codi=["load", 1], text="a blue star")
         graph["operation"] = node("LatentOperationTonemapReinhard", multiplier=0.3)
-        graph["vae"], graph["scene"] = node("CoDiVAE", codi=["load", 1]), node(
-            "CoDiBounceScene", shape="star", colour="blue", beats="3", seed=2
+        graph["vae"], graph["scene"] = (
+            node("CoDiVAE", codi=["load", 1]),
+            node("CoDiBounceScene", shape="star", colour="blue", beats="3", seed=2),
         )
         graph["picture"] = node("EmptyImage", width=64, height=64, batch_size=1, color=0)
         if kind == "DifferentialDiffusion":
@@ -196,26 +199,31 @@ def page(rows: list[tuple[str, str, str]]) -> str:
     cells = ["| `" + "` | ".join(row[:1]) + "` | " + " | ".join(cell.replace("|", "/") for cell in row[1:]) + " |" for row in rows]
     tried = [cell for row in rows for cell in row[1:] if not cell.startswith("not run")]
     counts = {what: sum(cell.startswith(what) for cell in tried) for what in ("works", "no effect", "refused", "the node itself", "ERROR")}
-    return HEAD.format(host=host_version(HOST), nodes=len(rows), **{k.replace(" ", "_"): v for k, v in counts.items()}) + "\n".join(cells) + "\n"  # type: ignore[arg-type]
+    return (
+        HEAD.format(host=host_version(HOST), nodes=len(rows), **{k.replace(" ", "_"): v for k, v in counts.items()})
+        + "\n".join(cells)
+        + "\n"
+    )  # type: ignore[arg-type]
 
 
 HEAD = """# Model-patch nodes of ComfyUI on CoDi's MODELs
 
-Every node of ComfyUI {host} that takes a MODEL and gives one, sampled with and without it from one seed: *alone* is CoDi Denoiser of pictures,
-*joint* the MODEL of all four outputs. *works*: the latents are finite and differ. Made by `python tests/host/make_stock_nodes.py`.
+Every node of ComfyUI {host} that takes a MODEL and gives one, sampled with and without it from one seed: *alone* is CoDi Denoiser of
+pictures, *joint* the MODEL of all four outputs. *works*: the latents are finite and differ. Made
+by `python tests/host/make_stock_nodes.py`.
 
 Of {nodes} nodes on two MODELs: {works} work, {no_effect} have no effect, {refused} are refused with a reason, {the_node_itself} fail by
 themselves before anything of CoDi's runs (they ask for another model), {ERROR} fail otherwise.
 
-- What guides (RescaleCFG, Perp-Neg, SAG, PAG, APG, ...) is run for each output on its own: frames of a clip as a batch of pictures, a text as
-  one position, a sound as a map of time and pitch. What cannot be done to a text or a sound leaves it out and says so.
+- What guides (RescaleCFG, Perp-Neg, SAG, PAG, APG, ...) is run for each output on its own: frames of a clip as a batch of pictures, a text
+  as one position, a sound as a map of time and pitch. What cannot be done to a text or a sound leaves it out and says so.
 - Patches of blocks (FreeU, HyperTile, ToMe, NAG, Deep Shrink, hypernetworks) go to the vision denoiser, on every frame. Connectors and
   environment encoders have no such places.
 - EasyCache and its like see all outputs as one packed latent, and skip steps for all at once.
 - Context windows take frames of the clip, dim 2; all other outputs take part whole in every window.
 - Nodes made for other networks (SkipLayerGuidance, ScaleROPE, ...) have no effect; a line in the log and on the sampler says so.
-- ModelSampling nodes work as on Stable Diffusion 1.5 with the official model. A model whose outputs have noise levels of their own (codi-mini)
-  refuses them.
+- ModelSampling nodes work as on Stable Diffusion 1.5 with the official model. A model whose outputs have noise levels of their own
+  (codi-mini) refuses them.
 
 | node | alone | joint |
 | --- | --- | --- |
