@@ -214,6 +214,7 @@ class SamplingConfig:
     wiring: str = "cross"
     alignment: float = 1.0  # strength of the latent alignment
     alignment_guidance: float = 1.0  # 1 needs no extra pass
+    alignment_combine: str = "attention"  # of several sources, see alignment.COMBINATIONS
     schedule: str = "together"  # which outputs are denoised together, see stages.parse_schedule
 
 

@@ -22,8 +22,8 @@ Each = float | str | Mapping[str, float]
 
 OVERRIDES: dict[str, Any] = {
     "steps": int, "cfg": Each, "cfg_rescale": float, "sampler": str, "scheduler": str, "wiring": str, "alignment": float,
-    "alignment_guidance": float, "alignment_directions": str, "alignment_start": float, "alignment_end": float, "schedule": str,
-    "strength": Each, "mix": str, "frames": int, "size": int,
+    "alignment_guidance": float, "alignment_directions": str, "alignment_start": float, "alignment_end": float,
+    "alignment_combine": str, "schedule": str, "strength": Each, "mix": str, "frames": int, "size": int,
 }  # fmt: skip
 """What a run's settings may be told instead of the model's defaults, with their types."""
 
@@ -68,6 +68,7 @@ class Settings:
         alignment_directions: str | Directions | None = None,
         alignment_start: float | None = None,
         alignment_end: float | None = None,
+        alignment_combine: str | None = None,
         schedule: str | None = None,
         given: Collection[str] = (),
         strength: Each | None = None,
@@ -110,6 +111,7 @@ class Settings:
                 0.0 if alignment_start is None else float(alignment_start),
                 1.0 if alignment_end is None else float(alignment_end),
                 parse_directions(directions) if isinstance(directions, str) else dict(directions),
+                usual.alignment_combine if alignment_combine is None else alignment_combine,
             ),
             schedule=usual.schedule if schedule is None else schedule,
             given=known,
@@ -150,7 +152,7 @@ class Settings:
         usual = {f.name for f in fields(self) if f.default is not MISSING and getattr(self, f.name) == f.default}
         found = {name: value for name, value in asdict(self).items() if name not in usual and name != "alignment"}
         one = self.alignment
-        found |= {"wiring": one.wiring, "alignment": one.strength, "alignment_guidance": one.guidance}
+        found |= {"wiring": one.wiring, "alignment": one.strength, "alignment_guidance": one.guidance, "alignment_combine": one.combine}
         found |= {"alignment_start": one.start} if one.start else {}
         found |= {"alignment_end": one.end} if one.end != 1 else {}
         if one.directions:

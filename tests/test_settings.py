@@ -23,13 +23,13 @@ CONFIG = CoDiConfig.mini()
 def test_every_default_is_the_models() -> None:
     unusual = SamplingConfig(
         image_size=48, video_size=32, frames=5, frame_rate=3.0, sampler="euler", scheduler="karras", steps=13, cfg=2.25, wiring="self",
-        alignment=0.75, alignment_guidance=1.5, schedule="image, audio+text",
+        alignment=0.75, alignment_guidance=1.5, alignment_combine="sum", schedule="image, audio+text",
     )  # fmt: skip
     for other in dataclasses.fields(SamplingConfig):
         assert getattr(unusual, other.name) != getattr(CONFIG.sampling, other.name), "a default that differs"
     one = Settings.resolve(dataclasses.replace(CONFIG, sampling=unusual), list(MODALITIES))
     assert (one.image_size, one.video_size, one.frames, one.sampler, one.scheduler, one.steps) == (48, 32, 5, "euler", "karras", 13)
-    assert dict(one.cfg) == dict.fromkeys(MODALITIES, 2.25) and one.alignment == Alignment("self", 0.75, 1.5)
+    assert dict(one.cfg) == dict.fromkeys(MODALITIES, 2.25) and one.alignment == Alignment("self", 0.75, 1.5, combine="sum")
     assert one.stages == (("image",), ("text", "audio"), ("video",)) or one.stages == (("image",), ("audio", "text"), ("video",))
     assert (one.seed, one.count, one.cfg_rescale, one.mix, one.given, one.strength) == (0, 1, 0.0, "linear", (), ())
 
@@ -38,7 +38,8 @@ def test_every_setting_of_a_run_replaces_its_default() -> None:
     given = {
         "steps": 3, "cfg": "image=4, text=2", "cfg_rescale": 0.5, "sampler": "euler", "scheduler": "normal", "wiring": "self",
         "alignment": 0.5, "alignment_guidance": 2.0, "alignment_directions": "image<text=0.25", "alignment_start": 0.125,
-        "alignment_end": 0.75, "schedule": "text, image", "strength": "text=0.5", "mix": "spherical", "frames": 4, "size": 32,
+        "alignment_end": 0.75, "alignment_combine": "sum", "schedule": "text, image", "strength": "text=0.5", "mix": "spherical",
+        "frames": 4, "size": 32,
     }  # fmt: skip
     assert set(given) == set(OVERRIDES) <= set(inspect.signature(Settings.resolve).parameters)
     usual = Settings.resolve(CONFIG, ["image", "text"], given=["text"]).to_dict()
