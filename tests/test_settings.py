@@ -146,3 +146,19 @@ def test_settings_of_version_0_3() -> None:
     new = {"schedule": "video, audio", "sampler": "euler", "scheduler": None, "steps": 3}
     assert version_0_3.settings(new) == new
     assert version_0_3.settings({"sampler": ["ddpm"], "order": 3}) == {"sampler": ["ddpm"], "schedule": 3}, "told by who reads them"
+
+
+def test_values_of_other_types_are_named() -> None:
+    wrong = {"steps": ("3", 2.5, [3], True), "cfg_rescale": ("x", {}), "wiring": (3, int), "alignment": ([], "1"), "frames": ({}, "8"),
+             "alignment_directions": (3, [1], {"image": 1.0}, {("image", "text"): "x"}), "schedule": (3, {}), "size": ("64",),
+             "cfg": ([1], {"image": "x"}), "mix": (3,), "seed": ("1", 0.5), "count": ([], 2.5), "batch_size": ("x",)}  # fmt: skip
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(CoDiError, match=name):
+                Settings.resolve(CONFIG, ["image", "text"], **{name: value})
+    for outputs in (3, None, [3], [[]], {"image": 1, "smell": 2}, ""):
+        with pytest.raises(CoDiError, match="outputs?"):
+            Settings.resolve(CONFIG, outputs)  # type: ignore[arg-type]
+    with pytest.raises(CoDiError) as error:
+        Settings.resolve(CONFIG, ["image"], schedule="x" * 100_000)
+    assert len(str(error.value)) < 2000

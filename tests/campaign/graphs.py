@@ -62,10 +62,12 @@ def tries(seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
         kind = dice.choice(nodes)
         inputs = rig.usual(kind)
         declared = rig.declared(kind)
+        bounded = {"steps": dice.randint(1, 4)} if "steps" in declared else {}  # a thousand steps are slow, not wrong
         for name in dice.sample(sorted(declared), min(len(declared), dice.choice((1, 1, 2, 3, 9)))):
             inputs[name] = value(declared[name])
             if dice.random() < 0.05:
                 inputs.pop(name)
+        inputs |= bounded
 
         def attempt(kind: str = kind, inputs: dict[str, Any] = inputs) -> None:
             from host.rig import sound

@@ -21,18 +21,15 @@ PARTS: dict[str, Callable[[int], Iterator[Try]]] = {
 
 def outcome(attempt: Callable[[], Any]) -> tuple[str, str]:
     """How a try ended, and what was said."""
-    from codi.codi_models.errors import CoDiError
-
     try:
         attempt()
     except HalfFile as error:
         return "half file", str(error)
     except Obscure as error:
         return "obscure", str(error)
-    except CoDiError as error:
-        return ("clear" if len(str(error)) > 20 else "obscure"), str(error)
     except MemoryError:
         return "memory", "MemoryError"
     except Exception as error:
-        return "obscure", f"{type(error).__name__}: {error}"
+        own = any(kind.__name__ == "CoDiError" for kind in type(error).__mro__)  # a host loads the pack under a name of its own
+        return ("clear" if own and 20 < len(str(error)) < 3000 else "obscure"), f"{type(error).__name__}: {error}"
     return "sound", ""
