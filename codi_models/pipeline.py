@@ -171,7 +171,7 @@ class CoDiPipeline:
             points = [encode_prompt(self.model, prompt) for prompt in prompts]
             return mix(points, [prompt.weight for prompt in prompts], method)
 
-        empty = mixed(unconditional(self.model, prompts))
+        empty = mixed(unconditional(self.model, prompts, method))
         return (mixed(prompts), empty) if prompts else (empty, None)
 
     @torch.inference_mode()

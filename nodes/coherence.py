@@ -13,6 +13,7 @@ from ..codi_models.figures import draw_matrix, draw_points, to_image
 from ..codi_models.modalities import MODALITIES
 from .host import shared
 from .host.handle import CoDiHandle
+from .host.unconditional import marked
 from .schema import PROMPTS, TOOLS, CodiModel, Node, schema
 
 _SHOWN = 16  # matrices of a batch that are drawn
@@ -67,7 +68,7 @@ class EncodeOutputs(Node):
         from comfy_execution.graph_utils import ExecutionBlocker
 
         found = shared.encode_parts(codi, latent)
-        return io.NodeOutput(*([[found[m], {}]] if m in found else ExecutionBlocker(None) for m in MODALITIES))
+        return io.NodeOutput(*(marked(codi, found[m], m) if m in found else ExecutionBlocker(None) for m in MODALITIES))
 
 
 class Coherence(Node):

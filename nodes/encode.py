@@ -15,6 +15,7 @@ from ..codi_models.errors import CoDiError
 from ..codi_models.media import Audio, Limits, Span
 from .host.frames import Frames, reading
 from .host.handle import CoDiHandle
+from .host.unconditional import marked
 from .keep import span_inputs
 from .schema import CODI_TIP, PROMPTS, CodiModel, Node, schema
 
@@ -32,7 +33,7 @@ def _schema(kind: str, description: str, *prompt: Any, aliases: list[str]) -> io
 
 
 def _conditioning(codi: CoDiHandle, prompts: list[Prompt]) -> io.NodeOutput:
-    """One row per prompt: (B, 1, D). Progress and interrupt between prompts, and between parts of a long one."""
+    """One row per prompt of a kind: (B, 1, D). Progress and interrupt between prompts, and between parts of a long one."""
     rows, progress = [], reading()
     for number, prompt in enumerate(prompts):
 
@@ -41,7 +42,7 @@ def _conditioning(codi: CoDiHandle, prompts: list[Prompt]) -> io.NodeOutput:
 
         part(0.0)
         rows.append(encode_prompt(codi.model, prompt, part).to(mm.intermediate_device()))
-    return io.NodeOutput([[torch.cat(rows), {}]])
+    return io.NodeOutput(marked(codi, torch.cat(rows), prompts[0].kind))
 
 
 class EncodeText(Node):
@@ -52,7 +53,7 @@ class EncodeText(Node):
         text = io.String.Input(
             "text", multiline=True, dynamic_prompts=True, default="", tooltip="Any length; empty for an unconditional prompt."
         )
-        return _schema("Text", "A text prompt. Connect one with an empty text as negative.", text, aliases=["prompt", "clip text encode"])
+        return _schema("Text", "A text prompt.", text, aliases=["prompt", "clip text encode"])
 
     @classmethod
     def execute(cls, codi: CoDiHandle, text: str) -> io.NodeOutput:
