@@ -107,7 +107,7 @@ def test_results_are_shown_and_stay(server, nodes2):
         page.shoot("results")
         view.locator(".pages button").last.click()
         before = shown(page, 2)
-        page.open(shipped("example_workflows", template("prompt_travel")))
+        page.open(shipped("example_workflows", template("building_blocks")))
         assert page.page.evaluate(_SHOWN) == []
         page.page.locator(".workflow-tab").nth(-2).click()
         assert shown(page, 2) == before
