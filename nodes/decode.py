@@ -175,12 +175,12 @@ class DecodeText(Node):
 
 
 def _row(audio: dict | None, row: int) -> dict | None:
-    """One sound of a batch; the only sound of a batch of one goes with every clip."""
+    """One audio of a batch; that of a batch of one goes with every video."""
     if audio is None:
         return None
     wave = audio["waveform"]
     if len(wave) > 1 and row >= len(wave):
-        raise CoDiError(f"{len(wave)} sounds do not go with {row + 1} or more clips: give one sound, or one per clip")
+        raise CoDiError(f"audio of a batch of {len(wave)} does not go with {row + 1} or more videos: give one, or one for every video")
     return {**audio, "waveform": wave[min(row, len(wave) - 1)][None]}
 
 

@@ -131,12 +131,12 @@ def _cut(pictures: Tensor, mask: Tensor) -> list[Tensor]:
     Raises CoDiError where a mask marks nothing, or where there are not as many masks as pictures."""
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
     if len(mask) not in (1, len(pictures)):
-        raise CoDiError(f"{len(mask)} masks do not go with {len(pictures)} pictures: give one mask, or one per picture")
+        raise CoDiError(f"{len(mask)} masks do not go with {len(pictures)} images: give one mask, or one per image")
     marked = torch.nn.functional.interpolate(mask, size=pictures.shape[-2:], mode="bilinear")[:, 0] > 0.5  # (B, H, W)
     cut = []
     for picture, where in zip(pictures, marked.expand(len(pictures), -1, -1), strict=True):
         rows, columns = where.any(dim=1).nonzero(), where.any(dim=0).nonzero()
         if not len(rows):
-            raise CoDiError("the mask marks nothing of the picture: paint where to look, or disconnect it")
+            raise CoDiError("the mask marks nothing of the image: paint where to look, or disconnect it")
         cut.append(picture[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1])
     return cut

@@ -121,7 +121,7 @@ class ToCLIPVision(Node):
             node_id="CoDiToCLIPVision",
             display_name="CoDi To CLIP Vision",
             category=PROMPTS,
-            description="A prompt of any kind, such as a sound, as CLIP_VISION_OUTPUT: for unCLIP and for adapters that read image_embeds.",
+            description="A prompt of any kind, such as audio, as CLIP_VISION_OUTPUT: for unCLIP and for adapters that read image_embeds.",
             search_aliases=["unclip", "ipadapter", "sound to image", "image embeds"],
             inputs=[
                 CodiModel.Input("codi", tooltip="The model that made the prompt."),

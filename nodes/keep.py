@@ -231,7 +231,7 @@ class Mask(Node):
 def _given(media: dict[str, Any]) -> dict[str, Any]:
     given = {m: media[m] for m in MODALITIES if media.get(m) is not None}
     if not given:
-        raise CoDiError("nothing was given: connect a picture, a clip, a sound or a text")
+        raise CoDiError("nothing was given: connect an image, a video, audio or a text")
     return given
 
 

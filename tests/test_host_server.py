@@ -70,7 +70,7 @@ def test_there_is_a_workflow_for_every_capability(server):
     used = {n["class_type"] for name in NAMES for n in workflow(name).values()}
     assert {"VAEDecode", "VAEDecodeAudio", "SamplerCustomAdvanced", "SaveImage", "SaveVideo", "SaveAudio"} <= used
     ours = {kind for kind in server.json("/object_info") if kind.startswith("CoDi")}
-    assert len(ours & used) >= 28
+    assert len(ours & used) >= 24  # test_host_saved_workflows.py runs the others
 
 
 @pytest.mark.parametrize("name", NAMES)
