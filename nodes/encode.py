@@ -68,7 +68,7 @@ class EncodeImage(Node):
         image = io.Image.Input("image", tooltip="One image, or a batch: one prompt for each.")
         mask = io.Mask.Input("mask", optional=True, tooltip="Where to look: the image is cut to the box around what is marked.")
         description = "An image prompt. A batch of images goes with a batch of outputs."
-        return _schema("Image", description, image, mask, aliases=["image prompt", "clip vision", "variation"])
+        return _schema("Image", description, image, mask, aliases=["image prompt", "picture prompt", "clip vision", "variation"])
 
     @classmethod
     def execute(cls, codi: CoDiHandle, image: Tensor, mask: Tensor | None = None) -> io.NodeOutput:

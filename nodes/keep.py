@@ -86,7 +86,7 @@ class MediaToLatent(Node):
             display_name="CoDi Media to Latent",
             category=LATENTS,
             description="Encodes what is connected, of image, video, audio and caption, to one joint LATENT, as for variations.",
-            search_aliases=["encode latent", "vae encode", "img2img"],
+            search_aliases=["encode latent", "vae encode", "img2img", "picture", "clip", "sound"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 io.Int.Input("width", default=0, min=0, max=4096, step=8, tooltip="Pixels, of image and video; 0: the model's."),
@@ -130,7 +130,16 @@ class Keep(Node):
             display_name="CoDi Keep",
             category=LATENTS,
             description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: audio for a video",
-            search_aliases=["inpaint", "foley", "video to audio", "extend video", "extend audio", "complete"],
+            search_aliases=[
+                "inpaint",
+                "foley",
+                "sound for a clip",
+                "video to audio",
+                "extend video",
+                "extend clip",
+                "picture to sound",
+                "complete",
+            ],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 io.Latent.Input("latent", tooltip="From CoDi Empty Joint Latent, with all outputs: the kept and the generated."),

@@ -24,7 +24,7 @@ class EmptyJointLatent(Node):
             category=LATENTS,
             description="Chooses what is generated, and how large; by default as large as the model was trained for.",
             has_intermediate_output=True,
-            search_aliases=["empty latent", "outputs", "size", "duration"],
+            search_aliases=["empty latent", "outputs", "size", "duration", "picture", "clip", "sound"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 *[io.Boolean.Input(m, default=True, tooltip=f"Generate {m}.") for m in MODALITIES],

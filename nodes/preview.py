@@ -28,7 +28,7 @@ class Preview(Node):
             display_name="CoDi Preview",
             category=MEDIA,
             description="Decodes all parts of a joint LATENT and shows them together: image, video with its audio, spectrogram, caption.",
-            search_aliases=["show all", "decode all", "player", "view"],
+            search_aliases=["show all", "decode all", "player", "view", "picture", "clip", "sound"],
             is_output_node=True,
             inputs=[
                 CodiModel.Input("codi", tooltip="The model that made the LATENT."),

@@ -16,7 +16,7 @@ from codi.codi_models.autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GP
 from codi.codi_models.conversion import releases
 from codi.codi_models.conversion.layout import published_file
 from host.browser import open_page
-from host.graph import OFFICIAL, node, outputs, template, shown
+from host.graph import OFFICIAL, node, outputs, shown, template
 from host.server import Server
 from host.session import Failed
 from host.setting import PACK, make_base

@@ -67,7 +67,7 @@ _SAVE = {
     "image": ("SaveImage", "images", {"filename_prefix": "codi"}),
     "video": ("SaveVideo", "video", {"filename_prefix": "codi", "format": "auto", "codec": "auto"}),
     "audio": ("SaveAudio", "audio", {"filename_prefix": "codi"}),
-    "text": ("CoDiShowText", "text", {}),
+    "text": ("PreviewAny", "source", {}),
 }
 
 
