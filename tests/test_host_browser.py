@@ -69,6 +69,12 @@ def test_templates_and_subgraphs_open_without_overlap(server, nodes2):
             graph = json.loads(saved.read_text(encoding="utf-8"))
             page.open(graph, wait=300)
             assert page.page.evaluate("() => app.graph._nodes.length") == len(graph["nodes"]), saved.stem
+            links = {link: (str(source), slot) for link, source, slot, *_ in graph["links"]}
+            sent = page.page.evaluate("async () => (await app.graphToPrompt()).output")
+            for entry in graph["nodes"]:  # every link leads to the input that it led to, wherever that stands on its node
+                for given in entry.get("inputs", []) if str(entry["id"]) in sent else ():
+                    if given.get("link") is not None:
+                        assert tuple(sent[str(entry["id"])]["inputs"][given["name"]]) == links[given["link"]], (saved.stem, given)
         page.assert_no_trouble()
 
 
