@@ -2,7 +2,7 @@
 // entered and left, or a reload of the page.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { STYLE, buildView } from "./codi_view.js";
+import { buildView } from "./codi_view.js";
 
 const HEIGHTS = { // of what nodes show, at least, in pixels
   CoDiPreview: 320, CoDiDecodeImage: 200, CoDiDecodeVideo: 200, CoDiDecodeAudio: 44, CoDiDecodeText: 60, CoDiShowText: 60, CoDiBounceScene: 240,
@@ -80,10 +80,7 @@ async function fromHistory() {
 }
 
 app.registerExtension({
-  name: "CoDi.Results",
-  setup() {
-    document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
-  },
+  name: "CoDi: any-to-any.Results",
   async beforeRegisterNodeDef(nodeType, nodeData) {
     if (HEIGHTS[nodeData.name]) attach(nodeType, HEIGHTS[nodeData.name]);
   },

@@ -116,7 +116,7 @@ function addView(node) {
 }
 
 app.registerExtension({
-  name: "codi.install",
+  name: "CoDi: any-to-any.Install",
   async beforeRegisterNodeDef(nodeType, nodeData) {
     if (!LOADERS.includes(nodeData.name)) return;
     const { onNodeCreated } = nodeType.prototype;

@@ -1,7 +1,7 @@
 // What a node made, in one element: images, video with its audio, spectrogram with a moving mark, text; pages where there are several.
 import { api } from "../../scripts/api.js";
 
-export const STYLE = `
+const STYLE = `
 .codi-results { position:relative; width:100%; height:100%; box-sizing:border-box; }
 .codi-results > div { position:absolute; inset:0; display:flex; flex-direction:column; gap:6px; padding:4px; box-sizing:border-box; overflow:hidden; }
 .codi-results .row { display:flex; gap:6px; justify-content:center; min-height:0; flex:1 1 auto; }
@@ -57,7 +57,7 @@ export function buildView(onImages = () => {}) {
   const count = make("span");
   const pages = make("div", { className: "pages" }, make("button", { textContent: "‹" }), count, make("button", { textContent: "›" }));
   const row = make("div", { className: "row" }, image, video);
-  const root = make("div", { className: "codi-results" }, make("div", {}, row, sound, audio, text, note, pages));
+  const root = make("div", { className: "codi-results" }, make("style", { textContent: STYLE }), make("div", {}, row, sound, audio, text, note, pages));
   for (const element of [audio, video, sound, pages]) element.addEventListener("pointerdown", (event) => event.stopPropagation());
   image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth <= SMALL));
   video.addEventListener("loadedmetadata", () => video.classList.toggle("small", video.videoWidth <= SMALL));
