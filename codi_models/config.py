@@ -201,7 +201,8 @@ class DiffusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How this model is sampled where nothing else is asked for: the defaults of nodes and command line alike."""
+    """How this model is sampled where nothing else is asked for: the defaults of nodes and command line alike. Those here are the
+    published code's."""
 
     image_size: int = 512  # pixels
     video_size: int = 256
@@ -211,7 +212,7 @@ class SamplingConfig:
     scheduler: str = "ddim_uniform"  # see diffusion.SCHEDULERS
     steps: int = 50
     cfg: float = 7.5
-    wiring: str = "cross"
+    wiring: str = "self"  # as published
     alignment: float = 1.0  # strength of the latent alignment
     alignment_guidance: float = 1.0  # 1 needs no extra pass
     alignment_combine: str = "attention"  # of several sources, see alignment.COMBINATIONS
@@ -287,7 +288,7 @@ class CoDiConfig:
             audio_denoiser=UNetConfig(in_channels=8, model_channels=48, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25, sampler="dpmpp_2m", scheduler="sgm_uniform",
-                                    steps=8, cfg=3.0, alignment_guidance=3.0, schedule="sequential"),
+                                    steps=8, cfg=3.0, wiring="cross", alignment_guidance=3.0, schedule="sequential"),
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:

@@ -214,6 +214,32 @@ def latent_shapes(config: CoDiConfig, settings: Settings) -> dict[str, tuple[int
     return {output: MODALITIES[output].latent_shape(config, settings.size(output, config)) for output in settings.outputs}
 
 
+def own_size(config: CoDiConfig, output: str) -> Size:
+    """The size of an output that the model was made for."""
+    usual = config.sampling
+    edge = usual.image_size if output == "image" else usual.video_size
+    return Size(edge, edge, usual.frames, config.mel.frames)
+
+
+def unusual_sizes(config: CoDiConfig, sizes: Mapping[str, Size]) -> list[str]:
+    """A line for every size of an output that is less than half or more than one and a half times the model's own."""
+    lines = []
+    for output, size in sizes.items():
+        own = own_size(config, output)
+        measures: list[tuple[str, float, float]] = []
+        if output in ("image", "video"):
+            measures += [("pixels wide", size.width, own.width), ("pixels high", size.height, own.height)]
+        if output == "video":
+            measures.append(("frames", size.frames, own.frames))
+        if output == "audio":
+            step = config.mel.hop_length / config.mel.sample_rate  # seconds
+            measures.append(("s long", size.mel_frames * step, own.mel_frames * step))
+        for what, asked, usual in measures:
+            if not 0.5 * usual <= asked <= 1.5 * usual:
+                lines.append(f"{output}: {asked:.4g} {what}, and {config.name} was made for {usual:.4g}: expect worse results")
+    return lines
+
+
 def snr_scales(config: CoDiConfig) -> dict[str, float]:
     """The factor s of every modality, see `modalities.snr_scale`."""
     return {modality: snr_scale(config, modality) for modality in MODALITIES}

@@ -22,7 +22,8 @@ def alignment_inputs() -> list[Any]:
             "wiring",
             options=[MODELS_OWN, *WIRINGS],
             default=MODELS_OWN,
-            tooltip="cross: every output attends to all the others (the paper). self: each to itself (as published). off: no alignment.",
+            tooltip="cross: every output attends to all the others (the paper), so that they fit each other. self: each to itself, as the "
+            "official model was published: nothing crosses between outputs. off: no alignment.",
         ),
         io.Float.Input(
             "alignment",

@@ -13,8 +13,8 @@ from codi.codi_models.config import CoDiConfig, DiffusionConfig, SamplingConfig
 from codi.codi_models.diffusion import NoiseSchedule, run_sigmas
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.guidance import Guidance
-from codi.codi_models.modalities import MODALITIES
-from codi.codi_models.settings import OVERRIDES, Settings, image_unit, latent_shapes, parse_each, snr_scales
+from codi.codi_models.modalities import MODALITIES, Size
+from codi.codi_models.settings import OVERRIDES, Settings, image_unit, latent_shapes, own_size, parse_each, snr_scales, unusual_sizes
 from codi.codi_models.stages import SCHEDULES, SEQUENTIAL, TOGETHER, parse_schedule
 
 CONFIG = CoDiConfig.mini()
@@ -32,6 +32,22 @@ def test_every_default_is_the_models() -> None:
     assert dict(one.cfg) == dict.fromkeys(MODALITIES, 2.25) and one.alignment == Alignment("self", 0.75, 1.5, combine="sum")
     assert one.stages == (("image",), ("text", "audio"), ("video",)) or one.stages == (("image",), ("audio", "text"), ("video",))
     assert (one.seed, one.count, one.cfg_rescale, one.mix, one.given, one.strength) == (0, 1, 0.0, "linear", (), ())
+
+
+OFFICIAL = CoDiConfig.official()
+NEAR = [
+    ("image", Size(512, 512), 0), ("image", Size(256, 256), 0), ("image", Size(768, 512), 0), ("image", Size(128, 512), 1),
+    ("image", Size(1024, 1024), 2), ("video", Size(256, 256, 8), 0), ("video", Size(512, 512, 8), 2), ("video", Size(256, 256, 30), 1),
+    ("video", Size(256, 256, 2), 1), ("audio", Size(mel_frames=1024), 0), ("audio", Size(mel_frames=512), 0),
+    ("audio", Size(mel_frames=96), 1), ("text", Size(), 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("output", "size", "count"), NEAR, ids=str)
+def test_sizes_far_from_the_models_own_are_named_with_it(output, size, count) -> None:
+    lines = unusual_sizes(OFFICIAL, {output: size})
+    assert len(lines) == count and all(line.startswith(f"{output}: ") and "codi was made for" in line for line in lines)
+    assert unusual_sizes(OFFICIAL, {m: own_size(OFFICIAL, m) for m in MODALITIES}) == []
 
 
 def test_every_setting_of_a_run_replaces_its_default() -> None:

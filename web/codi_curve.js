@@ -1,6 +1,6 @@
 // The curves of the Condition Mixer and of Prompt Weight, drawn on the node. What is stored is the text of the keyframes widget.
 import { app } from "../../scripts/app.js";
-import { STYLE, buildCurves } from "./codi_curve_view.js";
+import { buildCurves } from "./codi_curve_view.js";
 import { joinLines, splitLines } from "./codi_keyframes.js";
 
 const WATCHED = ["keyframes", "over", "count", "starts", "ends"];
@@ -91,10 +91,7 @@ function forward(root) {
 }
 
 app.registerExtension({
-  name: "CoDi.Curves",
-  setup() {
-    document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
-  },
+  name: "CoDi: any-to-any.Curves",
   async beforeRegisterNodeDef(nodeType, nodeData) {
     if (!["CoDiConditionMixer", "CoDiPromptWeight"].includes(nodeData.name)) return;
     const { onNodeCreated, onConfigure, onConnectionsChange } = nodeType.prototype;

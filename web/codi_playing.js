@@ -61,7 +61,7 @@ function tick(time) {
 }
 
 app.registerExtension({
-  name: "CoDi.VideoWhileSampling",
+  name: "CoDi: any-to-any.VideoWhileSampling",
   setup() {
     api.addEventListener("codi.frames", ({ detail }) => {
       const path = String(detail.node), node = nodeOf(path);

@@ -152,7 +152,7 @@ class LatentModel(comfy.model_base.BaseModel):
             has, wants = frames.shape[1], shapes[asked.index("video")][2]
             if has != wants:
                 raise CoDiError(
-                    f"this CONDITIONING has prompts for {has} frames and the clip has {wants}: set the same count in both nodes"
+                    f"this CONDITIONING has prompts for {has} frames and the video has {wants}: set the same count in both nodes"
                 )
             out[FRAMES] = comfy.conds.CONDRegular(frames)
         given = _given(asked, shapes, kwargs.get("denoise_mask"))

@@ -26,7 +26,7 @@ class ImageVAE:
         """(B, C, h, w) -> (B, H, W, 3); (B, C, F, h, w) -> (B, F, H, W, 3); values 0..1. Of a joint latent, its first part."""
         z = z.unbind()[0] if z.is_nested else z
         if z.ndim not in (4, 5) or z.shape[1] != self.codi.config.image_autoencoder.latent_channels:
-            raise CoDiError(f"a latent of shape {tuple(z.shape)} is no picture or clip of {self.codi.name}")
+            raise CoDiError(f"a latent of shape {tuple(z.shape)} is no image or video of {self.codi.name}")
         z = z.to(self.codi.model.place("image_autoencoder"), torch.float32) * self.codi.config.image_autoencoder.scale
         scaled_by = self.codi.config.image_autoencoder.downsampling
         self._reserve(z.shape[-2] * scaled_by, z.shape[-1] * scaled_by)
@@ -107,7 +107,7 @@ class AudioVAE:
         """(B, C, t, m) -> (B, samples, 1). Of a joint latent, its last part."""
         z = z.unbind()[-1] if z.is_nested else z
         if z.ndim != 4 or z.shape[1] != self.codi.config.audio_autoencoder.latent_channels:
-            raise CoDiError(f"a latent of shape {tuple(z.shape)} is no sound of {self.codi.name}")
+            raise CoDiError(f"a latent of shape {tuple(z.shape)} is no audio of {self.codi.name}")
         for name in ("audio_autoencoder", "vocoder"):
             self.codi.model.reserve(name, self._bins(z.shape[0], z.shape[2] * self.codi.config.audio_autoencoder.downsampling))
         z = z.to(self.codi.model.place("audio_autoencoder"), torch.float32) * self.codi.config.audio_autoencoder.scale
