@@ -215,6 +215,7 @@ class SamplingConfig:
     wiring: str = "self"  # as published
     alignment: float = 1.0  # strength of the latent alignment
     alignment_guidance: float = 1.0  # 1 needs no extra pass
+    alignment_combine: str = "attention"  # of several sources, see alignment.COMBINATIONS
     schedule: str = "together"  # which outputs are denoised together, see stages.parse_schedule
 
 
@@ -304,6 +305,23 @@ class CoDiConfig:
         return typing.cast(CoDiConfig, _build(CoDiConfig, version_0_3.config(data), str(path)))
 
 
+_MOST, _MOST_LAYERS = 1 << 20, 256
+_COUNTS = ("layers", "blocks", "depths", "mult", "dilations", "kernels", "rates", "attention", "connector")
+"""Ends of the names of fields that count layers, or have an entry for each."""
+
+
+def _check_size(name: str, value: Any, where: str) -> None:
+    """Raises CoDiError for numbers that no network has: what is built from a file must not take more than the file is worth."""
+    layers = name.endswith(_COUNTS)
+    flat = [x for v in (value if isinstance(value, tuple) else [value]) for x in (v if isinstance(v, tuple) else [v])]
+    for number in flat if isinstance(value, tuple | int | float) else []:
+        most = _MOST_LAYERS if layers else _MOST
+        if not abs(number) <= most:
+            raise CoDiError(f"{where}: {name} {number!r:.80} is out of range: {most} at most")
+    if isinstance(value, tuple) and len(flat) > _MOST_LAYERS:
+        raise CoDiError(f"{where}: {name} has {len(flat)} entries: {_MOST_LAYERS} at most")
+
+
 def _build(kind: type, data: Any, where: str) -> Any:
     """Dataclass of type `kind` from parsed JSON; lists become tuples, unknown and missing fields are errors."""
     if not isinstance(data, dict):
@@ -330,7 +348,8 @@ def _build(kind: type, data: Any, where: str) -> Any:
             if not isinstance(value, dict) or not all(isinstance(x, int | float) for x in value.values()):
                 raise CoDiError(f"{where}: {name} must be an object of numbers, got {value!r}")
         elif not isinstance(value, (int, float) if hint is float else hint):
-            raise CoDiError(f"{where}: {name} must be {hint.__name__}, got {value!r}")
+            raise CoDiError(f"{where}: {name} must be {hint.__name__}, got {value!r:.80}")
+        _check_size(name, value, where)
         values[name] = value
     needed = {n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     missing = sorted(needed - set(values))

@@ -72,12 +72,20 @@ class JointDenoiser(nn.Module):
         needed = {source for strengths in sources.values() for source in strengths}
         noisy = {m: x for m, x in latents.items() if m in needed and m not in given}
         embeddings = {**self.environment_embeddings(noisy, timesteps), **given}
-        predictions = {}
-        for m in wanted:
-            environment, strength = _environment(embeddings, sources[m])
-            predictions[m] = self.denoiser(m)(
+
+        def predict(m: str, sources: Mapping[str, float]) -> Tensor:
+            environment, strength = _environment(embeddings, sources)
+            return self.denoiser(m)(
                 latents[m], _of(timesteps, m, "timestep"), folded[m], environment=environment, strength=alignment.strength * strength
             )
+
+        predictions = {}
+        for m in wanted:
+            if alignment.combine == "attention" or len(sources[m]) < 2:
+                predictions[m] = predict(m, sources[m])
+            else:
+                alone = predict(m, {})
+                predictions[m] = alone + torch.stack([predict(m, {s: strength}) - alone for s, strength in sources[m].items()]).sum(0)
         return predictions
 
 

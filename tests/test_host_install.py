@@ -184,8 +184,18 @@ def test_names_lead_nowhere_outside(session):
 
 @pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes2"])
 def test_the_button_on_the_node(running, remote, official, nodes2):
-    remote.faults, remote.stall_seconds = ["redirect"] * 4 + ["stall"] * 4, 20.0
+    remote.faults, remote.stall_seconds = ["redirect"] * 4 + ["stall"] * 40, 20.0
+
+    def late(route):
+        """The answer to Cancel reaches the page after the event that tells of the end."""
+        answer = route.fetch()
+        if route.request.method == "POST" and "stop" in (route.request.post_data or ""):
+            until(running, lambda state: state["state"] != "running")
+            time.sleep(1)
+        route.fulfill(response=answer)
+
     with open_page(running.url, nodes2=nodes2) as page:
+        page.page.route("**/codi/install", late)
         page.open_api({"1": node("CoDiLoad", name=names(running)[-1])}, "install")
         view = page.page.locator(".codi-install").first
         start = view.get_by_role("button", name="Download and convert")

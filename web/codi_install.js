@@ -24,6 +24,7 @@ async function ask(body) {
 }
 
 async function take(next) {
+  if (next.at < state.at) return;  // an answer that an event has overtaken
   const finished = next.state === "done" && state.state === "running";
   state = next;
   if (finished) {

@@ -203,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how strongly target T attends to source S, such as video<audio=0.5,audio<video=0 (default all 1)")  # fmt: skip
     add("--alignment-start", type=float, metavar="P", help="part of the run at which alignment begins, 0 (default) to 1")
     add("--alignment-end", type=float, metavar="P", help="part of the run at which it ends (default 1)")
+    add("--alignment-combine", metavar="attention|sum", help="several sources at once (the paper), or one by one and added up")
     add("--schedule", "--order", dest="schedule", help='which outputs are denoised together: "together", "sequential", or stages such as '
                                                        '"video, audio+text" (default: the model\'s)')  # fmt: skip
     add("--mix", default="linear", metavar="|".join(MIX_METHODS), help="how prompts are mixed (default linear, as published)")

@@ -28,7 +28,7 @@ TARGETS = "codi_targets"
 def alignment_of(model_options: Mapping[str, Any], sampling: SamplingConfig) -> Alignment:
     """Alignment of a MODEL with these options: as set, else as its configuration recommends."""
     carried = (model_options.get("transformer_options") or {}).get(ALIGNMENT)
-    return carried or Alignment(sampling.wiring, sampling.alignment, sampling.alignment_guidance)
+    return carried or Alignment(sampling.wiring, sampling.alignment, sampling.alignment_guidance, combine=sampling.alignment_combine)
 
 
 def with_options(model_options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
