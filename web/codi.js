@@ -80,7 +80,7 @@ async function fromHistory() {
 }
 
 app.registerExtension({
-  name: "CoDi: any-to-any.Results",
+  name: "codianytoany.Results",
   async beforeRegisterNodeDef(nodeType, nodeData) {
     if (HEIGHTS[nodeData.name]) attach(nodeType, HEIGHTS[nodeData.name]);
   },

@@ -91,7 +91,7 @@ function forward(root) {
 }
 
 app.registerExtension({
-  name: "CoDi: any-to-any.Curves",
+  name: "codianytoany.Curves",
   async beforeRegisterNodeDef(nodeType, nodeData) {
     if (!["CoDiConditionMixer", "CoDiPromptWeight"].includes(nodeData.name)) return;
     const { onNodeCreated, onConfigure, onConnectionsChange } = nodeType.prototype;

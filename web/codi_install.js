@@ -117,7 +117,7 @@ function addView(node) {
 }
 
 app.registerExtension({
-  name: "CoDi: any-to-any.Install",
+  name: "codianytoany.Install",
   async beforeRegisterNodeDef(nodeType, nodeData) {
     if (!LOADERS.includes(nodeData.name)) return;
     const { onNodeCreated } = nodeType.prototype;
