@@ -97,13 +97,17 @@ def _headless(out: Path) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """ruff, mypy, then pytest, whose summary comes last. `--quick`: no host, no browser, nothing slow; the rest goes to pytest."""
+    """ruff, mypy, then pytest on as many processes as there are cores, up to four; its summary comes last.
+
+    `--quick`: no host, no browser, nothing slow; the rest goes to pytest (`-n0` for one process)."""
     if "--quick" in arguments:
         arguments = [*(a for a in arguments if a != "--quick"), "-m", "not host and not browser and not slow"]
     checks = [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy", "codi_models", "nodes", "codi.py"]]
     for check in checks:
         if status := subprocess.run([str(PYTHON), "-m", *check], cwd=PACK).returncode:
             return status
+    if not any(a.startswith(("-n", "--pdb")) for a in arguments):
+        arguments = [f"-n{min(4, os.cpu_count() or 1)}", "--dist=loadfile", *arguments]
     return subprocess.run([str(PYTHON), "-m", "pytest", *arguments], cwd=PACK).returncode
 
 

@@ -51,7 +51,7 @@ class Sides:
     """Both sides' UNets, sharing the memory of their weights."""
 
     def __init__(self, published: Published) -> None:
-        self.published, self.theirs = published, published.joint()
+        self.published, self.theirs, self.device = published, published.joint(), published.device
         self.ours: dict[str, UNet] = {}
 
     def need(self, outputs: tuple[str, ...]) -> JointDenoiser:
@@ -59,7 +59,7 @@ class Sides:
         for part in dict.fromkeys(PART_OF[m] for m in outputs):
             if part not in self.ours:
                 net = build_unet(part, self.published.unets()[part], device="meta")
-                weights = recipe(net, f"{part}.")
+                weights = {k: v.to(self.device) for k, v in recipe(net, f"{part}.").items()}
                 net.load_state_dict(weights, assign=True)
                 getattr(self.theirs, part).load_state_dict(weights, assign=True)
                 self.ours[part] = net.eval().requires_grad_(False)
@@ -78,8 +78,9 @@ def one_step(sides: Sides, x: dict[str, Tensor], prompts: int = 1) -> dict[str, 
     """One evaluation of latents by either side, with a mix of several prompts; prompt branches are made anew at every step."""
     outputs = tuple(x)
     joint, batch = sides.need(outputs), len(next(iter(x.values())))
-    contexts = torch.nn.functional.normalize(torch.randn(prompts, batch, 1, 768), dim=-1)
-    alignment, t = Alignment("self"), torch.full((batch,), 501)
+    contexts = torch.nn.functional.normalize(torch.randn(prompts, batch, 1, 768), dim=-1).to(sides.device)
+    alignment, t = Alignment("self"), torch.full((batch,), 501, device=sides.device)
+    x = {m: part.to(sides.device) for m, part in x.items()}
 
     def published() -> dict[str, Tensor]:
         parts = sides.theirs(list(x.values()), t, list(contexts), list(outputs), ["text"] * prompts)
@@ -91,7 +92,7 @@ def one_step(sides: Sides, x: dict[str, Tensor], prompts: int = 1) -> dict[str, 
 def step(sides: Sides, outputs: tuple[str, ...], args: argparse.Namespace) -> list[str]:
     """One evaluation of some outputs with guidance's doubled batch."""
     pair = one_step(sides, latents(outputs, args.size, args.frames, 2))
-    return compare(f"{' + '.join(outputs)}, one step", pair, args.repeats, torch.device("cpu"), TOLERANCE)
+    return compare(f"{' + '.join(outputs)}, one step", pair, args.repeats, sides.device, TOLERANCE)
 
 
 def run(sides: Sides, outputs: tuple[str, ...], args: argparse.Namespace) -> list[str]:
@@ -201,20 +202,21 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50, help="of the DDIM run")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--device", default="cpu", help="of unets and joint")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves torch's choice")
     parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread instead of time on the clock")
     parser.add_argument("--load-one", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     settle(args.threads)
     try:
-        published = Published(args.published, args.scale)
+        published = Published(args.published, args.scale, torch.device(args.device))
     except FileNotFoundError as error:
         sys.exit(f"error: {error}")
     if args.load_one:
         return load_one(published, *args.load_one)
     kinds = args.only.split(",")
     size = "published size" if args.scale == 1 else f"channels divided by {args.scale}"
-    print(f"{machine(torch.device('cpu'))}; {size}, float32, {args.size} pixels, {args.frames} frames, 10 s of sound\n")
+    print(f"{machine(published.device)}; {size}, float32, {args.size} pixels, {args.frames} frames, 10 s of sound\n")
     if args.cpu_time:
         torch.set_num_threads(1)
         measure.clock = time.process_time

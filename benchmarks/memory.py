@@ -1,6 +1,6 @@
 """Device memory of the official model, computed: weights by dtype, and the activations that are alive at once, without any data.
 
-python benchmarks/memory.py [--dtype fp16|bf16|fp32] [--size 512] [--video-size 256] [--frames 8] [--json FILE]
+python benchmarks/memory.py [--dtype fp16|bf16|fp32] [--size 512] [--video-size 256] [--frames 8] [--json FILE] [--templates]
 
 Networks are built on the meta device at official sizes and run on inputs of true sizes, a batch of two as guidance needs; every
 storage that an operation makes is counted from its birth to its release, and the largest sum is the peak. Attention counts as fused
@@ -180,6 +180,36 @@ RUNS = {
 TARGETS = {"text to video and audio": 8e9, "any to any: four prompts to four outputs": 12e9}
 
 
+WORKFLOWS = Path(__file__).resolve().parent.parent / "tests" / "workflows"
+
+
+def templates() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Prompts and outputs of the templates of the official model, by their headings."""
+    found = {}
+    for file in sorted(WORKFLOWS.glob("official_*.json")):
+        graph = [entry.values() for entry in json.loads(file.read_text(encoding="utf-8")).values()]
+        prompts = tuple(kind.removeprefix("CoDiEncode").lower() for kind, *_ in graph if kind.startswith("CoDiEncode"))
+        (made,) = (inputs for kind, inputs, *_ in graph if kind == "CoDiEmptyJointLatent")
+        heading = (WORKFLOWS / "notes" / f"{file.stem}.md").read_text(encoding="utf-8").splitlines()[0]
+        found[heading.removeprefix("## ")] = prompts, tuple(m for m in MODALITIES if made[m])
+    return found
+
+
+def template_table(official: Official) -> str:
+    """What each template of the official model takes, at the model's own sizes: files of its components, their weights in memory, and
+    on the device where the host offloads what is not in use and where it keeps everything."""
+    usual = official.config.sampling
+    lines = ["| template | disk | RAM | device, offloading | device, all kept |", "| --- | ---: | ---: | ---: | ---: |"]
+    for name, (prompts, outputs) in templates().items():
+        run = measure(official, prompts, outputs, size=usual.image_size, video_size=usual.video_size, frames=usual.frames)
+        settings = Settings.resolve(official.config, outputs)
+        used = {component for _, components, _ in stages(official, prompts, settings) for component in components}
+        disk = sum(sum(t.numel() for t in official.networks[c].state_dict().values()) * official.dtype.itemsize for c in used)
+        sizes = disk, sum(map(official.weights, used)), run["alone"], run["together"]
+        lines.append(" | ".join([f"| {name}", *(f"{size / 1e9:.1f} GB" for size in sizes)]) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dtype", default="fp16", choices=list(DTYPES))
@@ -187,8 +217,12 @@ def main() -> None:
     parser.add_argument("--video-size", type=int, default=256, help="edge of videos in pixels")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--json", metavar="FILE", help="also write the numbers")
+    parser.add_argument("--templates", action="store_true", help="only what each template of the official model takes")
     args = parser.parse_args()
     official = Official(DTYPES[args.dtype])
+    if args.templates:
+        print(template_table(official))
+        return
     sizes = f"images {args.size} px, videos {args.frames} x {args.video_size} px"
     print(f"computed from allocated tensors, {args.dtype}, {sizes}; GB = 1e9 bytes")
     print("\n| component | weights, GB |\n| --- | ---: |")

@@ -1,6 +1,7 @@
 """The published code (microsoft/i-Code, folder i-Code-V3) as it is, importable without a GPU and without what it does not need to run.
 
-Nothing of it is changed: packages that it imports and does not use here are replaced by empty ones, and `.cuda()` does nothing."""
+Nothing of it is changed: packages that it imports and does not use here are replaced by empty ones, and `.cuda()` goes to the device that
+is measured."""
 
 from __future__ import annotations
 
@@ -51,11 +52,11 @@ class _Empty(types.ModuleType):
 class Published:
     """A checkout of the published code. `scale` divides the channels of all networks; 1 is the published size."""
 
-    def __init__(self, folder: Path, scale: int = 1) -> None:
+    def __init__(self, folder: Path, scale: int = 1, device: torch.device | None = None) -> None:
         root = next((p for p in (folder, folder / "i-Code-V3") if (p / "core" / "models" / "codi.py").is_file()), None)
         if root is None:
             raise FileNotFoundError(f"{folder} is no checkout of the published code: there is no core/models/codi.py in it or in i-Code-V3")
-        self.root, self.scale = root, scale
+        self.root, self.scale, self.device = root, scale, device or torch.device("cpu")
         for name in IMPORTED_ONLY:
             if importlib.util.find_spec(name.split(".")[0]) is None or name in sys.modules:
                 sys.modules[name] = module = _Empty(name)
@@ -63,8 +64,8 @@ class Published:
                 module.__path__ = []
         sys.modules["easydict"].EasyDict = AttributeDict  # type: ignore[attr-defined]
         sys.path.insert(0, str(root))
-        setattr(Tensor, "cuda", lambda self, *_, **__: self)  # noqa: B010
-        setattr(nn.Module, "cuda", lambda self, *_, **__: self)  # noqa: B010
+        setattr(Tensor, "cuda", lambda it, *_, **__: it.to(self.device))  # noqa: B010
+        setattr(nn.Module, "cuda", lambda it, *_, **__: it.to(self.device))  # noqa: B010
 
     def config(self, file: str) -> dict[str, Any]:
         """A file of the published configurations, with `scale` applied to its channels."""

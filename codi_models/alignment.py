@@ -14,6 +14,10 @@ from .modalities import MODALITIES
 WIRINGS = ("cross", "self", "off")
 """cross: each output attends to all the others (the paper). self: each to itself (as published). off: no latent alignment."""
 
+COMBINATIONS = ("attention", "sum")
+"""Of several sources. attention: the connectors attend to all of them at once (the paper). sum: a pass for each by itself, and what each
+changes in the prediction is added up (Liu et al. 2022, equation 11): connectors that were trained on pairs see pairs alone."""
+
 Directions = Mapping[tuple[str, str], float]
 """(target, source) -> strength, 0 or more; 1 for a direction that is not named."""
 
@@ -25,7 +29,7 @@ class Alignment:
     wiring: one of WIRINGS. strength: of the connectors, 1 as trained, 0 leaves them out; a number or (B,).
     guidance g: weight of the aligned prediction against the one without alignment, see `guidance.combine`; 1 takes no extra pass.
     start, end: the part of the run with alignment, 0 the first timestep and 1 the last. directions: strength of single directions in
-    wiring cross, times `strength`. Raises CoDiError for values outside of these."""
+    wiring cross, times `strength`. combine: one of COMBINATIONS. Raises CoDiError for values outside of these."""
 
     wiring: str = "cross"
     strength: float | Tensor = 1.0
@@ -33,10 +37,12 @@ class Alignment:
     start: float = 0.0
     end: float = 1.0
     directions: Directions = field(default_factory=dict, hash=False)
+    combine: str = "attention"
 
     def __post_init__(self) -> None:
-        if self.wiring not in WIRINGS:
-            raise CoDiError(f"unknown wiring {self.wiring!r}; it is one of {', '.join(WIRINGS)}")
+        for what, value, known in (("wiring", self.wiring, WIRINGS), ("combination", self.combine, COMBINATIONS)):
+            if value not in known:
+                raise CoDiError(f"unknown {what} {value!r}; it is one of {', '.join(known)}")
         numbers = {"alignment guidance": self.guidance} | ({} if isinstance(self.strength, Tensor) else {"alignment": self.strength})
         for name, number in numbers.items():
             if not math.isfinite(number):

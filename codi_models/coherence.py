@@ -71,7 +71,7 @@ def principal_axes(points: Tensor) -> tuple[Tensor, tuple[float, float]]:
     The axes' signs are fixed (the largest coordinate is positive), so that equal points give equal pictures.
     Raises CoDiError for fewer than two points."""
     if points.ndim != 2 or len(points) < 2:
-        raise CoDiError(f"a picture of the shared space needs at least two points, got {tuple(points.shape)}")
+        raise CoDiError(f"a map of the shared space needs at least two points, got {tuple(points.shape)}")
     centred = (points - points.mean(dim=0)).double()
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
     coordinates = torch.zeros(len(points), 2, dtype=torch.float64)

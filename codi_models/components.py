@@ -88,8 +88,13 @@ def load_component(
 ) -> nn.Module:
     """Build a component and fill it from its file; evaluation mode, gradients off. Raises CoDiError as `check_component` does."""
     _check_file(name, Path(path))
-    with without_random_init():
-        network = build_component(name, config, operations=operations, dtype=dtype, device=device, **extra)
+    try:
+        with without_random_init():
+            network = build_component(name, config, operations=operations, dtype=dtype, device=device, **extra)
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            check_component(name, config, path)  # perhaps the configuration asks for more than the file holds
+        raise
     load_weights(network, path)
     return network.eval().requires_grad_(False)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,24 +104,26 @@ def encode_prompt(model: CoDi, prompt: Prompt, progress: media.Progress = lambda
     return model.space.align(embedding.float(), prompt.kind)
 
 
-def unconditional(model: CoDi, prompts: Sequence[Prompt]) -> list[Prompt]:
+def unconditional(model: CoDi, prompts: Sequence[Prompt], method: str = "linear") -> list[Prompt]:
     """What guidance leads away from, with the weights to mix it by.
 
-    As published, each kind of prompt has its own: the empty text, grey pixels, silence. Where the modality gap is closed
-    (`model.space` has means), and where there is no prompt, the empty text."""
-    if model.space.means or not prompts:
-        return [Prompt("text", "")]
-    return [Prompt(prompt.kind, _absent(model, prompt.kind), prompt.weight) for prompt in prompts]
+    As published, each kind of prompt has its own, see `absent`. Where there is no prompt, and for plain sums, whose weights may sum
+    to 0, it is the empty text."""
+    if model.space.means or not prompts or method == "add-subtract":
+        return [absent(model, "text")]
+    return [replace(absent(model, prompt.kind), weight=prompt.weight) for prompt in prompts]
 
 
-def _absent(model: CoDi, kind: str) -> str | Tensor | tuple[Tensor, int]:
-    if kind == "text":
-        return ""
+def absent(model: CoDi, kind: str) -> Prompt:
+    """The prompt that stands for none of its kind: the empty text, grey pixels, silence; the empty text for all kinds where the modality
+    gap is closed (`model.space` has means)."""
+    if kind == "text" or model.space.means:
+        return Prompt("text", "")
     if kind == "audio":
         clap = model.config.clap
-        return torch.zeros(round(clap.clip_seconds * clap.sample_rate)), clap.sample_rate
+        return Prompt(kind, (torch.zeros(round(clap.clip_seconds * clap.sample_rate)), clap.sample_rate))
     grey = torch.full((3, 8, 8), 0.5)
-    return grey if kind == "image" else grey[None]
+    return Prompt(kind, grey if kind == "image" else grey[None])
 
 
 def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, method: str = "linear") -> Tensor:

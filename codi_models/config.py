@@ -201,7 +201,8 @@ class DiffusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How this model is sampled where nothing else is asked for: the defaults of nodes and command line alike."""
+    """How this model is sampled where nothing else is asked for: the defaults of nodes and command line alike. Those here are the
+    published code's."""
 
     image_size: int = 512  # pixels
     video_size: int = 256
@@ -211,9 +212,10 @@ class SamplingConfig:
     scheduler: str = "ddim_uniform"  # see diffusion.SCHEDULERS
     steps: int = 50
     cfg: float = 7.5
-    wiring: str = "cross"
+    wiring: str = "self"  # as published
     alignment: float = 1.0  # strength of the latent alignment
     alignment_guidance: float = 1.0  # 1 needs no extra pass
+    alignment_combine: str = "attention"  # of several sources, see alignment.COMBINATIONS
     schedule: str = "together"  # which outputs are denoised together, see stages.parse_schedule
 
 
@@ -286,7 +288,7 @@ class CoDiConfig:
             audio_denoiser=UNetConfig(in_channels=8, model_channels=48, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25, sampler="dpmpp_2m", scheduler="sgm_uniform",
-                                    steps=8, cfg=3.0, alignment_guidance=3.0, schedule="sequential"),
+                                    steps=8, cfg=3.0, wiring="cross", alignment_guidance=3.0, schedule="sequential"),
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
@@ -301,6 +303,23 @@ class CoDiConfig:
         except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise CoDiError(f"{path} is not a readable CoDi config.json: {error}") from error
         return typing.cast(CoDiConfig, _build(CoDiConfig, version_0_3.config(data), str(path)))
+
+
+_MOST, _MOST_LAYERS = 1 << 20, 256
+_COUNTS = ("layers", "blocks", "depths", "mult", "dilations", "kernels", "rates", "attention", "connector")
+"""Ends of the names of fields that count layers, or have an entry for each."""
+
+
+def _check_size(name: str, value: Any, where: str) -> None:
+    """Raises CoDiError for numbers that no network has: what is built from a file must not take more than the file is worth."""
+    layers = name.endswith(_COUNTS)
+    flat = [x for v in (value if isinstance(value, tuple) else [value]) for x in (v if isinstance(v, tuple) else [v])]
+    for number in flat if isinstance(value, tuple | int | float) else []:
+        most = _MOST_LAYERS if layers else _MOST
+        if not abs(number) <= most:
+            raise CoDiError(f"{where}: {name} {number!r:.80} is out of range: {most} at most")
+    if isinstance(value, tuple) and len(flat) > _MOST_LAYERS:
+        raise CoDiError(f"{where}: {name} has {len(flat)} entries: {_MOST_LAYERS} at most")
 
 
 def _build(kind: type, data: Any, where: str) -> Any:
@@ -329,7 +348,8 @@ def _build(kind: type, data: Any, where: str) -> Any:
             if not isinstance(value, dict) or not all(isinstance(x, int | float) for x in value.values()):
                 raise CoDiError(f"{where}: {name} must be an object of numbers, got {value!r}")
         elif not isinstance(value, (int, float) if hint is float else hint):
-            raise CoDiError(f"{where}: {name} must be {hint.__name__}, got {value!r}")
+            raise CoDiError(f"{where}: {name} must be {hint.__name__}, got {value!r:.80}")
+        _check_size(name, value, where)
         values[name] = value
     needed = {n for n, f in fields.items() if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING}
     missing = sorted(needed - set(values))

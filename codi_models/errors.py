@@ -1,8 +1,15 @@
 """Exceptions for what a user can act on: their text names what was given, what is accepted, and what to do."""
 
+_LONGEST = 1500  # characters of a message
+
 
 class CoDiError(ValueError):
-    """Raised for input that CoDi cannot use. Nodes show its text as it is; the command line prints it and exits with 2."""
+    """Raised for input that CoDi cannot use. Nodes show its text as it is; the command line prints it and exits with 2.
+
+    What was given stands in the text; of a text that this makes too long to be read, beginning and end are kept."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}")
 
 
 class WriteError(CoDiError):

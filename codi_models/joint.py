@@ -68,19 +68,29 @@ class JointDenoiser(nn.Module):
         Raises CoDiError for no latent and for a modality whose denoiser is not composed."""
         if not latents:
             raise CoDiError(f"no output asked for; ask for some of {', '.join(MODALITIES)}")
-        alignment, given = alignment or Alignment(), given or {}
+        alignment, given, hooks = alignment or Alignment(), given or {}, hooks or {}
         wanted = [m for m in latents if targets is None or m in targets]
+        prompts = {m: cast(Context, _of(contexts, m, "prompt")) for m in wanted if hooks.get(m, PLAIN).unfolded}
+        prompts |= self.fold_contexts(contexts, [m for m in wanted if m not in prompts])
         sources = {m: alignment.sources(m, {**latents, **given}) for m in wanted}
         needed = {source for strengths in sources.values() for source in strengths}
         noisy = {m: x for m, x in latents.items() if m in needed and m not in given}
         embeddings = {**self.environment_embeddings(noisy, timesteps), **given}
+
+        def predict(m: str, sources: Mapping[str, float]) -> Tensor:
+            environment, strength = _environment(embeddings, sources)
+            return self.denoiser(m)(
+                latents[m], _of(timesteps, m, "timestep"), prompts[m], environment=environment,
+                strength=alignment.strength * strength, hooks=hooks.get(m, PLAIN),
+            )  # fmt: skip
+
         predictions = {}
         for m in wanted:
-            environment, strength = _environment(embeddings, sources[m])
-            predictions[m] = self.denoiser(m)(
-                latents[m], _of(timesteps, m, "timestep"), _of(contexts, m, "prompt"), environment=environment,
-                strength=alignment.strength * strength, hooks=(hooks or {}).get(m, PLAIN),
-            )  # fmt: skip
+            if alignment.combine == "attention" or len(sources[m]) < 2:
+                predictions[m] = predict(m, sources[m])
+            else:
+                alone = predict(m, {})
+                predictions[m] = alone + torch.stack([predict(m, {s: strength}) - alone for s, strength in sources[m].items()]).sum(0)
         return predictions
 
 

@@ -90,9 +90,11 @@ def snr_scale(config: CoDiConfig, modality: str) -> float:
 
 def ordered(names: Collection[str]) -> tuple[str, ...]:
     """Modalities in the order of the table. Raises CoDiError for unknown ones, and for none."""
+    if not isinstance(names, Collection):
+        raise CoDiError(f"{names!r} names no outputs: give any of {', '.join(MODALITIES)}")
     names = [names] if isinstance(names, str) else list(names)
-    if unknown := [name for name in names if name not in MODALITIES]:
-        raise CoDiError(f"unknown output {unknown[0]!r}: give any of {', '.join(MODALITIES)}")
+    if unknown := [name for name in names if not isinstance(name, str) or name not in MODALITIES]:
+        raise CoDiError(f"unknown output {unknown[0]!r:.80}: give any of {', '.join(MODALITIES)}")
     if not names:
         raise CoDiError(f"no output was asked for: give any of {', '.join(MODALITIES)}")
     return tuple(name for name in MODALITIES if name in names)

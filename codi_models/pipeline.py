@@ -21,7 +21,7 @@ from .latents import Note, decode_audio, decode_pixels, decode_text, encode_medi
 from .media import Progress
 from .modalities import MODALITIES, denoisers_of
 from .model import CoDi
-from .settings import Settings, latent_shapes, snr_scales
+from .settings import Settings, latent_shapes, snr_scales, unusual_sizes
 
 Callback = Callable[[int, int], None]
 """Called after every denoising step with the steps done and the steps of the whole run."""
@@ -79,8 +79,11 @@ class CoDiPipeline:
         """Samples in order, batch by batch. Sample i is drawn from seed `settings.seed + i` whatever batch it is in.
 
         given: a value for each output of `settings.given`. reading: called while a file is read, with the part of it that is done.
-        note: called with what a user may not expect, that only a part of a file is taken."""
+        note: called with what a user may not expect: a size far from the model's own, a part only of a file that is taken."""
         self.seconds = {}
+        config = self.model.config
+        for line in unusual_sizes(config, {output: settings.size(output, config) for output in settings.outputs}):
+            note(line)
         prompts = [Prompt("text", prompts)] if isinstance(prompts, str) else list(prompts)
         if prompts:  # a mistyped weight is told before anything is loaded
             fractions([prompt.weight for prompt in prompts], len(prompts), normalise=settings.mix != "add-subtract")
@@ -171,7 +174,7 @@ class CoDiPipeline:
             points = [encode_prompt(self.model, prompt) for prompt in prompts]
             return mix(points, [prompt.weight for prompt in prompts], method)
 
-        empty = mixed(unconditional(self.model, prompts))
+        empty = mixed(unconditional(self.model, prompts, method))
         return (mixed(prompts), empty) if prompts else (empty, None)
 
     @torch.inference_mode()

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from .alignment import Alignment, Directions, parse_directions
@@ -19,11 +20,13 @@ from .stages import TOGETHER, parse_schedule
 
 Each = float | str | Mapping[str, float]
 """A number for all outputs, or for some: 3, "image=5, text=2", "3, image=5" (3 for the others), {"image": 5}."""
+Pairs = str | Directions
+"""As `alignment.parse_directions` reads it, or what that makes of it."""
 
 OVERRIDES: dict[str, Any] = {
     "steps": int, "cfg": Each, "cfg_rescale": float, "sampler": str, "scheduler": str, "wiring": str, "alignment": float,
-    "alignment_guidance": float, "alignment_directions": str, "alignment_start": float, "alignment_end": float, "schedule": str,
-    "strength": Each, "mix": str, "frames": int, "size": int,
+    "alignment_guidance": float, "alignment_directions": Pairs, "alignment_start": float, "alignment_end": float,
+    "alignment_combine": str, "schedule": str, "strength": Each, "mix": str, "frames": int, "size": int,
 }  # fmt: skip
 """What a run's settings may be told instead of the model's defaults, with their types."""
 
@@ -68,6 +71,7 @@ class Settings:
         alignment_directions: str | Directions | None = None,
         alignment_start: float | None = None,
         alignment_end: float | None = None,
+        alignment_combine: str | None = None,
         schedule: str | None = None,
         given: Collection[str] = (),
         strength: Each | None = None,
@@ -81,10 +85,13 @@ class Settings:
         given: outputs that the user gives, asked for or not; strength: how much of them is generated, 0 (nothing) to 1.
         alignment_directions: as `parse_directions` reads them; schedule: as `parse_schedule` does.
         Raises CoDiError that names the value and what is accepted."""
-        usual = config.sampling
+        values, usual = dict(locals()), config.sampling
+        told = {name: typed(name, values[name], kind) for name, kind in OVERRIDES.items() if values[name] is not None}
+        for name in ("seed", "count", "batch_size"):
+            if values[name] is not None:
+                typed(name, values[name], int)
         known = ordered(given) if given else ()
-        asked = [outputs] if isinstance(outputs, str) else list(outputs)
-        made = ordered([*asked, *(output for output in known if output not in asked)])
+        made = ordered([*ordered(outputs), *known])
         common, scales = parse_each("cfg", cfg)
         share, shares = parse_each("strength", strength)
         if share is not None:
@@ -93,31 +100,32 @@ class Settings:
             if unknown := [output for output in named if output not in accepted]:
                 has = f"the outputs are {', '.join(made)}" if name == "cfg" else f"no {unknown[0]} is given"
                 raise CoDiError(f"{name} of {unknown[0]} was set, but {has}: ask for it too, or leave {name} of {unknown[0]} out")
-        directions = alignment_directions or {}
+        directions = told.get("alignment_directions", {})
         settings = Settings(
             outputs=made,
             seed=seed,
             count=count,
-            steps=usual.steps if steps is None else steps,
-            sampler=usual.sampler if sampler is None else sampler,
-            scheduler=usual.scheduler if scheduler is None else scheduler,
+            steps=told.get("steps", usual.steps),
+            sampler=told.get("sampler", usual.sampler),
+            scheduler=told.get("scheduler", usual.scheduler),
             cfg=tuple((output, scales.get(output, usual.cfg if common is None else common)) for output in made),
-            cfg_rescale=0.0 if cfg_rescale is None else float(cfg_rescale),
+            cfg_rescale=told.get("cfg_rescale", 0.0),
             alignment=Alignment(
-                usual.wiring if wiring is None else wiring,
-                usual.alignment if alignment is None else float(alignment),
-                usual.alignment_guidance if alignment_guidance is None else float(alignment_guidance),
-                0.0 if alignment_start is None else float(alignment_start),
-                1.0 if alignment_end is None else float(alignment_end),
-                parse_directions(directions) if isinstance(directions, str) else dict(directions),
+                told.get("wiring", usual.wiring),
+                told.get("alignment", usual.alignment),
+                told.get("alignment_guidance", usual.alignment_guidance),
+                told.get("alignment_start", 0.0),
+                told.get("alignment_end", 1.0),
+                parse_directions(directions) if isinstance(directions, str) else directions,
+                told.get("alignment_combine", usual.alignment_combine),
             ),
-            schedule=usual.schedule if schedule is None else schedule,
+            schedule=told.get("schedule", usual.schedule),
             given=known,
             strength=tuple((output, shares[output]) for output in known if output in shares),
             mix=mix,
-            frames=usual.frames if frames is None else frames,
-            image_size=usual.image_size if size is None else size,
-            video_size=usual.video_size if size is None else size,
+            frames=told.get("frames", usual.frames),
+            image_size=told.get("size", usual.image_size),
+            video_size=told.get("size", usual.video_size),
             batch_size=1 if batch_size is None else batch_size,
         )
         settings._check(config)
@@ -150,7 +158,7 @@ class Settings:
         usual = {f.name for f in fields(self) if f.default is not MISSING and getattr(self, f.name) == f.default}
         found = {name: value for name, value in asdict(self).items() if name not in usual and name != "alignment"}
         one = self.alignment
-        found |= {"wiring": one.wiring, "alignment": one.strength, "alignment_guidance": one.guidance}
+        found |= {"wiring": one.wiring, "alignment": one.strength, "alignment_guidance": one.guidance, "alignment_combine": one.combine}
         found |= {"alignment_start": one.start} if one.start else {}
         found |= {"alignment_end": one.end} if one.end != 1 else {}
         if one.directions:
@@ -206,9 +214,57 @@ def latent_shapes(config: CoDiConfig, settings: Settings) -> dict[str, tuple[int
     return {output: MODALITIES[output].latent_shape(config, settings.size(output, config)) for output in settings.outputs}
 
 
+def own_size(config: CoDiConfig, output: str) -> Size:
+    """The size of an output that the model was made for."""
+    usual = config.sampling
+    edge = usual.image_size if output == "image" else usual.video_size
+    return Size(edge, edge, usual.frames, config.mel.frames)
+
+
+def unusual_sizes(config: CoDiConfig, sizes: Mapping[str, Size]) -> list[str]:
+    """A line for every size of an output that is less than half or more than one and a half times the model's own."""
+    lines = []
+    for output, size in sizes.items():
+        own = own_size(config, output)
+        measures: list[tuple[str, float, float]] = []
+        if output in ("image", "video"):
+            measures += [("pixels wide", size.width, own.width), ("pixels high", size.height, own.height)]
+        if output == "video":
+            measures.append(("frames", size.frames, own.frames))
+        if output == "audio":
+            step = config.mel.hop_length / config.mel.sample_rate  # seconds
+            measures.append(("s long", size.mel_frames * step, own.mel_frames * step))
+        for what, asked, usual in measures:
+            if not 0.5 * usual <= asked <= 1.5 * usual:
+                lines.append(f"{output}: {asked:.4g} {what}, and {config.name} was made for {usual:.4g}: expect worse results")
+    return lines
+
+
 def snr_scales(config: CoDiConfig) -> dict[str, float]:
     """The factor s of every modality, see `modalities.snr_scale`."""
     return {modality: snr_scale(config, modality) for modality in MODALITIES}
+
+
+def typed(name: str, value: Any, wanted: Any) -> Any:
+    """A setting as its entry in OVERRIDES wants it. Raises CoDiError for values of another type."""
+    if wanted in (Each, Pairs) and isinstance(value, str):
+        return value
+    if wanted is Each:
+        if isinstance(value, Mapping):
+            return {output: typed(f"{name} of {output}", number, float) for output, number in value.items()}
+        wanted = float
+    if wanted is Pairs:
+        if not isinstance(value, Mapping) or not all(isinstance(key, tuple) and len(key) == 2 for key in value):
+            raise CoDiError(f"{name} {value!r:.80} are no directions: write target<source=strength, such as video<audio=0.5")
+        return {pair: typed(f"{name} {pair}", number, float) for pair, number in value.items()}
+    kinds = {int: (Integral, "a whole number"), float: (Real, "a number"), str: (str, "a string")}
+    kind, words = kinds[wanted]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise CoDiError(f"{name} must be {words}, got {value!r:.80}")
+    try:
+        return wanted(value)
+    except OverflowError as error:
+        raise CoDiError(f"{name} {value} is too large") from error
 
 
 def parse_each(name: str, given: Each | None) -> tuple[float | None, dict[str, float]]:

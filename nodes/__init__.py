@@ -7,21 +7,21 @@ import logging
 from comfy_api.latest import ComfyExtension, io
 
 from .bounce_scene import BounceScene
-from .coherence import Coherence, EncodeOutputs, PickBest, SharedSpacePlot
+from .coherence import Coherence, EncodeOutputs, PickBest
 from .compose import Alignment, AlignmentMatrix, Compose
 from .decode import DecodeAudio, DecodeImage, DecodeText, DecodeVideo
 from .encode import EncodeAudio, EncodeImage, EncodeText, EncodeVideo
+from .former import BatchLatents, RepeatLatent, SharedSpacePlot, ShowText
 from .guide import Guider
 from .host import folders, install
 from .interplay import FromCLIP, FromCLIPVision, ToCLIPVision
-from .joint_latent import BatchLatents, JoinLatents, LoadLatent, RepeatLatent, SaveLatent, SelectFromBatch, SplitLatent
+from .joint_latent import JoinLatents, LoadLatent, SaveLatent, SelectFromBatch, SplitLatent
 from .keep import Keep, Mask, MediaToLatent
 from .latent import EmptyJointLatent
 from .load import Denoiser, Load, LoadJoint, LoadVAE
 from .mix import ConditionMixer, PromptTravel, PromptWeight
 from .preview import Preview
 from .sample import JointSampler
-from .show_text import ShowText
 from .train import Train
 
 MINIMUM = (0, 8, 0)
@@ -46,8 +46,6 @@ NODES: list[type[io.ComfyNode]] = [
     Mask,
     SplitLatent,
     JoinLatents,
-    BatchLatents,
-    RepeatLatent,
     SelectFromBatch,
     SaveLatent,
     LoadLatent,
@@ -57,17 +55,19 @@ NODES: list[type[io.ComfyNode]] = [
     DecodeVideo,
     DecodeAudio,
     DecodeText,
-    ShowText,
     Preview,
     EncodeOutputs,
     Coherence,
     PickBest,
-    SharedSpacePlot,
     FromCLIP,
     FromCLIPVision,
     ToCLIPVision,
     Train,
     BounceScene,
+    BatchLatents,
+    RepeatLatent,
+    SharedSpacePlot,
+    ShowText,
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ..codi_models.figures import draw_matrix, draw_points, to_image
 from ..codi_models.modalities import MODALITIES
 from .host import shared
 from .host.handle import CoDiHandle
+from .host.unconditional import marked
 from .schema import PROMPTS, TOOLS, CodiModel, Node, schema
 
 _SHOWN = 16  # matrices of a batch that are drawn
@@ -27,7 +29,7 @@ def _prompts() -> Any:
     )
 
 
-def _common(codi: str) -> list[Any]:
+def compared(codi: str) -> list[Any]:
     return [
         CodiModel.Input("codi", tooltip=codi),
         io.Latent.Input("latent", optional=True, tooltip="Sampled joint LATENT; every part of it is decoded and encoded back."),
@@ -67,7 +69,7 @@ class EncodeOutputs(Node):
         from comfy_execution.graph_utils import ExecutionBlocker
 
         found = shared.encode_parts(codi, latent)
-        return io.NodeOutput(*([[found[m], {}]] if m in found else ExecutionBlocker(None) for m in MODALITIES))
+        return io.NodeOutput(*(marked(codi, found[m], m) if m in found else ExecutionBlocker(None) for m in MODALITIES))
 
 
 class Coherence(Node):
@@ -79,14 +81,16 @@ class Coherence(Node):
             node_id="CoDiCoherence",
             display_name="CoDi Coherence",
             category=TOOLS,
-            description="Similarities of prompts and outputs in the shared space, as numbers and as a figure: what belongs together.",
-            search_aliases=["similarity", "clip score", "agreement", "matrix"],
+            description="Similarities of prompts and outputs in the shared space, as numbers, as a matrix and as a map: what belongs "
+            "together.",
+            search_aliases=["similarity", "clip score", "agreement", "matrix", "shared space", "embedding map", "pca"],
             is_output_node=True,
-            inputs=_common("The model that made prompts and LATENT."),
+            inputs=compared("The model that made prompts and LATENT."),
             outputs=[
                 io.Image.Output(display_name="matrix", tooltip="Figure of the similarities, one per item of the batch (the first 16)."),
                 io.Float.Output(display_name="score", tooltip="Mean similarity over the batch, -1 to 1."),
                 io.String.Output(display_name="table", tooltip="All similarities as lines of text."),
+                io.Image.Output(display_name="map", tooltip="Prompts, mixture and outputs on the two main axes of the shared space."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
@@ -105,8 +109,22 @@ class Coherence(Node):
             pictures.append(to_image(draw_matrix(one, labels, kinds, title)))
         image = torch.stack(pictures)  # (B, H, W, 3)
         table = "\n".join(_lines(matrix, score, labels))
-        shown = {**ui.PreviewImage(image, cls=cls).as_dict(), **ui.PreviewText(table).as_dict()}
-        return io.NodeOutput(image, float(score.mean()), table, ui=shown)
+        plot = shared_map(points)
+        figures = [entry for figure in (image, plot) for entry in ui.PreviewImage(figure, cls=cls).as_dict()["images"]]
+        return io.NodeOutput(image, float(score.mean()), table, plot, ui={"images": figures, **ui.PreviewText(table).as_dict()})
+
+
+def shared_map(points: Sequence[shared.Point]) -> torch.Tensor:
+    """Points of the shared space on its two main axes, each item of a batch by itself: an IMAGE (1, H, W, 3)."""
+    rows, labels, kinds = [], [], []
+    for point in points:
+        many = len(point.embedding) > 1
+        for i, row in enumerate(point.embedding[:, 0].float().cpu()):
+            rows.append(row)
+            labels.append(f"{point.label} {i + 1}" if many else point.label)
+            kinds.append(point.kind)
+    coordinates, variance = principal_axes(torch.stack(rows))
+    return to_image(draw_points(coordinates, labels, kinds, variance))[None]
 
 
 def _lines(matrix: torch.Tensor, score: torch.Tensor, labels: list[str]) -> list[str]:
@@ -159,36 +177,3 @@ class PickBest(Node):
         rows = best(score, count)
         ranking = "\n".join(f"item {row + 1}: {float(score[row]):.3f}" for row in best(score, len(score)))
         return io.NodeOutput(shared.select(latent, rows), float(score[rows[0]]), ranking, ui=ui.PreviewText(ranking))
-
-
-class SharedSpacePlot(Node):
-    """Prompts, mixture and outputs on two axes."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return schema(
-            node_id="CoDiSharedSpace",
-            display_name="CoDi Shared Space",
-            category=TOOLS,
-            description="Plots prompts, their mixture and the outputs of a LATENT on the two main axes of the shared space.",
-            search_aliases=["pca", "plot", "embedding map", "scatter"],
-            is_output_node=True,
-            inputs=_common("The model that made prompts and LATENT."),
-            outputs=[io.Image.Output(display_name="plot", tooltip="The figure; where there is a batch, each item is a point.")],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
-        )
-
-    @classmethod
-    def execute(cls, codi: CoDiHandle, latent: dict | None = None, prompts: dict | None = None, names: str = "") -> io.NodeOutput:
-        points = shared.prompt_points(prompts, names, cls.hidden.prompt, cls.hidden.unique_id) + shared.output_points(codi, latent)
-        similarities([p.embedding for p in points])  # refuses what does not belong to one model
-        rows, labels, kinds = [], [], []
-        for point in points:
-            many = len(point.embedding) > 1
-            for i, row in enumerate(point.embedding[:, 0].float().cpu()):
-                rows.append(row)
-                labels.append(f"{point.label} {i + 1}" if many else point.label)
-                kinds.append(point.kind)
-        coordinates, variance = principal_axes(torch.stack(rows))
-        image = to_image(draw_points(coordinates, labels, kinds, variance))[None]  # (1, H, W, 3)
-        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..codi_models.alignment import WIRINGS
+from ..codi_models.alignment import COMBINATIONS, WIRINGS
 from ..codi_models.config import SamplingConfig
 from ..codi_models.modalities import MODALITIES
 from .host import compose
@@ -22,7 +22,8 @@ def alignment_inputs() -> list[Any]:
             "wiring",
             options=[MODELS_OWN, *WIRINGS],
             default=MODELS_OWN,
-            tooltip="cross: every output attends to all the others (the paper). self: each to itself (as published). off: no alignment.",
+            tooltip="cross: every output attends to all the others (the paper), so that they fit each other. self: each to itself, as the "
+            "official model was published: nothing crosses between outputs. off: no alignment.",
         ),
         io.Float.Input(
             "alignment",
@@ -56,8 +57,20 @@ def alignment_inputs() -> list[Any]:
     ]
 
 
+def combine_input() -> Any:
+    """The last widget of the latent alignment: it stands at the end, for saved workflows keep widgets by their place."""
+    return io.Combo.Input(
+        "alignment_combine",
+        options=[MODELS_OWN, *COMBINATIONS],
+        default=MODELS_OWN,
+        optional=True,
+        extra_dict=ADVANCED,
+        tooltip="Of several sources. attention: all at once (the paper). sum: each in a pass of its own, what they change is added up.",
+    )
+
+
 def alignment_settings(
-    usual: SamplingConfig, wiring: str, alignment: float, alignment_guidance: float, start: float, end: float
+    usual: SamplingConfig, wiring: str, alignment: float, alignment_guidance: float, start: float, end: float, combine: str
 ) -> dict[str, Any]:
     """The widgets of `alignment_inputs` as fields of Alignment, with the model's defaults filled in."""
     return {
@@ -66,6 +79,7 @@ def alignment_settings(
         "guidance": own(alignment_guidance, usual.alignment_guidance),
         "start": start,
         "end": end,
+        "combine": own(combine, usual.alignment_combine),
     }
 
 
@@ -84,6 +98,7 @@ class Compose(Node):
             inputs=[
                 io.Autogrow.Input("models", template=template, tooltip="MODELs from CoDi Denoiser, each denoiser once."),
                 *alignment_inputs(),
+                combine_input(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="Joint MODEL.")],
         )
@@ -96,11 +111,12 @@ class Compose(Node):
         alignment_guidance: float,
         alignment_start: float = 0.0,
         alignment_end: float = 1.0,
+        alignment_combine: str = MODELS_OWN,
         models: dict | None = None,
     ) -> io.NodeOutput:
         model = compose.compose([m for m in (models or {}).values() if m is not None])
         usual = model.model.codi.config.sampling
-        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end)
+        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end, alignment_combine)
         return io.NodeOutput(compose.align(model, **settings))
 
 
@@ -115,7 +131,7 @@ class Alignment(Node):
             category=SAMPLING,
             description="Sets which output of a joint MODEL attends to which, and how strongly. The stock samplers follow it.",
             search_aliases=["latent alignment", "wiring", "cross-attention"],
-            inputs=[io.Model.Input("model", tooltip="A joint MODEL."), *alignment_inputs()],
+            inputs=[io.Model.Input("model", tooltip="A joint MODEL."), *alignment_inputs(), combine_input()],
             outputs=[io.Model.Output(display_name="model", tooltip="The same MODEL with these settings.")],
         )
 
@@ -128,9 +144,10 @@ class Alignment(Node):
         alignment_guidance: float,
         alignment_start: float = 0.0,
         alignment_end: float = 1.0,
+        alignment_combine: str = MODELS_OWN,
     ) -> io.NodeOutput:
         usual = compose.sampling_of(model)
-        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end)
+        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end, alignment_combine)
         return io.NodeOutput(compose.align(model, **settings))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import uuid
 from fractions import Fraction
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from ..codi_models.errors import CoDiError
 from ..codi_models.latents import decode_text
-from ..codi_models.media import allowed_rate, resample, write_mp4
+from ..codi_models.media import LONGER_AUDIO, allowed_rate, fit_lengths, resample, write_mp4
 from .host.frames import reading
 from .host.handle import CoDiHandle
-from .host.parts import take
+from .host.media import Note
+from .host.parts import check_room, take
 from .host.vae import AudioVAE, ImageVAE
 from .schema import ADVANCED, CODI_TIP, MEDIA, CodiModel, Node, schema
 
@@ -38,6 +40,18 @@ def frame_rate_input() -> Any:
         optional=True,
         extra_dict=ADVANCED,
         tooltip="Frames per second; 0: the model's own.",
+    )
+
+
+def longer_audio_input() -> Any:
+    """Widget of what becomes of audio that is longer than its video."""
+    return io.Combo.Input(
+        "longer_audio",
+        options=list(LONGER_AUDIO),
+        default="cut",
+        optional=True,
+        extra_dict=ADVANCED,
+        tooltip="Audio longer than its video, in the video: cut it, loop the frames, or hold the last one. The audio output has all of it.",
     )
 
 
@@ -64,7 +78,7 @@ class DecodeImage(Node):
             display_name="CoDi Decode Image",
             category=MEDIA,
             description="Decodes the image of a joint LATENT and shows it.",
-            search_aliases=["latent to image", "vae decode"],
+            search_aliases=["latent to image", "picture", "vae decode"],
             is_output_node=True,
             inputs=_inputs(),
             outputs=[io.Image.Output(display_name="image", tooltip="For Save Image and any other image node.")],
@@ -86,11 +100,12 @@ class DecodeVideo(Node):
             display_name="CoDi Decode Video",
             category=MEDIA,
             description="Decodes the video of a joint LATENT and plays it, with audio where some is connected.",
-            search_aliases=["latent to video", "frames", "vae decode"],
+            search_aliases=["latent to video", "clip", "frames", "vae decode"],
             is_output_node=True,
             inputs=_inputs(
                 io.Audio.Input("audio", optional=True, tooltip="Audio to put into the video, from CoDi Decode Audio."),
                 frame_rate_input(),
+                longer_audio_input(),
             ),
             outputs=[
                 io.Image.Output(display_name="frames", tooltip="Frames of all videos of the batch, one after another."),
@@ -99,11 +114,14 @@ class DecodeVideo(Node):
         )
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, latent: dict, audio: dict | None = None, frame_rate: float = 0.0) -> io.NodeOutput:
+    def execute(
+        cls, codi: CoDiHandle, latent: dict, audio: dict | None = None, frame_rate: float = 0.0, longer_audio: str = "cut"
+    ) -> io.NodeOutput:
         clips = ImageVAE(codi).decode(take(latent, "video", codi.config))  # (B, F, H, W, 3)
         rate = Fraction(frame_rate or codi.config.sampling.frame_rate).limit_denominator(1000)
-        videos = [video_of(frames, _row(audio, row), rate) for row, frames in enumerate(clips)]
-        shown = ui.PreviewVideo([saved_video(video, cls) for video in videos])
+        lines: list[str] = []
+        videos = [video_of(frames, _row(audio, row), rate, longer_audio, lines.append) for row, frames in enumerate(clips)]
+        shown = {**ui.PreviewVideo([saved_video(video, cls) for video in videos]).as_dict(), **noted(lines)}
         return io.NodeOutput(clips.flatten(0, 1), videos[0], ui=shown)
 
 
@@ -117,7 +135,7 @@ class DecodeAudio(Node):
             display_name="CoDi Decode Audio",
             category=MEDIA,
             description="Decodes the audio of a joint LATENT and plays it.",
-            search_aliases=["latent to audio", "vocoder", "vae decode"],
+            search_aliases=["latent to audio", "sound", "vocoder", "vae decode"],
             is_output_node=True,
             inputs=_inputs(),
             outputs=[io.Audio.Output(display_name="audio", tooltip="For Save Audio and any other audio node.")],
@@ -157,22 +175,31 @@ class DecodeText(Node):
 
 
 def _row(audio: dict | None, row: int) -> dict | None:
-    """One sound of a batch; the only sound of a batch of one goes with every clip."""
+    """One audio of a batch; that of a batch of one goes with every video."""
     if audio is None:
         return None
     wave = audio["waveform"]
     if len(wave) > 1 and row >= len(wave):
-        raise CoDiError(f"{len(wave)} sounds do not go with {row + 1} or more clips: give one sound, or one per clip")
+        raise CoDiError(f"audio of a batch of {len(wave)} does not go with {row + 1} or more videos: give one, or one for every video")
     return {**audio, "waveform": wave[min(row, len(wave) - 1)][None]}
 
 
-def video_of(frames: Tensor, audio: dict | None, rate: Fraction) -> Any:
-    """A VIDEO of frames (F, H, W, 3) and an AUDIO of any rate, brought to one that mp4 allows, and of one or two channels."""
+def video_of(frames: Tensor, audio: dict | None, rate: Fraction, longer_audio: str = "cut", note: Note = lambda _: None) -> Any:
+    """A VIDEO of frames (F, H, W, 3) and an AUDIO of any rate: one length, a rate that mp4 allows, two channels at most."""
     if audio is not None:
         wave, given = audio["waveform"], int(audio["sample_rate"])
+        check_room(math.ceil(wave.shape[-1] / given * rate) * frames[0].numel(), "a video as long as this audio")
+        frames, wave, line = fit_lengths(frames, float(rate), wave, given, longer_audio)
+        if line:
+            note(line)
         wave = wave if wave.shape[1] in (1, 2) else wave.mean(dim=1, keepdim=True)
         audio = {**audio, "waveform": resample(wave.float().cpu(), given, allowed_rate(given)), "sample_rate": allowed_rate(given)}
     return InputImpl.VideoFromComponents(Types.VideoComponents(images=frames, audio=audio, frame_rate=rate))
+
+
+def noted(lines: list[str]) -> dict[str, Any]:
+    """What a node tells its user beside what it made, each line once, under a key that its view knows."""
+    return {"codi_note": [*dict.fromkeys(lines)]} if lines else {}
 
 
 def saved_video(video: Any, node: type[io.ComfyNode]) -> ui.SavedResult:

@@ -15,6 +15,7 @@ from ..codi_models.errors import CoDiError
 from ..codi_models.media import Audio, Limits, Span
 from .host.frames import Frames, reading
 from .host.handle import CoDiHandle
+from .host.unconditional import marked
 from .keep import span_inputs
 from .schema import CODI_TIP, PROMPTS, CodiModel, Node, schema
 
@@ -32,7 +33,7 @@ def _schema(kind: str, description: str, *prompt: Any, aliases: list[str]) -> io
 
 
 def _conditioning(codi: CoDiHandle, prompts: list[Prompt]) -> io.NodeOutput:
-    """One row per prompt: (B, 1, D). Progress and interrupt between prompts, and between parts of a long one."""
+    """One row per prompt of a kind: (B, 1, D). Progress and interrupt between prompts, and between parts of a long one."""
     rows, progress = [], reading()
     for number, prompt in enumerate(prompts):
 
@@ -41,7 +42,7 @@ def _conditioning(codi: CoDiHandle, prompts: list[Prompt]) -> io.NodeOutput:
 
         part(0.0)
         rows.append(encode_prompt(codi.model, prompt, part).to(mm.intermediate_device()))
-    return io.NodeOutput([[torch.cat(rows), {}]])
+    return io.NodeOutput(marked(codi, torch.cat(rows), prompts[0].kind))
 
 
 class EncodeText(Node):
@@ -52,7 +53,7 @@ class EncodeText(Node):
         text = io.String.Input(
             "text", multiline=True, dynamic_prompts=True, default="", tooltip="Any length; empty for an unconditional prompt."
         )
-        return _schema("Text", "A text prompt. Connect one with an empty text as negative.", text, aliases=["prompt", "clip text encode"])
+        return _schema("Text", "A text prompt.", text, aliases=["prompt", "clip text encode"])
 
     @classmethod
     def execute(cls, codi: CoDiHandle, text: str) -> io.NodeOutput:
@@ -67,7 +68,7 @@ class EncodeImage(Node):
         image = io.Image.Input("image", tooltip="One image, or a batch: one prompt for each.")
         mask = io.Mask.Input("mask", optional=True, tooltip="Where to look: the image is cut to the box around what is marked.")
         description = "An image prompt. A batch of images goes with a batch of outputs."
-        return _schema("Image", description, image, mask, aliases=["image prompt", "clip vision", "variation"])
+        return _schema("Image", description, image, mask, aliases=["image prompt", "picture prompt", "clip vision", "variation"])
 
     @classmethod
     def execute(cls, codi: CoDiHandle, image: Tensor, mask: Tensor | None = None) -> io.NodeOutput:
@@ -130,12 +131,12 @@ def _cut(pictures: Tensor, mask: Tensor) -> list[Tensor]:
     Raises CoDiError where a mask marks nothing, or where there are not as many masks as pictures."""
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().cpu()
     if len(mask) not in (1, len(pictures)):
-        raise CoDiError(f"{len(mask)} masks do not go with {len(pictures)} pictures: give one mask, or one per picture")
+        raise CoDiError(f"{len(mask)} masks do not go with {len(pictures)} images: give one mask, or one per image")
     marked = torch.nn.functional.interpolate(mask, size=pictures.shape[-2:], mode="bilinear")[:, 0] > 0.5  # (B, H, W)
     cut = []
     for picture, where in zip(pictures, marked.expand(len(pictures), -1, -1), strict=True):
         rows, columns = where.any(dim=1).nonzero(), where.any(dim=0).nonzero()
         if not len(rows):
-            raise CoDiError("the mask marks nothing of the picture: paint where to look, or disconnect it")
+            raise CoDiError("the mask marks nothing of the image: paint where to look, or disconnect it")
         cut.append(picture[:, int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1])
     return cut

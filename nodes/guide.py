@@ -10,7 +10,17 @@ from ..codi_models.errors import CoDiError
 from ..codi_models.modalities import MODALITIES
 from .host import compose
 from .host.guider import ModalityGuider
+from .host.unconditional import negative_of
 from .schema import SAMPLING, UNSET, Node, own, schema
+
+
+def negative_input() -> Any:
+    """Link for what guidance leads away from."""
+    return io.Conditioning.Input(
+        "negative",
+        optional=True,
+        tooltip="What to move away from. Unconnected: as published, no prompt of the kinds in positive: empty text, grey, silence.",
+    )
 
 
 class Guider(Node):
@@ -38,7 +48,7 @@ class Guider(Node):
             inputs=[
                 io.Model.Input("model", tooltip="A MODEL of CoDi; its alignment settings stay in force."),
                 io.Conditioning.Input("positive", tooltip="What to make."),
-                io.Conditioning.Input("negative", tooltip="What to move away from."),
+                negative_input(),
                 *scales,
                 io.Float.Input(
                     "cfg_rescale",
@@ -63,7 +73,7 @@ class Guider(Node):
 
     @classmethod
     def execute(
-        cls, model: Any, positive: Any, negative: Any, cfg_rescale: float, alignment_guidance: float, **scales: float
+        cls, model: Any, positive: Any, cfg_rescale: float, alignment_guidance: float, negative: Any = None, **scales: float
     ) -> io.NodeOutput:
         if getattr(getattr(model, "model", None), "codi", None) is None:
             raise CoDiError("CoDi Guider needs a MODEL of CoDi: give one from Load CoDi (joint), CoDi Compose or CoDi Denoiser")
@@ -72,5 +82,5 @@ class Guider(Node):
         if isinstance(model.model, compose.JointModel) and alignment_guidance != UNSET:
             model = compose.align(model, guidance=alignment_guidance)
         guider = ModalityGuider(model, cfg, rescale=cfg_rescale)
-        guider.set_conds(positive, negative)
+        guider.set_conds(positive, negative or negative_of(model.model.codi, positive))
         return io.NodeOutput(guider)

@@ -14,6 +14,7 @@ from ..codi_models.errors import CoDiError
 from ..codi_models.modalities import MODALITIES
 from .host.handle import CoDiHandle
 from .host.shared import point_of
+from .host.unconditional import marked
 from .host.vision_output import PromptEmbeds
 from .schema import PROMPTS, CodiModel, Node, schema
 
@@ -66,7 +67,7 @@ class FromCLIP(Node):
             projection, place = codi.model.clip.text_projection, codi.model.device
         embedding = normalize(projection(pooled.to(place)).float(), dim=-1)[:, None]  # (1, 1, D)
         _fits(codi, embedding.shape[-1], "this CLIP")
-        return io.NodeOutput([[codi.model.space.align(embedding, "text").to(mm.intermediate_device()), {}]])
+        return io.NodeOutput(marked(codi, codi.model.space.align(embedding, "text").to(mm.intermediate_device()), "text"))
 
 
 def _fits_tower(width: int, wanted: int, name: str) -> None:
@@ -108,7 +109,7 @@ class FromCLIPVision(Node):
         embeds = _embeds(clip_vision_output)
         _fits(codi, embeds.shape[-1], "this CLIP_VISION_OUTPUT")
         point = codi.model.space.align(normalize(embeds, dim=-1)[:, None], "image")
-        return io.NodeOutput([[point.to(mm.intermediate_device()), {}]])
+        return io.NodeOutput(marked(codi, point.to(mm.intermediate_device()), "image"))
 
 
 class ToCLIPVision(Node):
@@ -120,7 +121,7 @@ class ToCLIPVision(Node):
             node_id="CoDiToCLIPVision",
             display_name="CoDi To CLIP Vision",
             category=PROMPTS,
-            description="A prompt of any kind, such as a sound, as CLIP_VISION_OUTPUT: for unCLIP and for adapters that read image_embeds.",
+            description="A prompt of any kind, such as audio, as CLIP_VISION_OUTPUT: for unCLIP and for adapters that read image_embeds.",
             search_aliases=["unclip", "ipadapter", "sound to image", "image embeds"],
             inputs=[
                 CodiModel.Input("codi", tooltip="The model that made the prompt."),

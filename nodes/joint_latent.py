@@ -15,8 +15,9 @@ from .host.handle import CoDiHandle
 from .schema import LATENTS, CodiModel, Node, schema
 
 
-def _latents(least: int) -> Any:
-    template = io.Autogrow.TemplatePrefix(io.Latent.Input("latent", tooltip="A LATENT of CoDi."), prefix="latent", min=least, max=16)
+def latents_input() -> Any:
+    """Links of any number of LATENTs."""
+    template = io.Autogrow.TemplatePrefix(io.Latent.Input("latent", tooltip="A LATENT of CoDi."), prefix="latent", min=1, max=16)
     return io.Autogrow.Input("latents", template=template, tooltip="An input appears when the last is connected.")
 
 
@@ -34,11 +35,12 @@ def _node(kind: str, name: str, description: str, inputs: list[Any], outputs: li
     )
 
 
-def _given(latents: dict | None) -> list[dict]:
-    given = [latent for latent in (latents or {}).values() if latent is not None]
-    if not given:
+def given(latents: dict | None) -> list[dict]:
+    """Those that are connected. Raises CoDiError for none."""
+    connected = [latent for latent in (latents or {}).values() if latent is not None]
+    if not connected:
         raise CoDiError("no LATENT was given: connect at least one")
-    return given
+    return connected
 
 
 class SplitLatent(Node):
@@ -59,68 +61,44 @@ class SplitLatent(Node):
 
 
 class JoinLatents(Node):
-    """Outputs put together."""
+    """LATENTs put together: outputs beside each other, samples behind each other."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return _node(
-            "CoDiJoinLatents", "CoDi Join Latents", "Puts LATENTs of different outputs together to one joint LATENT.", [_latents(1)]
-        )
+        description = "Puts LATENTs together: different outputs to one joint LATENT, the same outputs to one batch."
+        aliases = ["joint latent", "nested latent", "batch latents", "concatenate"]
+        return _node("CoDiJoinLatents", "CoDi Join Latents", description, [latents_input()], search_aliases=aliases)
 
     @classmethod
     def execute(cls, codi: CoDiHandle, latents: dict | None = None) -> io.NodeOutput:
-        return io.NodeOutput(joining.put_together(_given(latents), codi.config))
-
-
-class BatchLatents(Node):
-    """Samples put together."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return _node("CoDiBatchLatents", "CoDi Batch Latents", "Puts the samples of several joint LATENTs into one batch.", [_latents(1)])
-
-    @classmethod
-    def execute(cls, codi: CoDiHandle, latents: dict | None = None) -> io.NodeOutput:
-        return io.NodeOutput(joining.batched(_given(latents), codi.config))
-
-
-class RepeatLatent(Node):
-    """A batch of the same."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        inputs = [
-            io.Latent.Input("latent", tooltip="A joint LATENT."),
-            io.Int.Input("amount", default=2, min=1, max=64, tooltip="How often each sample comes."),
-        ]
-        return _node("CoDiRepeatLatent", "CoDi Repeat Latent", "Repeats the samples of a joint LATENT.", inputs)
-
-    @classmethod
-    def execute(cls, codi: CoDiHandle, latent: dict, amount: int) -> io.NodeOutput:
-        batch = next(iter(joining.split(latent, codi.config).values())).shape[0]
-        return io.NodeOutput(joining.rows({k: v for k, v in latent.items() if k != "batch_index"}, [*range(batch)] * amount, codi.config))
+        return io.NodeOutput(joining.joined(given(latents), codi.config))
 
 
 class SelectFromBatch(Node):
-    """Some samples of a batch."""
+    """Some samples of a batch, or all of them, as often as wanted."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         inputs = [
             io.Latent.Input("latent", tooltip="A joint LATENT."),
             io.String.Input(
-                "samples", default="0", tooltip="Numbers from 0, separated by commas; -1 is the last. 2, 0 gives these two in this order."
+                "samples",
+                default="0",
+                tooltip="Numbers from 0, separated by commas, in the order wanted; -1 is the last. Empty: all of them.",
             ),
+            io.Int.Input("repeat", default=1, min=1, max=64, optional=True, tooltip="How often what is picked comes, one after another."),
         ]
-        return _node("CoDiSelectFromBatch", "CoDi Select from Batch", "Picks samples of a joint LATENT by number.", inputs)
+        aliases = ["nested latent", "joint latent", "repeat latent", "pick", "variations"]
+        description = "Picks samples of a joint LATENT by number, and repeats them."
+        return _node("CoDiSelectFromBatch", "CoDi Select from Batch", description, inputs, search_aliases=aliases)
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, latent: dict, samples: str) -> io.NodeOutput:
+    def execute(cls, codi: CoDiHandle, latent: dict, samples: str, repeat: int = 1) -> io.NodeOutput:
         try:
             chosen = [int(word) for word in samples.split(",") if word.strip()]
         except ValueError as error:
             raise CoDiError(f"samples must be whole numbers separated by commas, got {samples!r}") from error
-        return io.NodeOutput(joining.rows(latent, chosen, codi.config))
+        return io.NodeOutput(joining.rows(latent, chosen if samples.strip() else None, codi.config, repeat=repeat))
 
 
 class SaveLatent(Node):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..codi_models.errors import CoDiError
 from ..codi_models.media import Span, moments_at_rate
 from ..codi_models.modalities import MODALITIES
+from ..codi_models.settings import unusual_sizes
 from .host import parts as latents
 from .host.frames import Frames, reading
 from .host.handle import CoDiHandle
@@ -85,11 +86,11 @@ class MediaToLatent(Node):
             display_name="CoDi Media to Latent",
             category=LATENTS,
             description="Encodes what is connected, of image, video, audio and caption, to one joint LATENT, as for variations.",
-            search_aliases=["encode latent", "vae encode", "img2img"],
+            search_aliases=["encode latent", "vae encode", "img2img", "picture", "clip", "sound"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
-                io.Int.Input("width", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and video."),
-                io.Int.Input("height", default=64, min=8, max=4096, step=8, tooltip="Pixels, of image and video."),
+                io.Int.Input("width", default=0, min=0, max=4096, step=8, tooltip="Pixels, of image and video; 0: the model's."),
+                io.Int.Input("height", default=0, min=0, max=4096, step=8, tooltip="Pixels, of image and video; 0: the model's."),
                 *_media(),
                 *span_inputs(),
             ],
@@ -112,15 +113,9 @@ class MediaToLatent(Node):
                 seconds = min(seconds, most / rate)
         counts = [len(given["image"])] if "image" in given else []
         counts += [len(given["audio"]["waveform"])] if "audio" in given else []
-        out = latents.empty(
-            codi.config,
-            [m for m in MODALITIES if m in given],
-            width=width,
-            height=height,
-            frames=frames,
-            seconds=seconds,
-            batch=max(counts, default=1),
-        )
+        sizes = latents.sizes_of(codi.config, list(given), width=width, height=height, frames=frames, seconds=seconds)
+        lines += unusual_sizes(codi.config, sizes)
+        out = latents.empty(codi.config, sizes, max(counts, default=1))
         parts, _ = _placed(codi, latents.split(out, codi.config), given, span=span, note=lines.append)
         return io.NodeOutput({**out, "samples": latents.join(parts)}, ui=said(lines))
 
@@ -135,7 +130,16 @@ class Keep(Node):
             display_name="CoDi Keep",
             category=LATENTS,
             description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: audio for a video",
-            search_aliases=["inpaint", "foley", "video to audio", "extend video", "extend audio", "complete"],
+            search_aliases=[
+                "inpaint",
+                "foley",
+                "sound for a clip",
+                "video to audio",
+                "extend video",
+                "extend clip",
+                "picture to sound",
+                "complete",
+            ],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 io.Latent.Input("latent", tooltip="From CoDi Empty Joint Latent, with all outputs: the kept and the generated."),
@@ -236,7 +240,7 @@ class Mask(Node):
 def _given(media: dict[str, Any]) -> dict[str, Any]:
     given = {m: media[m] for m in MODALITIES if media.get(m) is not None}
     if not given:
-        raise CoDiError("nothing was given: connect a picture, a clip, a sound or a text")
+        raise CoDiError("nothing was given: connect an image, a video, audio or a text")
     return given
 
 

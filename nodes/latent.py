@@ -7,7 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..codi_models.modalities import MODALITIES
+from ..codi_models.settings import unusual_sizes
 from .host import handle, parts
+from .keep import said
 from .schema import CODI_TIP, LATENTS, CodiModel, Node, schema
 
 
@@ -21,7 +23,8 @@ class EmptyJointLatent(Node):
             display_name="CoDi Empty Joint Latent",
             category=LATENTS,
             description="Chooses what is generated, and how large; by default as large as the model was trained for.",
-            search_aliases=["empty latent", "outputs", "size", "duration"],
+            has_intermediate_output=True,
+            search_aliases=["empty latent", "outputs", "size", "duration", "picture", "clip", "sound"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
                 *[io.Boolean.Input(m, default=True, tooltip=f"Generate {m}.") for m in MODALITIES],
@@ -41,4 +44,5 @@ class EmptyJointLatent(Node):
         cls, codi: handle.CoDiHandle, width: int, height: int, frames: int, seconds: float, batch_size: int, **outputs: Any
     ) -> io.NodeOutput:
         chosen = [m for m in MODALITIES if outputs.get(m)]
-        return io.NodeOutput(parts.empty(codi.config, chosen, width=width, height=height, frames=frames, seconds=seconds, batch=batch_size))
+        sizes = parts.sizes_of(codi.config, chosen, width=width, height=height, frames=frames, seconds=seconds)
+        return io.NodeOutput(parts.empty(codi.config, sizes, batch_size), ui=said(unusual_sizes(codi.config, sizes)))

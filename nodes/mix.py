@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io, ui
@@ -10,6 +11,7 @@ from ..codi_models.conditioning import MIX_METHODS
 from ..codi_models.errors import CoDiError
 from ..codi_models.keyframes import OVER, Curve, Stretch, Voice, blend, describe
 from .host.latent_model import FRAMES
+from .host.unconditional import UNCOND
 from .schema import ADVANCED, PROMPTS, Node, schema
 
 VOICE = "codi_voice"
@@ -105,9 +107,7 @@ class ConditionMixer(Node):
                     (lines[i] if i < len(lines) else None) or own.get("curve"),
                 )
             )
-        stretches = blend(voices, method, over, count)
-        extra = {k: v for k, v in given[0][0][1].items() if k != VOICE}
-        return io.NodeOutput(conditioning_of(stretches, extra), ui=ui.PreviewText(describe(stretches, voices)))
+        return _mixed(given, voices, method, over, count)
 
 
 class PromptWeight(Node):
@@ -196,8 +196,7 @@ class PromptTravel(Node):
             raise CoDiError("Prompt Travel takes prompts from CoDi's Encode nodes; this CONDITIONING holds several")
         ways = [Curve((0.0, 1.0), (1.0, 0.0)), Curve((0.0, 1.0), (0.0, 1.0))]
         voices = [Voice(c[0][0], curve=way) for c, way in zip((origin, destination), ways, strict=True)]
-        stretches = blend(voices, method, over, count)
-        return io.NodeOutput(conditioning_of(stretches, dict(origin[0][1])), ui=ui.PreviewText(describe(stretches, voices)))
+        return _mixed([origin, destination], voices, method, over, count)
 
 
 def over_inputs(default: str = "steps") -> list[Any]:
@@ -221,15 +220,25 @@ def over_inputs(default: str = "steps") -> list[Any]:
     ]
 
 
-def conditioning_of(stretches: list[Stretch], extra: dict[str, Any]) -> list:
-    """Mixtures as CONDITIONING: one entry for each part of the run, which stock nodes take like any other."""
+def _mixed(given: list[list], voices: list[Voice], method: str, over: str, count: int) -> io.NodeOutput:
+    """The mixture of prompts as CONDITIONING: one entry for each part of the run, which stock nodes take like any other.
+
+    What guidance leads away from is mixed in the same way, unless a prompt does not tell it or the weights may sum to 0."""
+    stretches = blend(voices, method, over, count)
+    own = {k: v for k, v in given[0][0][1].items() if k not in (VOICE, UNCOND, FRAMES)}
+    unconds = [c[0][1].get(UNCOND) for c in given]
+    away: list[Stretch] = []
+    if method != "add-subtract" and all(u is not None for u in unconds):
+        away = blend([replace(v, embedding=u) for v, u in zip(voices, unconds, strict=True)], method, over, count)
     out = []
-    for stretch in stretches:
-        more = dict(extra) if stretch.frames is None else {**extra, FRAMES: stretch.frames}
+    for i, stretch in enumerate(stretches):
+        more = dict(own) if stretch.frames is None else {**own, FRAMES: stretch.frames}
         if len(stretches) > 1:
             more |= {"start_percent": stretch.start, "end_percent": stretch.end}
+        if away:
+            more[UNCOND] = away[i].prompt
         out.append([stretch.prompt, more])
-    return out
+    return io.NodeOutput(out, ui=ui.PreviewText(describe(stretches, voices)))
 
 
 def _column(name: str, text: str, count: int) -> list[float] | None:

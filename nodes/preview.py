@@ -6,10 +6,10 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from comfy_api.latest import InputImpl, Types, io, ui
+from comfy_api.latest import io, ui
 
 from ..codi_models.figures import draw_spectrogram, to_image
-from .decode import frame_rate_input, saved_video, words_seed_input
+from .decode import frame_rate_input, longer_audio_input, noted, saved_video, video_of, words_seed_input
 from .host import shared
 from .host.handle import CoDiHandle
 from .host.spectrum import loudness
@@ -28,13 +28,14 @@ class Preview(Node):
             display_name="CoDi Preview",
             category=MEDIA,
             description="Decodes all parts of a joint LATENT and shows them together: image, video with its audio, spectrogram, caption.",
-            search_aliases=["show all", "decode all", "player", "view"],
+            search_aliases=["show all", "decode all", "player", "view", "picture", "clip", "sound"],
             is_output_node=True,
             inputs=[
                 CodiModel.Input("codi", tooltip="The model that made the LATENT."),
                 io.Latent.Input("latent", tooltip="Sampled joint LATENT."),
                 frame_rate_input(),
                 words_seed_input(),
+                longer_audio_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="For Save Image. Nothing runs on an output that the LATENT does not hold."),
@@ -45,7 +46,9 @@ class Preview(Node):
         )
 
     @classmethod
-    def execute(cls, codi: CoDiHandle, latent: dict, frame_rate: float = 0.0, words_seed: int = 0) -> io.NodeOutput:
+    def execute(
+        cls, codi: CoDiHandle, latent: dict, frame_rate: float = 0.0, words_seed: int = 0, longer_audio: str = "cut"
+    ) -> io.NodeOutput:
         from comfy_execution.graph_utils import ExecutionBlocker
 
         made = shared.decode_parts(codi, latent, words_seed)
@@ -64,13 +67,12 @@ class Preview(Node):
             image = made["image"]
             show["images"] = ui.PreviewImage(image, cls=cls).as_dict()["images"]
         if "video" in made:
-            videos = []
+            videos, lines = [], list[str]()
             for row, frames in enumerate(made["video"]):
                 track = {**audio, "waveform": audio["waveform"][row][None]} if "audio" in made else None
-                parts = Types.VideoComponents(images=frames, audio=track, frame_rate=rate)
-                videos.append(InputImpl.VideoFromComponents(parts))
+                videos.append(video_of(frames, track, rate, longer_audio, lines.append))
             video = videos[0]
-            show["video"] = [saved_video(one, cls) for one in videos]
+            show |= {"video": [saved_video(one, cls) for one in videos], **noted(lines)}
         if "text" in made:
             text = "\n".join(made["text"])
             show["text"] = tuple(made["text"])

@@ -10,9 +10,11 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..codi_models import version_0_3
 from ..codi_models.stages import SCHEDULES
-from .compose import alignment_inputs, alignment_settings
+from .compose import alignment_inputs, alignment_settings, combine_input
+from .guide import negative_input
 from .host import compose
 from .host.stages import sample_in_stages
+from .host.unconditional import negative_of
 from .schema import ADVANCED, MODELS_OWN, SAMPLING, UNSET, Node, own, schema
 
 
@@ -30,7 +32,7 @@ class JointSampler(Node):
             inputs=[
                 io.Model.Input("model", tooltip="A joint MODEL."),
                 io.Conditioning.Input("positive", tooltip="What to make, from CoDi's Encode nodes or the Condition Mixer."),
-                io.Conditioning.Input("negative", tooltip="What to move away from; CoDi Encode Text with an empty text for none."),
+                negative_input(),
                 io.Latent.Input("latent", tooltip="From CoDi Empty Joint Latent."),
                 io.Int.Input(
                     "seed",
@@ -86,6 +88,7 @@ class JointSampler(Node):
                     extra_dict=ADVANCED,
                     tooltip="Stages of your own, such as: video, audio+text. Used instead of the order where it is not empty.",
                 ),
+                combine_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="All parts, for CoDi Preview or the Decode nodes."),
@@ -105,7 +108,6 @@ class JointSampler(Node):
         cls,
         model: Any,
         positive: Any,
-        negative: Any,
         latent: dict,
         seed: int,
         steps: int,
@@ -116,8 +118,10 @@ class JointSampler(Node):
         wiring: str,
         alignment: float,
         alignment_guidance: float,
+        negative: Any = None,
         alignment_start: float = 0.0,
         alignment_end: float = 1.0,
+        alignment_combine: str = MODELS_OWN,
         independent: bool = False,
         order: str = MODELS_OWN,
         stages: str = "",
@@ -125,10 +129,11 @@ class JointSampler(Node):
         from nodes import common_ksampler  # type: ignore[attr-defined]  # the host's module of that name
 
         usual = compose.sampling_of(model)
+        negative = negative or negative_of(model.model.codi, positive)
         steps, cfg = own(steps, usual.steps), own(cfg, usual.cfg)
         sampler_name, scheduler = own(sampler_name, usual.sampler), own(scheduler, usual.scheduler)
         schedule = stages.strip() or own(version_0_3.schedule(order), usual.schedule)
-        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end)
+        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end, alignment_combine)
 
         def run(**changes: Any) -> Any:
             aligned = compose.align(model, **{**settings, **changes})

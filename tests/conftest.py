@@ -85,7 +85,7 @@ def server(host: Path, tmp_path_factory: pytest.TempPathFactory):
     """The host in a process of its own (host.server.Server)."""
     from host.server import Server
 
-    running = Server(host, make_base(tmp_path_factory.mktemp("server")), PACK)
+    running = Server(host, make_base(tmp_path_factory.mktemp("server"), official=True), PACK)
     yield running
     running.stop()
 

@@ -24,13 +24,16 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("growth.py", "--scale 10 --size 64 --repeats 1 --only prompts,rate --outputs 1 --prompts 1,2 --out OUT", 6),
         ("components.py", "--only vocoder --repeats 1", 1),
         ("half_precision.py", "--only vocoder,text_denoiser", 4),
+        ("gpu.py", "agreement --device cpu", 2),
+        ("gpu.py", "step --config mini --device cpu --repeats 1", 3),
         ("samplers.py", "--samples 2 --runs euler/normal --evaluations 2 --outputs text --no-joint --device cpu --out OUT", 2),
     ],
     ids=lambda value: value if isinstance(value, str) and value.endswith(".py") else "",
 )
 def test_a_script_prints_a_table(script: str, arguments: str, rows: int, tmp_path: Path) -> None:
     arguments = arguments.replace("OUT", str(tmp_path))
-    done = run(script, *arguments.split(), "--threads", "1") if script != "half_precision.py" else run(script, *arguments.split())
+    threads = [] if script in ("half_precision.py", "gpu.py") else ["--threads", "1"]
+    done = run(script, *arguments.split(), *threads)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
     assert len(lines) == rows + 2 and torch.__version__ in done.stdout

@@ -87,11 +87,12 @@ def test_the_largest_seed(generate):
 
 def test_run_json_repeats_the_run(generate, folder):
     """All that decides the result beside the model is in it, under the names that the pipeline takes."""
-    options = ["--cfg", "image=4,text=2", "--cfg-rescale", "0.5", "--alignment-directions", "image<text=0.5", "--alignment-end", "0.9"]
+    options = ["--cfg", "image=4,text=2", "--cfg-rescale", "0.5", "--alignment-directions", "image<text=0.5", "--alignment-end", "0.9",
+               "--alignment-combine", "sum"]  # fmt: skip
     assert generate("--text", "a red star", "--outputs", "image,text", "--seed", "5", "--raw", *options) == 0
     run, image = json.loads((generate.out / "run.json").read_text()), np.load(generate.out / "000_raw.npz")["image"]
     names = ("seed", "count", "mix", "frames", "batch_size", "steps", "sampler", "scheduler", "cfg", "cfg_rescale", "wiring", "alignment",
-             "alignment_guidance", "alignment_directions", "alignment_end", "schedule")  # fmt: skip
+             "alignment_guidance", "alignment_directions", "alignment_end", "alignment_combine", "schedule")  # fmt: skip
     (sample,) = CoDiPipeline.from_pretrained(folder, device="cpu")("a red star", run["outputs"], **{n: run[n] for n in names if n in run})
     assert np.array_equal(sample.image.permute(1, 2, 0).numpy(), image)
 

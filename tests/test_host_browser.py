@@ -69,6 +69,12 @@ def test_templates_and_subgraphs_open_without_overlap(server, nodes2):
             graph = json.loads(saved.read_text(encoding="utf-8"))
             page.open(graph, wait=300)
             assert page.page.evaluate("() => app.graph._nodes.length") == len(graph["nodes"]), saved.stem
+            links = {link: (str(source), slot) for link, source, slot, *_ in graph["links"]}
+            sent = page.page.evaluate("async () => (await app.graphToPrompt()).output")
+            for entry in graph["nodes"]:  # every link leads to the input that it led to, wherever that stands on its node
+                for given in entry.get("inputs", []) if str(entry["id"]) in sent else ():
+                    if given.get("link") is not None:
+                        assert tuple(sent[str(entry["id"])]["inputs"][given["name"]]) == links[given["link"]], (saved.stem, given)
         page.assert_no_trouble()
 
 
@@ -107,7 +113,7 @@ def test_results_are_shown_and_stay(server, nodes2):
         page.shoot("results")
         view.locator(".pages button").last.click()
         before = shown(page, 2)
-        page.open(shipped("example_workflows", template("prompt_travel")))
+        page.open(shipped("example_workflows", template("building_blocks")))
         assert page.page.evaluate(_SHOWN) == []
         page.page.locator(".workflow-tab").nth(-2).click()
         assert shown(page, 2) == before

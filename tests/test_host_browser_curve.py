@@ -229,3 +229,11 @@ def test_a_clip_plays_on_a_stock_sampler_while_it_is_sampled(page):
     assert after == before
     page.page.evaluate("() => app.ui.settings.setSettingValueAsync('Comfy.Execution.PreviewMethod', 'default')")
     page.assert_no_trouble()
+
+
+@pytest.mark.parametrize("keyframes", [", ".join(f"{i / 9000:.5f}:1" for i in range(9000)), "0:1\n" * 3000], ids=["keys", "lines"])
+def test_what_is_too_long_is_not_drawn(page, keyframes):
+    opened(page, mixed(keyframes, over="frames", count=1024), MIXER)
+    page.page.locator(".codi-curve svg .note").get_by_text("too long to be drawn").wait_for(timeout=30_000)
+    assert page.page.locator(".codi-curve circle").count() < 1000
+    assert text_of(page) == keyframes  # what was written stays

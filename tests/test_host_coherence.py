@@ -57,7 +57,7 @@ def test_coherence_compares_prompts_and_outputs(session, headless):
     image, score, table = (session.value("mean", i) for i in range(3))
     assert score == pytest.approx(float(coherence.scores(matrix, 4).mean()), abs=1e-3)
     assert image.shape[0] == 2 and image.shape[-1] == 3 and (image[0] - image[1]).abs().max() > 0.1
-    assert len(ui["images"]) == 2 and ui["text"][0] == table
+    assert len(ui["images"]) == 3 and ui["text"][0] == table
     assert '"a red square bounces twice" - made video: ' in table and "item 2: " in table
     assert len(table.splitlines()) == 2 * (1 + 10)
 

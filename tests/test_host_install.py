@@ -16,11 +16,12 @@ from codi.codi_models.autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GP
 from codi.codi_models.conversion import releases
 from codi.codi_models.conversion.layout import published_file
 from host.browser import open_page
-from host.graph import node, outputs, shown
+from host.graph import OFFICIAL, node, outputs, shown, template
 from host.server import Server
 from host.session import Failed
 from host.setting import PACK, make_base
 from host.tiny import create_tiny, tiny_config
+from test_host_browser import assert_apart, shipped
 from unreliable import UnreliableHub
 
 AUDIO = published_file("audio_denoiser")
@@ -183,8 +184,18 @@ def test_names_lead_nowhere_outside(session):
 
 @pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes2"])
 def test_the_button_on_the_node(running, remote, official, nodes2):
-    remote.faults, remote.stall_seconds = ["redirect"] * 4 + ["stall"] * 4, 20.0
+    remote.faults, remote.stall_seconds = ["redirect"] * 4 + ["stall"] * 40, 20.0
+
+    def late(route):
+        """The answer to Cancel reaches the page after the event that tells of the end."""
+        answer = route.fetch()
+        if route.request.method == "POST" and "stop" in (route.request.post_data or ""):
+            until(running, lambda state: state["state"] != "running")
+            time.sleep(1)
+        route.fulfill(response=answer)
+
     with open_page(running.url, nodes2=nodes2) as page:
+        page.page.route("**/codi/install", late)
         page.open_api({"1": node("CoDiLoad", name=names(running)[-1])}, "install")
         view = page.page.locator(".codi-install").first
         start = view.get_by_role("button", name="Download and convert")
@@ -207,3 +218,13 @@ def test_the_button_on_the_node(running, remote, official, nodes2):
         page.page.wait_for_function(value, timeout=120_000)
         view.wait_for(state="hidden", timeout=60_000)
         assert page.crashes == []
+
+
+@pytest.mark.parametrize("nodes2", [False, True], ids=["classic", "nodes2"])
+def test_official_templates_open_without_overlap_where_the_model_is_not_installed(running, official, nodes2):
+    shutil.rmtree(official)
+    with open_page(running.url, nodes2=nodes2) as page:
+        for name in OFFICIAL:
+            page.open(shipped("example_workflows", template(name)))
+            page.page.locator(".codi-install button").first.wait_for(timeout=90_000)
+            assert_apart(page, name)

@@ -101,21 +101,24 @@ def test_only_composed_denoisers_are_loaded(session):
     assert model.model.outputs == ("text", "audio")
 
 
+def empty_latent(session, outputs: list[str]) -> dict:
+    parts, config = session.pack.nodes.host.parts, session.value("load", 1).config
+    return parts.empty(config, parts.sizes_of(config, outputs, seconds=0.32))
+
+
 def test_a_kept_part_is_left_as_it_was(session):
     from comfy.nested_tensor import NestedTensor
 
     session.run(shown(base_graph("image", "audio"), ["load", 0]))
-    model, codi = session.value("load", 0), session.value("load", 1)
-    latent = session.pack.nodes.host.parts.empty(codi.config, ["image", "audio"], width=64, height=64, frames=1, seconds=0.32, batch=1)
+    model = session.value("load", 0)
+    latent = empty_latent(session, ["image", "audio"])
     image, audio = latent["samples"].unbind()
     image = torch.randn(image.shape, generator=torch.Generator().manual_seed(0))
     latent["samples"] = NestedTensor([image, audio])
     latent["noise_mask"] = NestedTensor([torch.zeros(1, 1, 8, 8), torch.ones(1, 1, *audio.shape[2:])])
     prompt = [[torch.nn.functional.normalize(torch.ones(1, 1, 128), dim=-1), {}]]
     with torch.inference_mode():
-        out = session.classes["CoDiJointSampler"].execute(
-            model, prompt, prompt, latent, 0, 2, 1.0, "uni_pc", "normal", 1.0, "cross", 1.0, 1.0
-        )
+        out = session.classes["CoDiJointSampler"].execute(model, prompt, latent, 0, 2, 1.0, "uni_pc", "normal", 1.0, "cross", 1.0, 1.0)
     kept, made = out.result[0]["samples"].unbind()
     assert torch.equal(kept, image)
     assert made.std() > 0.01
@@ -234,7 +237,7 @@ def test_a_lora_on_one_member_works_in_the_joint_model(session):
     changed = members[0].clone()
     assert changed.add_patches({key: (torch.full_like(members[0].model.state_dict()[key], 0.2),)}, 1.0) == [key]
     prompt = [[torch.nn.functional.normalize(torch.ones(1, 1, 128), dim=-1), {}]]
-    latent = host.parts.empty(codi.config, ["text", "audio"], width=64, height=64, frames=1, seconds=0.32, batch=1)
+    latent = empty_latent(session, ["text", "audio"])
 
     def run(first):
         from nodes import common_ksampler

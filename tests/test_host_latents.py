@@ -56,6 +56,11 @@ def test_batch_repeat_and_select_with_masks(session):
         assert torch.equal(got, torch.cat([torch.stack([b[1], a[0], b[1]])] * 2))
     masks = repeated["noise_mask"].unbind()
     assert masks[0].shape == (6, 1, 8, 8) and not masks[0].any() and masks[1].all()
+    graph["joined"] = node("CoDiJoinLatents", codi=["load", 1], **two)  # of the same outputs: a batch
+    graph["more"] = node("CoDiSelectFromBatch", codi=["load", 1], latent=["some", 0], samples="", repeat=2)
+    session.run({**shown(graph, ["joined", 0]), "other": node("PreviewAny", source=["batch", 0])})
+    assert equal(session.value("joined"), session.value("batch"))
+    assert equal(value(session, graph, ["more", 0]), repeated)
     graph["again"] = node("CoDiJointSampler", **{**graph["sample"]["inputs"], "latent": ["repeat", 0]})
     assert torch.equal(parts(value(session, graph, ["again", 0]))[0], parts(repeated)[0])
 
@@ -112,7 +117,7 @@ def test_what_is_refused(session):
         with pytest.raises(Failed, match=words) as failure:
             session.run(shown(graph, ["it", 0]))
         assert failure.value.node == kind
-    for samples, words in (("5", "batch of 1"), ("", "none"), ("a", "whole numbers")):
+    for samples, words in (("5", "batch of 1"), (",", "none"), ("a", "whole numbers")):
         graph["it"] = node("CoDiSelectFromBatch", codi=["load", 1], latent=["empty", 0], samples=samples)
         with pytest.raises(Failed, match=words):
             session.run(shown(graph, ["it", 0]))

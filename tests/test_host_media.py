@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from clips import Clip, write
-from host.graph import base_graph, node, shown
+from host.graph import base_graph, decoded, node, sampled, shown
 from host.session import Failed
 
 RATE = 6.25
@@ -159,3 +160,53 @@ def test_reading_ends_where_the_user_interrupts(session, pack, monkeypatch):
     with pytest.raises(mm.InterruptProcessingException):
         pack.frames.Frames(pack.video, RATE).read(8, rate=None, span=pack.media.Span(), fit=same, progress=pack.frames.reading())
     assert len(calls) == 3
+
+
+@pytest.mark.parametrize("longer_audio", ["cut", "loop", "hold"])
+def test_preview_decode_save_and_headless_hold_the_same_of_audio_longer_than_its_video(session, tmp_path, longer_audio):
+    """A video of 1.28 s with audio of 2.56 s: one rule for the player on the node, the VIDEO that Save Video gets, and the command line."""
+    import av
+    import folder_paths
+
+    graph = decoded(sampled("video", "audio", frames=8), "video", "audio")
+    graph["empty"]["inputs"]["seconds"] = 2.56
+    graph["video"]["inputs"] |= {"audio": ["audio", 0], "longer_audio": longer_audio}
+    graph["preview"] = node("CoDiPreview", codi=["load", 1], latent=["sample", 0], longer_audio=longer_audio)
+    graph["save"] = node("SaveVideo", video=["preview", 1], filename_prefix="longer", format="auto", codec="auto")
+    shown = session.run(graph)
+    config = session.value("load", 1).config
+    frames = 8 if longer_audio == "cut" else 16
+    for name, slot in (("preview", 1), ("video", 1)):
+        parts = session.value(name, slot).get_components()
+        rate = parts.audio["sample_rate"]
+        assert len(parts.images) == frames and parts.audio["waveform"].shape[-1] == round(frames / config.sampling.frame_rate * rate)
+        said = shown[name].get("codi_note", [])
+        assert len(said) == (longer_audio == "cut") and all("1.28 of 2.56 s" in line for line in said)
+    assert session.value("preview", 2)["waveform"].shape[-1] == round(2.56 * rate)  # the audio alone is whole
+    core = f"{session.pack.__name__}.codi_models"
+    sample = importlib.import_module(f"{core}.pipeline").Sample(
+        0, video=session.value("video", 0).movedim(-1, 1), audio=session.value("audio", 0)["waveform"][0, 0],
+        frame_rate=config.sampling.frame_rate, sample_rate=rate,
+    )  # fmt: skip
+    importlib.import_module(f"{core}.cli.outputs").write_sample(sample, tmp_path, "s", raw=False, written=[], longer_audio=longer_audio)
+    folders = folder_paths.get_temp_directory(), folder_paths.get_output_directory()
+    player, (saved,) = shown["preview"]["video"][0], (shown["save"].get("images") or shown["save"]["video"])
+    files = [f"{folders[0]}/{player['filename']}", f"{folders[1]}/{saved['subfolder']}/{saved['filename']}", tmp_path / "s_video.mp4"]
+    for path in files:
+        with av.open(str(path)) as file:
+            assert sum(1 for _ in file.decode(video=0)) == frames, path
+        with av.open(str(path)) as file:
+            heard = sum(frame.samples for frame in file.decode(audio=0)) / file.streams.audio[0].rate
+        assert heard == pytest.approx(frames / config.sampling.frame_rate, abs=0.14), path
+
+
+def test_a_size_far_from_the_models_own_is_told_on_the_node(session):
+    for more, count in (({}, 0), ({"width": 256}, 2), ({"seconds": 0.32, "frames": 20}, 2), ({"width": 96, "height": 32}, 0)):
+        graph = base_graph("image", "video", "audio", width=0, height=0, frames=0, seconds=0.0)
+        graph["empty"]["inputs"] |= more
+        said = session.run(shown(graph, ["empty", 0])).get("empty", {}).get("text", ("",))[0]
+        assert len([line for line in said.splitlines() if "tiny was made for" in line]) == (2 * count if "width" in more else count), more
+    graph["media"] = node("CoDiMediaToLatent", codi=["load", 1], width=0, height=0, image=["scene", 0])
+    graph["scene"] = node("CoDiBounceScene", shape="star", colour="blue", beats="3", seed=2)
+    session.run(shown(graph, ["media", 0]))
+    assert session.value("media")["samples"].shape[-2:] == (8, 8)

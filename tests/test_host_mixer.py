@@ -53,7 +53,7 @@ def test_a_mixture_without_curves_is_one_prompt_and_shows_its_norm(session):
     session.forget()
     shown_ui = session.run(shown(graph, ["mix", 0]))
     (entry,) = session.value("mix")
-    assert torch.equal(entry[0], mix(list(embeddings(session)), [1, 2], "spherical")) and entry[1] == {}
+    assert torch.equal(entry[0], mix(list(embeddings(session)), [1, 2], "spherical")) and entry[1].keys() <= {"codi_uncond"}
     assert "norm 1.000" in str(shown_ui["mix"]["text"]) and "similarity" in str(shown_ui["mix"]["text"])
 
 
@@ -80,7 +80,7 @@ def test_weights_over_the_frames_of_a_clip(session):
     back = clip(keyframes="0:0, 1:1\n0:1, 1:0")
     assert not torch.allclose(travel[0], back[0], atol=1e-4)
     assert torch.allclose(travel[1], back[1], atol=0.3 * float(travel[1].std()))  # sound follows the mean of the frames
-    with pytest.raises(Failed, match="prompts for 3 frames and the clip has 4"):
+    with pytest.raises(Failed, match="prompts for 3 frames and the video has 4"):
         clip(keyframes="0:1, 1:0\n0:0, 1:1", count=3)
 
 

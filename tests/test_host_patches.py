@@ -128,7 +128,7 @@ def test_context_windows_are_of_the_frames_of_a_clip(session, model):
     made, plain = sampled(session, "ContextWindowsManual", names, **given), sampled(session, None, names, **given)
     assert (made[0] - plain[0]).abs().max() > 1e-3
     assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(made[1:], plain[1:], strict=True))
-    with pytest.raises(Failed, match="frames of a clip"):
+    with pytest.raises(Failed, match="frames of a video"):
         sampled(session, "ContextWindowsManual", ("image", "audio"), more=windows(session))
 
 

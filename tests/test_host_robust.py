@@ -283,13 +283,13 @@ def test_sounds_of_any_shape_are_prompts(session, channels, rate, count):
 @pytest.mark.parametrize(
     ("kind", "slot", "value", "words"),
     [
-        ("Image", "image", torch.zeros(0, 8, 8, 3), "at least one picture"),
+        ("Image", "image", torch.zeros(0, 8, 8, 3), "at least one image"),
         ("Image", "image", torch.full((1, 8, 8, 3), torch.nan), "NaN|finite|infinite"),
-        ("Video", "video", torch.zeros(0, 8, 8, 3), "at least one picture"),
+        ("Video", "video", torch.zeros(0, 8, 8, 3), "at least one image"),
         ("Video", "video", torch.full((2, 8, 8, 3), torch.inf), "NaN|finite|infinite"),
         ("Audio", "audio", {"waveform": torch.zeros(1, 1, 0), "sample_rate": 16000}, "no samples"),
         ("Audio", "audio", {"waveform": torch.full((1, 1, 900), torch.nan), "sample_rate": 16000}, "NaN|finite|infinite"),
-        ("Audio", "audio", None, "no sound"),
+        ("Audio", "audio", None, "no audio"),
     ],
 )
 def test_media_that_are_no_prompts(session, kind, slot, value, words):

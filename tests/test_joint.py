@@ -152,6 +152,21 @@ def test_three_outputs_attend_to_the_other_two(nets: dict[str, UNet]) -> None:
     torch.testing.assert_close(joint(x, TIME, prompt())["audio"], expected)
 
 
+def test_sources_one_by_one_add_up(nets: dict[str, UNet]) -> None:
+    joint, x, halves = JointDenoiser(nets), latents("image", "audio", "text"), {("audio", "text"): 0.5, ("text", "image"): 0.0}
+    summed = Alignment(combine="sum", directions=halves)
+    made, alone = joint(x, TIME, prompt(), alignment=summed), joint(x, TIME, prompt(), alignment=Alignment("off"))
+    for target in x:
+        expected = alone[target]
+        for source in set(x) - {target}:
+            only = {(target, other): halves.get((target, other), 1.0) * (other == source) for other in set(x) - {target}}
+            expected = expected + joint(x, TIME, prompt(), alignment=Alignment(directions=only))[target] - alone[target]
+        torch.testing.assert_close(made[target], expected)
+    assert differ(made["audio"], joint(x, TIME, prompt(), alignment=Alignment(directions=halves))["audio"])
+    pair = latents("image", "audio")
+    same(joint(pair, TIME, prompt(), alignment=Alignment(combine="sum")), joint(pair, TIME, prompt()))
+
+
 def test_strength_of_the_connectors(nets: dict[str, UNet]) -> None:
     joint, x = JointDenoiser(nets), latents("image", "audio")
     off, on = joint(x, TIME, prompt(), alignment=Alignment("off")), joint(x, TIME, prompt())

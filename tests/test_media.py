@@ -93,10 +93,34 @@ def test_mp4_keeps_frames_colours_and_sound(tmp_path):
     assert len(back) / rate == pytest.approx(0.96, abs=0.13)  # whole AAC packets
 
 
-def test_sound_longer_than_the_clip_is_cut(tmp_path):
-    media.write_mp4(tmp_path / "a.mp4", coloured_clip(), 6.25, tone(seconds=4.0), 16000)
+@pytest.mark.parametrize("longer_audio", media.LONGER_AUDIO)
+@pytest.mark.parametrize(("rate", "frames", "seconds"), [(4.0, 8, 10.24), (6.25, 8, 2.0), (4.0, 8, 2.04), (25.0, 50, 1.0), (29.97, 7, 0.9)])
+def test_audio_of_another_length_than_its_video(longer_audio, rate, frames, seconds):
+    clip, sound = torch.arange(float(frames)), torch.rand(2, round(seconds * 16000))
+    made, track, line = media.fit_lengths(clip, rate, sound, 16000, longer_audio)
+    longer = seconds > frames / rate + 0.05
+    assert bool(line) == (longer and longer_audio == "cut")
+    assert torch.equal(made[:frames], clip) and torch.equal(track, sound[:, : track.shape[1]])
+    if not longer or longer_audio == "cut":
+        assert len(made) == frames and track.shape[1] == min(sound.shape[1], round(frames / rate * 16000))
+    else:
+        assert track.shape == sound.shape and seconds <= len(made) / rate < seconds + 1 / rate
+        expected = [i % frames for i in range(len(made))] if longer_audio == "loop" else [min(i, frames - 1) for i in range(len(made))]
+        assert made.tolist() == expected
+    if line:
+        assert f"{frames / rate:.2f} of {seconds:.2f} s" in line
+
+
+@pytest.mark.parametrize(("longer_audio", "seconds"), [("cut", 0.96), ("loop", 4.0), ("hold", 4.0)])
+def test_audio_longer_than_the_video_in_an_mp4(tmp_path, longer_audio, seconds):
+    said: list[str] = []
+    media.write_mp4(tmp_path / "a.mp4", coloured_clip(), 6.25, tone(seconds=4.0), 16000, longer_audio=longer_audio, note=said.append)
     back, rate = media.read_audio(tmp_path / "a.mp4")
-    assert len(back) / rate < 1.1
+    assert len(back) / rate == pytest.approx(seconds, abs=0.14) and len(said) == (longer_audio == "cut")
+    assert media.video_seconds(tmp_path / "a.mp4") == pytest.approx(seconds, abs=0.17)
+    with pytest.raises(CoDiError, match="longer_audio 'stretch' is unknown: give one of cut, loop, hold"):
+        media.write_mp4(tmp_path / "b.mp4", coloured_clip(), 6.25, tone(), 16000, longer_audio="stretch")
+    assert not (tmp_path / "b.mp4").exists()
 
 
 def test_frames_are_spread_over_a_long_clip(tmp_path):

@@ -43,3 +43,9 @@ def test_targets(official, run):
     assert result["alone"] <= result["together"] < memory.TARGETS[run]
     denoise = next(row for row in result["rows"] if row["stage"] == "denoise")
     assert denoise["activations"] > 1e8
+
+
+def test_the_table_of_templates_is_what_is_computed(official):
+    table = memory.template_table(official)
+    assert len(table.splitlines()) == 8
+    assert table in (memory.WORKFLOWS.parents[1] / "docs" / "official.md").read_text(encoding="utf-8"), "run memory.py --templates"

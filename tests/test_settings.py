@@ -13,8 +13,8 @@ from codi.codi_models.config import CoDiConfig, DiffusionConfig, SamplingConfig
 from codi.codi_models.diffusion import NoiseSchedule, run_sigmas
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.guidance import Guidance
-from codi.codi_models.modalities import MODALITIES
-from codi.codi_models.settings import OVERRIDES, Settings, image_unit, latent_shapes, parse_each, snr_scales
+from codi.codi_models.modalities import MODALITIES, Size
+from codi.codi_models.settings import OVERRIDES, Settings, image_unit, latent_shapes, own_size, parse_each, snr_scales, unusual_sizes
 from codi.codi_models.stages import SCHEDULES, SEQUENTIAL, TOGETHER, parse_schedule
 
 CONFIG = CoDiConfig.mini()
@@ -23,22 +23,39 @@ CONFIG = CoDiConfig.mini()
 def test_every_default_is_the_models() -> None:
     unusual = SamplingConfig(
         image_size=48, video_size=32, frames=5, frame_rate=3.0, sampler="euler", scheduler="karras", steps=13, cfg=2.25, wiring="self",
-        alignment=0.75, alignment_guidance=1.5, schedule="image, audio+text",
+        alignment=0.75, alignment_guidance=1.5, alignment_combine="sum", schedule="image, audio+text",
     )  # fmt: skip
     for other in dataclasses.fields(SamplingConfig):
         assert getattr(unusual, other.name) != getattr(CONFIG.sampling, other.name), "a default that differs"
     one = Settings.resolve(dataclasses.replace(CONFIG, sampling=unusual), list(MODALITIES))
     assert (one.image_size, one.video_size, one.frames, one.sampler, one.scheduler, one.steps) == (48, 32, 5, "euler", "karras", 13)
-    assert dict(one.cfg) == dict.fromkeys(MODALITIES, 2.25) and one.alignment == Alignment("self", 0.75, 1.5)
+    assert dict(one.cfg) == dict.fromkeys(MODALITIES, 2.25) and one.alignment == Alignment("self", 0.75, 1.5, combine="sum")
     assert one.stages == (("image",), ("text", "audio"), ("video",)) or one.stages == (("image",), ("audio", "text"), ("video",))
     assert (one.seed, one.count, one.cfg_rescale, one.mix, one.given, one.strength) == (0, 1, 0.0, "linear", (), ())
+
+
+OFFICIAL = CoDiConfig.official()
+NEAR = [
+    ("image", Size(512, 512), 0), ("image", Size(256, 256), 0), ("image", Size(768, 512), 0), ("image", Size(128, 512), 1),
+    ("image", Size(1024, 1024), 2), ("video", Size(256, 256, 8), 0), ("video", Size(512, 512, 8), 2), ("video", Size(256, 256, 30), 1),
+    ("video", Size(256, 256, 2), 1), ("audio", Size(mel_frames=1024), 0), ("audio", Size(mel_frames=512), 0),
+    ("audio", Size(mel_frames=96), 1), ("text", Size(), 0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("output", "size", "count"), NEAR, ids=str)
+def test_sizes_far_from_the_models_own_are_named_with_it(output, size, count) -> None:
+    lines = unusual_sizes(OFFICIAL, {output: size})
+    assert len(lines) == count and all(line.startswith(f"{output}: ") and "codi was made for" in line for line in lines)
+    assert unusual_sizes(OFFICIAL, {m: own_size(OFFICIAL, m) for m in MODALITIES}) == []
 
 
 def test_every_setting_of_a_run_replaces_its_default() -> None:
     given = {
         "steps": 3, "cfg": "image=4, text=2", "cfg_rescale": 0.5, "sampler": "euler", "scheduler": "normal", "wiring": "self",
         "alignment": 0.5, "alignment_guidance": 2.0, "alignment_directions": "image<text=0.25", "alignment_start": 0.125,
-        "alignment_end": 0.75, "schedule": "text, image", "strength": "text=0.5", "mix": "spherical", "frames": 4, "size": 32,
+        "alignment_end": 0.75, "alignment_combine": "sum", "schedule": "text, image", "strength": "text=0.5", "mix": "spherical",
+        "frames": 4, "size": 32,
     }  # fmt: skip
     assert set(given) == set(OVERRIDES) <= set(inspect.signature(Settings.resolve).parameters)
     usual = Settings.resolve(CONFIG, ["image", "text"], given=["text"]).to_dict()
@@ -145,3 +162,19 @@ def test_settings_of_version_0_3() -> None:
     new = {"schedule": "video, audio", "sampler": "euler", "scheduler": None, "steps": 3}
     assert version_0_3.settings(new) == new
     assert version_0_3.settings({"sampler": ["ddpm"], "order": 3}) == {"sampler": ["ddpm"], "schedule": 3}, "told by who reads them"
+
+
+def test_values_of_other_types_are_named() -> None:
+    wrong = {"steps": ("3", 2.5, [3], True), "cfg_rescale": ("x", {}), "wiring": (3, int), "alignment": ([], "1"), "frames": ({}, "8"),
+             "alignment_directions": (3, [1], {"image": 1.0}, {("image", "text"): "x"}), "schedule": (3, {}), "size": ("64",),
+             "cfg": ([1], {"image": "x"}), "mix": (3,), "seed": ("1", 0.5), "count": ([], 2.5), "batch_size": ("x",)}  # fmt: skip
+    for name, values in wrong.items():
+        for value in values:
+            with pytest.raises(CoDiError, match=name):
+                Settings.resolve(CONFIG, ["image", "text"], **{name: value})
+    for outputs in (3, None, [3], [[]], {"image": 1, "smell": 2}, ""):
+        with pytest.raises(CoDiError, match="outputs?"):
+            Settings.resolve(CONFIG, outputs)  # type: ignore[arg-type]
+    with pytest.raises(CoDiError) as error:
+        Settings.resolve(CONFIG, ["image"], schedule="x" * 100_000)
+    assert len(str(error.value)) < 2000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -81,11 +82,29 @@ def test_examples_are_found_in_manifests_folders_and_tars(pairs: Path, tmp_path:
         entry = tarfile.TarInfo("a/one.json")
         entry.size = len(caption)
         tar.addfile(entry, io.BytesIO(caption))
-    for data in (tmp_path / "shard.tar", tmp_path):
+    with gzip.open(tmp_path / "packed.tar.gz", "wb") as packed:
+        packed.write((tmp_path / "shard.tar").read_bytes())
+    for data in (tmp_path / "shard.tar", tmp_path, tmp_path / "packed.tar.gz"):
         (record,) = records.find_records(data)
         found = FolderDataset(data, CoDiConfig.mini())
         assert of([record]) == ["audio+image+text"] and found.texts([0], random.Random(0)) == ["a red circle"]
         assert found.media("image", [0]).shape == (1, 3, 64, 64) and found.media("audio", [0]).shape == (1, 20480)
+
+
+def test_a_tar_is_opened_once_whatever_it_holds(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tarfile.open(tmp_path / "many.tar", "w") as tar:
+        for number in range(20):
+            tar.add(pairs / "000_image.png", f"{number:02d}.png")
+            tar.add(pairs / "000_text.txt", f"{number:02d}.txt")
+    opened: list[str] = []
+    original = tarfile.open
+    monkeypatch.setattr(records.tarfile, "open", lambda *a, **k: (opened.append(a[0]), original(*a, **k))[1])
+    found = FolderDataset(tmp_path / "many.tar", CoDiConfig.mini())
+    found.check()
+    assert len(found) == 20 and len(opened) <= 2  # is_tarfile looks too
+    (tmp_path / "many.tar").write_bytes((tmp_path / "many.tar").read_bytes()[:20000])
+    with pytest.raises(CoDiError, match="many.tar/19.png cannot be read.*Pack it again"):
+        found.records[19].read("image")
 
 
 def test_bad_data_are_told(pairs: Path, tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 // entered and left, or a reload of the page.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { STYLE, buildView } from "./codi_view.js";
+import { buildView } from "./codi_view.js";
 
 const HEIGHTS = { // of what nodes show, at least, in pixels
   CoDiPreview: 320, CoDiDecodeImage: 200, CoDiDecodeVideo: 200, CoDiDecodeAudio: 44, CoDiDecodeText: 60, CoDiShowText: 60, CoDiBounceScene: 240,
   CoDiCoherence: 320, CoDiSharedSpace: 320, CoDiPickBest: 60, CoDiTrain: 200, CoDiLoad: 72, CoDiLoadJoint: 72, CoDiConditionMixer: 60, CoDiPromptTravel: 60,
-  CoDiKeep: 48, CoDiMediaToLatent: 48,
+  CoDiKeep: 48, CoDiMediaToLatent: 48, CoDiEmptyJointLatent: 48,
 };
 const rootGraph = () => app.rootGraph ?? app.graph;
 
@@ -80,10 +80,7 @@ async function fromHistory() {
 }
 
 app.registerExtension({
-  name: "CoDi.Results",
-  setup() {
-    document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
-  },
+  name: "codianytoany.Results",
   async beforeRegisterNodeDef(nodeType, nodeData) {
     if (HEIGHTS[nodeData.name]) attach(nodeType, HEIGHTS[nodeData.name]);
   },

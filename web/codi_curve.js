@@ -1,10 +1,12 @@
 // The curves of the Condition Mixer and of Prompt Weight, drawn on the node. What is stored is the text of the keyframes widget.
 import { app } from "../../scripts/app.js";
-import { STYLE, buildCurves } from "./codi_curve_view.js";
+import { buildCurves } from "./codi_curve_view.js";
 import { joinLines, splitLines } from "./codi_keyframes.js";
 
 const WATCHED = ["keyframes", "over", "count", "starts", "ends"];
 const INSTEAD = ["floats", "curve", "keyframes"]; // inputs that count instead of what is drawn, the first that is connected
+
+const MOST_PLACES = 1024, MOST_LINES = 64, MOST_TEXT = 20000; // beyond which a figure shows nothing and drawing takes seconds
 
 const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name);
 const isLinked = (node, name) => node.inputs?.some((input, slot) => input.name === name && node.isInputConnected(slot));
@@ -35,7 +37,7 @@ function spansOf(node, count) {
 
 /** Places at which curves are read, and what stands below their ends. */
 function stepsOf(node) {
-  const over = widgetOf(node, "over")?.value, count = Math.max(1, Number(widgetOf(node, "count")?.value) || 1);
+  const over = widgetOf(node, "over")?.value, count = Math.min(MOST_PLACES, Math.max(1, Number(widgetOf(node, "count")?.value) || 1));
   if (over === undefined) return { marks: [], ends: ["0", "1"] };
   if (over === "steps") return { marks: Array.from({ length: count + 1 }, (_, i) => i / count), ends: ["0 %", `${over} 100 %`] };
   return { marks: Array.from({ length: count }, (_, i) => i / Math.max(1, count - 1)), ends: ["1", `${over} ${count}`] };
@@ -47,9 +49,11 @@ function attach(node) {
   const read = () => {
     const names = promptsOf(node);
     const many = !widgetOf(node, "weight");
-    const lines = splitLines(text.value, many ? Math.max(1, names.length) : 1);
+    const written = String(text.value ?? ""), tooLong = written.length > MOST_TEXT;
+    const all = splitLines(tooLong ? "" : written, many ? Math.max(1, names.length) : 1);
+    const lines = all.slice(0, MOST_LINES), long = tooLong || all.length > MOST_LINES ? "too long to be drawn" : "";
     const from = INSTEAD.find((name) => isLinked(node, name));
-    return { lines, names, spans: spansOf(node, lines.length), ...stepsOf(node), locked: from ? `← ${from}` : "" };
+    return { lines, names, spans: spansOf(node, lines.length), ...stepsOf(node), locked: from ? `← ${from}` : long };
   };
   const write = (lines) => {
     text.value = joinLines(lines);
@@ -87,10 +91,7 @@ function forward(root) {
 }
 
 app.registerExtension({
-  name: "CoDi.Curves",
-  setup() {
-    document.head.append(Object.assign(document.createElement("style"), { textContent: STYLE }));
-  },
+  name: "codianytoany.Curves",
   async beforeRegisterNodeDef(nodeType, nodeData) {
     if (!["CoDiConditionMixer", "CoDiPromptWeight"].includes(nodeData.name)) return;
     const { onNodeCreated, onConfigure, onConnectionsChange } = nodeType.prototype;

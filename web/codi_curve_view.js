@@ -8,7 +8,7 @@ const SLACK = 14; // pixels beyond the plot that still mean its edge
 const AGAIN = 500; // ms within which a double click belongs to the click that added a key
 const MOST_MARKS = 64;
 
-export const STYLE = `
+const STYLE = `
 .codi-curve { display:flex; flex-direction:column; width:100%; height:100%; min-height:150px; box-sizing:border-box; border-radius:4px;
   overflow:hidden; background:var(--comfy-input-bg, #222); color:var(--input-text, #ddd); font-size:11px; user-select:none; }
 .codi-curve .prompts { display:flex; flex-wrap:wrap; gap:4px; padding:4px 6px 0; flex:0 0 auto; }
@@ -60,7 +60,7 @@ export function buildCurves({ read, write }) {
   const prompts = make("div", { className: "prompts" });
   const svg = draw("svg", {});
   const plot = make("div", { className: "plot" }, svg);
-  const root = make("div", { className: "codi-curve" }, prompts, plot);
+  const root = make("div", { className: "codi-curve" }, make("style", { textContent: STYLE }), prompts, plot);
   let chosen = 0, drag = null, over = null, added = 0, shown = null;
 
   const size = () => [Math.max(80, plot.clientWidth), Math.max(60, plot.clientHeight)];

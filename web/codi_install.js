@@ -24,6 +24,7 @@ async function ask(body) {
 }
 
 async function take(next) {
+  if (next.at < state.at) return;  // an answer that an event has overtaken
   const finished = next.state === "done" && state.state === "running";
   state = next;
   if (finished) {
@@ -91,7 +92,7 @@ function addView(node) {
   buttons.style.cssText = "display:flex; gap:6px; flex-wrap:wrap;";
   root.append(text, bar, buttons);
   const height = () => (root.style.display === "none" ? 0 : HEIGHT);
-  const widget = node.addDOMWidget("codi_install", "codi_install", root, { serialize: false, getMinHeight: height, getMaxHeight: height });
+  const widget = node.addDOMWidget("codi_install", "codi_install", root, { serialize: false, hideOnZoom: false, getMinHeight: height, getMaxHeight: height });
   widget.serialize = false;
   const view = { node, root, text, bar, buttons }, name = node.widgets?.find((w) => w.name === "name");
   views.add(view);
@@ -116,7 +117,7 @@ function addView(node) {
 }
 
 app.registerExtension({
-  name: "codi.install",
+  name: "codianytoany.Install",
   async beforeRegisterNodeDef(nodeType, nodeData) {
     if (!LOADERS.includes(nodeData.name)) return;
     const { onNodeCreated } = nodeType.prototype;

@@ -61,7 +61,7 @@ function tick(time) {
 }
 
 app.registerExtension({
-  name: "CoDi.VideoWhileSampling",
+  name: "codianytoany.VideoWhileSampling",
   setup() {
     api.addEventListener("codi.frames", ({ detail }) => {
       const path = String(detail.node), node = nodeOf(path);

@@ -1,7 +1,7 @@
 // What a node made, in one element: images, video with its audio, spectrogram with a moving mark, text; pages where there are several.
 import { api } from "../../scripts/api.js";
 
-export const STYLE = `
+const STYLE = `
 .codi-results { position:relative; width:100%; height:100%; box-sizing:border-box; }
 .codi-results > div { position:absolute; inset:0; display:flex; flex-direction:column; gap:6px; padding:4px; box-sizing:border-box; overflow:hidden; }
 .codi-results .row { display:flex; gap:6px; justify-content:center; min-height:0; flex:1 1 auto; }
@@ -13,6 +13,7 @@ export const STYLE = `
 .codi-results audio { flex:0 0 32px; width:100%; height:32px; }
 .codi-results .codi-text { flex:0 1 auto; min-height:1.4em; overflow:auto; white-space:pre-wrap; user-select:text; padding:6px 8px; border-radius:4px;
   font-size:13px; background:var(--comfy-input-bg); color:var(--input-text); }
+.codi-results .codi-note { flex:0 0 auto; white-space:pre-wrap; font-size:12px; opacity:0.8; color:var(--input-text); }
 .codi-results .row[hidden] ~ .codi-text { flex:1 1 auto; }
 .codi-results .pages { flex:0 0 auto; display:flex; gap:8px; justify-content:center; align-items:center; font-size:12px; color:var(--input-text); }
 .codi-results .pages button { padding:0 10px; cursor:pointer; }
@@ -39,6 +40,7 @@ function sorted(output) {
     audio: output?.audio ?? [],
     spectrogram: (output?.codi_spectrogram ?? []).map((filename) => ({ filename })),
     text: [output?.text ?? []].flat(),
+    note: output?.codi_note ?? [],
   };
 }
 
@@ -51,10 +53,11 @@ export function buildView(onImages = () => {}) {
   const sound = make("div", { className: "sound", title: "Click to play from here" }, spectrum, mark);
   const audio = make("audio", { controls: true, preload: "auto" });
   const text = make("div", { className: "codi-text" });
+  const note = make("div", { className: "codi-note" });
   const count = make("span");
   const pages = make("div", { className: "pages" }, make("button", { textContent: "‹" }), count, make("button", { textContent: "›" }));
   const row = make("div", { className: "row" }, image, video);
-  const root = make("div", { className: "codi-results" }, make("div", {}, row, sound, audio, text, pages));
+  const root = make("div", { className: "codi-results" }, make("style", { textContent: STYLE }), make("div", {}, row, sound, audio, text, note, pages));
   for (const element of [audio, video, sound, pages]) element.addEventListener("pointerdown", (event) => event.stopPropagation());
   image.addEventListener("load", () => image.classList.toggle("small", image.naturalWidth <= SMALL));
   video.addEventListener("loadedmetadata", () => video.classList.toggle("small", video.videoWidth <= SMALL));
@@ -92,6 +95,8 @@ export function buildView(onImages = () => {}) {
     row.hidden = image.hidden && video.hidden;
     text.textContent = at(shown.text) ?? "";
     text.hidden = !text.textContent;
+    note.textContent = shown.note.join("\n");
+    note.hidden = !note.textContent;
     pages.hidden = total < 2;
     count.textContent = `${page + 1} / ${total}`;
     mark.style.left = "0";
@@ -108,7 +113,7 @@ export function buildView(onImages = () => {}) {
     root,
     show(output) {
       shown = sorted(output);
-      total = Math.max(0, ...Object.values(shown).map((list) => list.length));
+      total = Math.max(0, ...Object.entries(shown).map(([kind, list]) => (kind === "note" ? 0 : list.length)));
       page = 0;
       draw();
     },

@@ -38,7 +38,7 @@ class AudioAutoencoder(KLAutoencoder):
         logmel = self.mel(sound, frames=frames).to(sound.dtype) if sound.ndim == 2 else sound
         bands, channels = self.mel.config.n_mels, self.config.in_channels
         if logmel.ndim != 4 or logmel.shape[1] != channels or logmel.shape[3] != bands:
-            raise CoDiError(f"sound must be a waveform (B, N) or a log-mel (B, {channels}, T, {bands}), got {tuple(sound.shape)}")
+            raise CoDiError(f"audio must be a waveform (B, N) or a log-mel (B, {channels}, T, {bands}), got {tuple(sound.shape)}")
         if logmel.shape[2] < self.factor:
             raise CoDiError(f"a log-mel of {logmel.shape[2]} frames is too short: the autoencoder needs at least {self.factor}")
         return self._moments(logmel)
@@ -53,7 +53,7 @@ class AudioAutoencoder(KLAutoencoder):
 
         A sample that diverged (above 100 in diffusion space) is clipped to 10, as published. Raises CoDiError for other shapes."""
         if z.ndim != 4 or z.shape[1] != self.config.latent_channels:
-            raise CoDiError(f"sound latents must be (B, {self.config.latent_channels}, T, M), got {tuple(z.shape)}")
+            raise CoDiError(f"audio latents must be (B, {self.config.latent_channels}, T, M), got {tuple(z.shape)}")
         limit = OUTLIER_LIMIT / self.config.scale
         diverged = z.abs().amax(dim=(1, 2, 3), keepdim=True) * self.config.scale > OUTLIER
         return self._decode(torch.where(diverged, z.clamp(-limit, limit), z))

@@ -22,7 +22,7 @@ from .. import version_0_3
 from ..conditioning import PROMPT_KINDS, Prompt, fractions
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..settings import OVERRIDES, Each, Settings
+from ..settings import OVERRIDES, Settings, typed
 
 _FIELDS = ("id", "prompts", "keep", "start", "length", "outputs", "seed", "settings")
 _SPAN = ("start", "length")
@@ -121,7 +121,7 @@ def _item(entry: Mapping[str, Any], line: int, folder: Path, config: CoDiConfig)
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
     media = _given(entry.get("keep"), folder, _span(entry))
     kinds = [prompt.kind for prompt in media]
-    settings = Settings.resolve(config, outputs, seed=_typed("seed", seed, int), given=kinds, **_overrides(entry.get("settings")))
+    settings = Settings.resolve(config, outputs, seed=typed("seed", seed, int), given=kinds, **_overrides(entry.get("settings")))
     return Item(name, line, prompts, settings, media)
 
 
@@ -147,7 +147,7 @@ def _prompt(given: Any, folder: Path) -> Prompt:
     if len(values) != 1 or not isinstance(values[0], str) or (kind == "text" and "value" not in given):
         wanted = "the text as value" if kind == "text" else f"the {kind} file as path"
         raise CoDiError(f"a prompt of kind {kind} needs {wanted}, a string")
-    weight = _typed("weight", given.get("weight", 1.0), float)
+    weight = typed("weight", given.get("weight", 1.0), float)
     return Prompt(kind, values[0] if kind == "text" else folder / values[0], weight, **_span(given))
 
 
@@ -160,7 +160,7 @@ def _given(given: Any, folder: Path, span: Mapping[str, float]) -> tuple[Prompt,
 
 def _span(given: Mapping[str, Any]) -> dict[str, float]:
     """start and length of a prompt or an item, as far as they are given."""
-    return {name: _typed(name, given[name], float) for name in _SPAN if given.get(name) is not None}
+    return {name: typed(name, given[name], float) for name in _SPAN if given.get(name) is not None}
 
 
 def _span_of(prompt: Prompt) -> dict[str, float]:
@@ -176,19 +176,4 @@ def _overrides(given: Any) -> dict[str, Any]:
     given = version_0_3.settings(given)
     if unknown := sorted(set(given) - set(OVERRIDES)):
         raise CoDiError(f"unknown setting {unknown[0]!r}: an item may set {', '.join(OVERRIDES)}")
-    return {name: _typed(name, value, OVERRIDES[name]) for name, value in given.items() if value is not None}
-
-
-def _typed(name: str, value: Any, wanted: Any) -> Any:
-    if wanted is Each:
-        if isinstance(value, dict):
-            return {output: _typed(f"{name} of {output}", number, float) for output, number in value.items()}
-        return value if isinstance(value, str) else _typed(name, value, float)
-    fits = isinstance(value, (int, float) if wanted is float else wanted) and not isinstance(value, bool)
-    if not fits:
-        kind = {int: "a whole number", float: "a number", str: "a string"}[wanted]
-        raise CoDiError(f"{name} must be {kind}, got {value!r}")
-    try:
-        return wanted(value)
-    except OverflowError as error:
-        raise CoDiError(f"{name} {value} is too large") from error
+    return {name: typed(name, value, OVERRIDES[name]) for name, value in given.items() if value is not None}

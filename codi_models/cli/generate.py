@@ -20,6 +20,7 @@ from ..conditioning import MIX_METHODS, PROMPT_KINDS, Prompt
 from ..diffusion import SAMPLERS, SCHEDULERS
 from ..errors import CoDiError
 from ..files import output_folder, write_text
+from ..media import LONGER_AUDIO
 from ..modalities import MODALITIES
 from ..model import CoDi
 from ..pipeline import CoDiPipeline
@@ -44,12 +45,12 @@ def main(argv: Sequence[str]) -> int:
     prompts = [replace(prompt, **span) if prompt.kind in ("audio", "video") else prompt for prompt in prompts]
     given = [Prompt(output, value, **span) for output, value in (args.keep or {}).items()]
     settings = Settings.resolve(model.config, outputs, given=[prompt.kind for prompt in given], **chosen)
-    return _run(model, prompts, given, settings, folder, span=span, raw=args.raw, begin=begin)
+    return _run(model, prompts, given, settings, folder, span=span, raw=args.raw, longer_audio=args.longer_audio, begin=begin)
 
 
 def _run(
     model: CoDi, prompts: list[Prompt], given: list[Prompt], settings: Settings, folder: Path, *,
-    span: dict[str, float | None], raw: bool, begin: float,
+    span: dict[str, float | None], raw: bool, longer_audio: str, begin: float,
 ) -> int:  # fmt: skip
     from tqdm import tqdm
 
@@ -71,7 +72,10 @@ def _run(
                 record: dict[str, Any] = {"index": i, "seed": sample.seed, "files": []}
                 written.append(record)
                 with _interrupts_waiting():  # so that what is told is exactly what was written
-                    write_sample(sample, folder, f"{i:03d}", raw=raw, written=record["files"])
+                    write_sample(
+                        sample, folder, f"{i:03d}", raw=raw, written=record["files"], longer_audio=longer_audio,
+                        note=tell if i == 0 else lambda _: None,
+                    )  # fmt: skip
                 writing += time.perf_counter() - start
         complete = True
     except KeyboardInterrupt:
@@ -86,6 +90,7 @@ def _run(
             **settings.to_dict(),
             "keep": {p.kind: str(p.value) for p in given},
             **{name: value for name, value in span.items() if value},
+            "longer_audio": longer_audio,
             "raw": raw,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -181,6 +186,8 @@ def _parser() -> argparse.ArgumentParser:
         help="seconds of audio and video files that are taken (default: prompts whole; of what is kept, as much as fits)")  # fmt: skip
     add("--outputs", required=True, metavar=",".join(MODALITIES), help="any of these, separated by commas")
     add("--out", required=True, metavar="DIR", help="folder for the files; it is made where it is missing")
+    add("--longer-audio", default="cut", choices=LONGER_AUDIO, help="what becomes of audio that is longer than its video, in the mp4: it "
+        "is cut (default), the frames come again (loop), or the last one stays (hold); the wav holds all of it")  # fmt: skip
     add("--raw", action="store_true", help="also write 00i_raw.npz with float32 arrays")
     add("--seed", type=int, default=0, metavar="N", help="sample i is drawn from seed N + i (default 0)")
     add("--count", type=int, default=1, metavar="K", help="number of samples (default 1)")
@@ -196,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how strongly target T attends to source S, such as video<audio=0.5,audio<video=0 (default all 1)")  # fmt: skip
     add("--alignment-start", type=float, metavar="P", help="part of the run at which alignment begins, 0 (default) to 1")
     add("--alignment-end", type=float, metavar="P", help="part of the run at which it ends (default 1)")
+    add("--alignment-combine", metavar="attention|sum", help="several sources at once (the paper), or one by one and added up")
     add("--schedule", "--order", dest="schedule", help='which outputs are denoised together: "together", "sequential", or stages such as '
                                                        '"video, audio+text" (default: the model\'s)')  # fmt: skip
     add("--mix", default="linear", metavar="|".join(MIX_METHODS), help="how prompts are mixed (default linear, as published)")

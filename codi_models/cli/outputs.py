@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,14 @@ from ..files import whole_file, write_text
 from ..pipeline import Sample
 
 
-def write_sample(sample: Sample, folder: Path, stem: str, *, raw: bool, written: list[str]) -> None:
+def write_sample(
+    sample: Sample, folder: Path, stem: str, *, raw: bool, written: list[str], longer_audio: str = "cut",
+    note: Callable[[str], None] = lambda _: None,
+) -> None:  # fmt: skip
     """Write what the sample holds as `<stem>_<output>.<kind>`; names are added to `written` as files become whole.
 
-    The clip carries the sound where both are outputs. `raw` adds `<stem>_raw.npz`: image (H, W, 3) and video (F, H, W, 3) in
-    0..1, audio (N,) in -1..1, float32, and sample_rate."""
+    The video carries the audio where both are outputs; longer_audio and note as `media.write_mp4` takes them. `raw` adds
+    `<stem>_raw.npz`: image (H, W, 3) and video (F, H, W, 3) in 0..1, audio (N,) in -1..1, float32, and sample_rate."""
 
     def done(name: str) -> None:
         written.append(name)
@@ -24,7 +28,10 @@ def write_sample(sample: Sample, folder: Path, stem: str, *, raw: bool, written:
         media.write_png(folder / f"{stem}_image.png", sample.image)
         done(f"{stem}_image.png")
     if sample.video is not None:
-        media.write_mp4(folder / f"{stem}_video.mp4", sample.video, sample.frame_rate, sample.audio, sample.sample_rate)
+        media.write_mp4(
+            folder / f"{stem}_video.mp4", sample.video, sample.frame_rate, sample.audio, sample.sample_rate, longer_audio=longer_audio,
+            note=note,
+        )  # fmt: skip
         done(f"{stem}_video.mp4")
     if sample.audio is not None:
         media.write_wav(folder / f"{stem}_audio.wav", sample.audio, sample.sample_rate)

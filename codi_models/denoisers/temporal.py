@@ -129,7 +129,7 @@ class TemporalAttention(nn.Module):
         """x (N, F, C), one row a pixel, bias (heads, F, F) -> (N, F, C)"""
         frames, known = x.shape[1], self.pos_embeds.shape[1]
         if frames > known:
-            raise CoDiError(f"this model makes clips of at most {known} frames, got {frames}. Use a shorter clip")
+            raise CoDiError(f"this model makes videos of at most {known} frames, got {frames}. Use a shorter video")
         tables = self.pos_embeds[:, :frames], self.frame_rate_embeds[:, FRAME_RATE_INDEX : FRAME_RATE_INDEX + 1]
         place, rate = (table if table.dtype.itemsize > 1 else table.to(x) for table in tables)  # eight bits cannot be added
         h = self.norm(x + (place + rate).to(x))

@@ -50,7 +50,7 @@ class UNet2D(UNet):
         config = self.config
         shape = tuple(x.shape)
         if x.dim() == 5 and not config.temporal:
-            raise CoDiError(f"latent of shape {shape} is a clip, but this denoiser has no temporal modules and takes 4 dimensions")
+            raise CoDiError(f"latent of shape {shape} is a video, but this denoiser has no temporal modules and takes 4 dimensions")
         if x.dim() not in (4, 5) or x.shape[1] != config.in_channels:
             clip = f" or (batch, {config.in_channels}, frames, height, width)" if config.temporal else ""
             raise CoDiError(f"latent of shape {shape}: this denoiser takes (batch, {config.in_channels}, height, width){clip}")

@@ -91,7 +91,7 @@ def clip_image(pixels: Tensor, size: int, *, working_size: int | None = None) ->
 def clip_video(frames: Tensor, size: int, *, working_size: int | None = None, antialias: bool = True) -> Tensor:
     """Clips (B, F, C, H, W) in 0..1, F >= 1, as CLIP pixels (B, F, 3, size, size); see `clip_image`."""
     if frames.ndim != 5:
-        raise CoDiError(f"the clip has shape {tuple(frames.shape)}; it takes (batch, frames, channels, height, width)")
+        raise CoDiError(f"the video has shape {tuple(frames.shape)}; it takes (batch, frames, channels, height, width)")
     flat = rgb(frames, "clip").flatten(0, 1)
     if working_size is not None and tuple(flat.shape[-2:]) != (working_size, working_size):
         flat = resize_clip(flat, working_size, antialias=antialias)
@@ -132,9 +132,9 @@ def encode_audio(
     Raises CoDiError for no samples, integers, NaN or infinite samples, and unusable rates.
     """
     if waveform.ndim not in (2, 3) or not waveform.numel():
-        raise CoDiError(f"the sound has shape {tuple(waveform.shape)}; it takes (batch, samples) or (batch, channels, samples), not empty")
+        raise CoDiError(f"the audio has shape {tuple(waveform.shape)}; it takes (batch, samples) or (batch, channels, samples), not empty")
     if not waveform.is_floating_point():
-        raise CoDiError(f"the sound holds {waveform.dtype}; it takes floating-point samples in -1..1")
+        raise CoDiError(f"the audio holds {waveform.dtype}; it takes floating-point samples in -1..1")
     if waveform.ndim == 2:
         waveform = waveform[:, None]
     device = next(clap.parameters()).device
@@ -148,7 +148,7 @@ def encode_audio(
     for start in range(0, samples, step):
         block = waveform[..., start : start + step].mean(dim=1, dtype=torch.float32)  # (B, n)
         if not bool(torch.isfinite(block).all()):
-            raise CoDiError("the sound holds NaN or infinite samples; it takes values in -1..1. Check the node or file that it comes from")
+            raise CoDiError("the audio holds NaN or infinite samples; it takes values in -1..1. Check the node or file that it comes from")
         whole = block.shape[-1] // length * length
         for part in (block[:, :whole].reshape(-1, length), block[:, whole:]):
             if part.numel():

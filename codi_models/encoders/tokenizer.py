@@ -8,6 +8,7 @@ import importlib.util
 import json
 import re
 import unicodedata
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,9 @@ def clean(text: str) -> str:
     return " ".join(re.sub(rf"(\S{{{_LONGEST_WORD}}})(?=\S)", r"\1 ", text).split())
 
 
+_LARGEST = 64 << 20  # bytes of a vocabulary; of more, which a small file may pretend to hold, the beginning is read
+
+
 def _shipped_vocabulary() -> Path:
     """The vocabulary inside the installed open_clip, found without importing that package (which takes seconds)."""
     spec = importlib.util.find_spec("open_clip")
@@ -51,9 +55,9 @@ def _shipped_vocabulary() -> Path:
 def _read_merges(path: Path, count: int) -> list[tuple[str, str]]:
     """The first `count` merges of a vocabulary file."""
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            lines = file.read().split("\n")[1 : count + 1]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+        with gzip.open(path) as file:
+            lines = file.read(_LARGEST).decode("utf-8").split("\n")[1 : count + 1]
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise CoDiError(f"{path} is not a readable gzipped CLIP vocabulary: {error}") from error
     merges = [tuple(line.split()) for line in lines]
     if len(merges) != count or any(len(merge) != 2 for merge in merges):

@@ -6,6 +6,7 @@ seconds from the beginning of the file: what its video and its audio show at one
 from .audio import read_audio
 from .container import Source, audio_seconds, is_source, name_of
 from .fitting import fill, rgb
+from .lengths import LONGER_AUDIO, fit_lengths
 from .limits import Limits
 from .resampling import SAMPLE_RATES, resample
 from .stills import read_image
@@ -14,6 +15,7 @@ from .video import read_video, video_seconds
 from .writing import allowed_rate, write_mp4, write_png, write_wav
 
 __all__ = [
+    "LONGER_AUDIO",
     "SAMPLE_RATES",
     "Audio",
     "Fit",
@@ -25,6 +27,7 @@ __all__ = [
     "allowed_rate",
     "audio_seconds",
     "fill",
+    "fit_lengths",
     "frames_at_rate",
     "frames_spread",
     "is_source",

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import wave
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..errors import CoDiError
 from ..files import whole_file
+from .lengths import fit_lengths
 from .resampling import resample
 from .values import Progress
 
@@ -47,12 +47,12 @@ def write_wav(path: str | Path, audio: Tensor, sample_rate: int) -> None:
 
 
 def write_mp4(
-    path: str | Path, frames: Tensor, frame_rate: float, audio: Tensor | None = None, sample_rate: int = 0, *,
-    metadata: Mapping[str, Any] | None = None, progress: Progress = lambda _: None,
+    path: str | Path, frames: Tensor, frame_rate: float, audio: Tensor | None = None, sample_rate: int = 0, *, longer_audio: str = "cut",
+    metadata: Mapping[str, Any] | None = None, progress: Progress = lambda _: None, note: Callable[[str], None] = lambda _: None,
 ) -> None:  # fmt: skip
     """(F, 3, H, W) in 0..1, H and W even -> H.264 (yuv420p, BT.709, nearly lossless), the index first; plays in every browser, and flat
-    colours come back within about 2/255. audio: (N,), or (C, N) of one or two channels, in -1..1, as AAC, cut to the video's length and
-    resampled where mp4 does not allow its rate.
+    colours come back within about 2/255. audio: (N,), or (C, N) of one or two channels, in -1..1, as AAC, resampled where mp4 does not
+    allow its rate. longer_audio: see `fit_lengths`, whose line `note` is called with.
 
     metadata: tags of the file; what is no text is written as JSON, as the host's Save Video does. Raises CoDiError for odd sizes."""
     import av
@@ -61,7 +61,12 @@ def write_mp4(
     if frames.shape[-1] % 2 or frames.shape[-2] % 2:
         raise CoDiError(f"a video of {frames.shape[-1]}x{frames.shape[-2]} pixels cannot be written as mp4: width and height must be even")
     rate = Fraction(frame_rate).limit_denominator(1000)
-    samples = None if audio is None else _samples(audio, sample_rate, float(len(frames) / rate))
+    samples = None
+    if audio is not None:
+        frames, audio, line = fit_lengths(frames, float(rate), audio, sample_rate, longer_audio)
+        samples = _samples(audio, sample_rate)
+        if line:
+            note(line)
     sample_rate = allowed_rate(sample_rate)
     with whole_file(path) as temporary, av.open(str(temporary), "w", options={"movflags": "use_metadata_tags+faststart"}) as file:
         for key, value in (metadata or {}).items():
@@ -89,12 +94,10 @@ def write_mp4(
             file.mux(sound.encode(None))
 
 
-def _samples(audio: Tensor, rate: int, seconds: float) -> np.ndarray:
-    """(C, N) at a rate that mp4 allows, cut to the length."""
+def _samples(audio: Tensor, rate: int) -> np.ndarray:
+    """(C, N) at a rate that mp4 allows."""
     audio = audio.detach().float().cpu()
-    audio = audio[None] if audio.ndim == 1 else audio
-    target = allowed_rate(rate)
-    audio = resample(audio[:, : math.ceil((seconds + 1) * rate)], rate, target)[:, : round(seconds * target)]
+    audio = resample(audio[None] if audio.ndim == 1 else audio, rate, allowed_rate(rate))
     return np.ascontiguousarray(audio.clamp(-1, 1).numpy())
 
 

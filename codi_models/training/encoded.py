@@ -61,8 +61,8 @@ def encode_dataset(
 ) -> Encoded:  # fmt: skip
     """Embed the media of these kinds, `variants` prompts of each item, and make latents of those in `latents`.
 
-    Encodings are read from the folder `cache` where the data, the weights that make them and the configuration are those they were made
-    with. May be interrupted. Raises CoDiError for encodings that are not finite."""
+    Encodings are read from the folder `cache` where the data, the weights that make them and the numbers of their networks are those they
+    were made with. May be interrupted. Raises CoDiError for encodings that are not finite."""
     config = space.config
     model = CoDi.from_pretrained(space.folder, device=space.device, dtype=torch.float32)
     kinds, latents = [k for k in kinds if k in data.has], [k for k in latents if k in data.has]
@@ -93,9 +93,11 @@ def encode_dataset(
     total, before = sum(int(data.has[kind].sum()) for _, kind, _, _ in jobs), 0
     results: dict[tuple[str, str], Tensor] = {}
     for what, kind, make, components in jobs:
-        files = [model.path(name) for name in components] + [space.folder / SHARED_SPACE_FILE, space.folder / "config.json"]
+        files = [model.path(name) for name in components] + ([space.folder / SHARED_SPACE_FILE] if what == "embedding" else [])
         versions = [sha256(path) for path in files if path.exists()]
-        words = [what, kind, data.version, data.has[kind].tolist(), variants if kind == "text" else 1, versions]
+        sizes = [config.sampling.image_size, config.sampling.video_size, config.sampling.frames, config.mel]
+        numbers = repr([sizes, *(getattr(config, name) for name in components)])
+        words = [what, kind, data.version, data.has[kind].tolist(), variants if kind == "text" else 1, versions, numbers]
         folder = cache / f"{kind}-{what}-{hashlib.sha256(repr(words).encode()).hexdigest()[:16]}"
         there = data.has[kind].nonzero()[:, 0].tolist()
         shards = []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ SUFFIXES = {name: row.suffixes for name, row in MODALITIES.items()}
 _KIND_OF = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
 _CAPTION_FIELDS = ("caption", "text")
 LONGEST_TEXT = 1 << 20  # bytes of a caption file
+_LARGEST = 1 << 30  # bytes of a medium in a compressed tar
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Source:
     path: Path
     member: str = ""  # of a tar
     text: str | None = None
+    place: tuple[int, int] | None = None
+    """Offset and bytes of a member that lies in its tar as it is. Others are looked for from the tar's beginning, each time."""
 
     def __str__(self) -> str:
         return f"{self.path}{'/' + self.member if self.member else ''}"
@@ -48,16 +53,44 @@ class Record:
             return Prompt("text", source.text)
         if not source.member:
             return _prompt(kind, source.path)
-        try:
-            with tarfile.open(source.path) as tar:
-                file = tar.extractfile(source.member)
-                if file is None:
-                    raise CoDiError(f"{source} is no plain file: pack the media themselves, not links to them")
-                if kind != "text":
-                    return Prompt(kind, _Member(file.read(), str(source)))
-                return Prompt("text", _caption_of(file.read(LONGEST_TEXT), source))
-        except (OSError, tarfile.TarError) as error:
-            raise CoDiError(f"{source} cannot be read ({error}): the tar is damaged or cut off. Pack it again") from error
+        content = _content(source)
+        return (
+            Prompt("text", _caption_of(content[:LONGEST_TEXT], source)) if kind == "text" else Prompt(kind, _Member(content, str(source)))
+        )
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[tarfile.TarFile, bool]]:
+    """A tar, and whether its members lie in it as they are, not compressed."""
+    try:
+        tar, plain = tarfile.open(path, "r:"), True
+    except tarfile.ReadError:
+        tar, plain = tarfile.open(path), False
+    with tar:
+        yield tar, plain
+
+
+def _content(source: Source) -> bytes:
+    """Bytes of a member of a tar. Raises CoDiError where they cannot be read."""
+    try:
+        if source.place:
+            offset, size = source.place
+            with open(source.path, "rb") as plain:
+                plain.seek(offset)
+                content = plain.read(size)
+            if len(content) < size:
+                raise OSError(f"{len(content)} of {size} bytes are there")
+            return content
+        with tarfile.open(source.path) as tar:
+            member = tar.getmember(source.member)
+            if member.size > _LARGEST:
+                raise CoDiError(f"{source} has {member.size / 1e9:.1f} GB when it is unpacked: give a tar that is not compressed")
+            file = tar.extractfile(member)
+            if file is None:
+                raise CoDiError(f"{source} is no plain file: pack the media themselves, not links to them")
+            return file.read()
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
+        raise CoDiError(f"{source} cannot be read ({error}): the tar is damaged or cut off. Pack it again") from error
 
 
 class _Member(io.BytesIO):
@@ -155,7 +188,7 @@ def _from_tar(path: Path) -> list[Record]:
     """Members grouped by name; a .json member may hold the caption."""
     found: list[tuple[str, str, Source]] = []
     try:
-        with tarfile.open(path) as tar:
+        with _opened(path) as (tar, plain):
             for member in tar:
                 name, suffix = _split(f"{path.name}/{member.name}")
                 if not member.isfile():
@@ -165,8 +198,9 @@ def _from_tar(path: Path) -> list[Record]:
                     if caption:
                         found.append((name, "txt", Source(path, member.name, caption)))
                 else:
-                    found.append((name, suffix, Source(path, member.name)))
-    except (OSError, tarfile.TarError, EOFError) as error:
+                    place = (member.offset_data, member.size) if plain and not member.sparse else None
+                    found.append((name, suffix, Source(path, member.name, place=place)))
+    except (OSError, tarfile.TarError, EOFError, zlib.error) as error:
         raise CoDiError(f"{path} cannot be read as a tar ({error}): it is damaged or cut off. Pack it again") from error
     return _grouped(iter(found))
 

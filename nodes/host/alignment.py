@@ -27,7 +27,7 @@ ALIGNMENT = "codi_alignment"
 def alignment_of(model_options: Mapping[str, Any], sampling: SamplingConfig) -> Alignment:
     """Alignment of a MODEL with these options: as set, else as its configuration recommends."""
     carried = (model_options.get("transformer_options") or {}).get(ALIGNMENT)
-    return carried or Alignment(sampling.wiring, sampling.alignment, sampling.alignment_guidance)
+    return carried or Alignment(sampling.wiring, sampling.alignment, sampling.alignment_guidance, combine=sampling.alignment_combine)
 
 
 def predict(model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict) -> list[Tensor]:

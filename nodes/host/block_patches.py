@@ -37,7 +37,7 @@ def patched(options: Mapping[str, Any]) -> set[str]:
 
 
 class BlockHooks(Hooks):
-    """Calls patches as the host's own UNet does. Frames of a clip are rows of the batch, as in the host's models that animate SD."""
+    """Calls patches as the host's own UNet does. Frames of a video are rows of the batch, as in the host's models that animate SD."""
 
     def __init__(self, options: Mapping[str, Any], before: Callable[[], None]) -> None:
         self.options: dict[str, Any] = dict(options)

@@ -50,7 +50,7 @@ def _checked(entry: Any, value: Any, name: str) -> Any:
     return value if check is None else check(value, name, entry)
 
 
-_NOTHING = {"AUDIO": "no sound was given: a clip without sound has none to hand on"}
+_NOTHING = {"AUDIO": "no audio was given: a video without audio has none to hand on"}
 
 
 def _wrong(name: str, value: Any, wanted: str) -> CoDiError:
@@ -68,7 +68,7 @@ def image(value: Any, name: str, _: Any = None) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
         raise _wrong(name, value, "an IMAGE, a tensor (batch, height, width, channels) of numbers in 0..1,")
     if not value.numel() or value.shape[-1] not in (1, 3, 4):
-        raise CoDiError(f"{name}: an IMAGE of shape {tuple(value.shape)} has no picture in it: at least one picture of 1, 3 or 4 channels")
+        raise CoDiError(f"{name}: an IMAGE of shape {tuple(value.shape)} has nothing in it: give at least one image of 1, 3 or 4 channels")
     return value
 
 
@@ -94,11 +94,11 @@ def _audio(value: Any, name: str, _: Any = None) -> dict:
     if not isinstance(wave, Tensor) or wave.ndim != 3 or not wave.is_floating_point():
         raise _wrong(name, value if wave is None else wave, "an AUDIO, with a waveform (batch, channels, samples) of numbers in -1..1,")
     if not wave.numel():
-        raise CoDiError(f"{name}: the sound has no samples, {tuple(wave.shape)}: give one of at least a few milliseconds")
+        raise CoDiError(f"{name}: the audio has no samples, {tuple(wave.shape)}: give one of at least a few milliseconds")
     _finite(wave, name, "AUDIO")
     low, high = SAMPLE_RATES
     if not isinstance(rate, Real) or not low <= float(rate) <= high:
-        raise CoDiError(f"{name}: the sound's sample rate is {rate!r}; it takes {low} to {high} Hz")
+        raise CoDiError(f"{name}: the audio's sample rate is {rate!r}; it takes {low} to {high} Hz")
     return {**value, "sample_rate": int(float(rate))}
 
 

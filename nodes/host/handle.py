@@ -88,6 +88,8 @@ class CoDiHandle:
     def __init__(self, name: str) -> None:
         self.name = name
         self.model = HostedCoDi(model_folder(name))
+        self.unconds: dict[str, torch.Tensor] = {}
+        """Embeddings of no prompt, by kind, as far as they were needed."""
 
     @property
     def config(self) -> Any:

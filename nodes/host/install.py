@@ -36,7 +36,8 @@ class Job:
     def __init__(self, tell: Callable[[dict[str, Any]], None] = lambda state: None) -> None:
         self.tell = tell
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._state: dict[str, Any] = {"state": "idle"}
+        self._state: dict[str, Any] = {}
+        self._become("idle")
 
     def start(self, source: str) -> None:
         """source: "download" for all that is missing, "found" for the files that lie there. Raises CoDiError where that cannot begin."""
@@ -47,7 +48,7 @@ class Job:
             if self._state["state"] == "running":
                 raise CoDiError("the official model is being fetched already")
             self._stop.clear()
-            self._state = {"state": "running", "stage": "begin", "done": 0, "total": 0, "left": None}
+            self._become("running", stage="begin", done=0, total=0, left=None)
             threading.Thread(target=self._run, args=(work,), name="codi-install", daemon=True).start()
 
     def stop(self) -> None:
@@ -56,32 +57,37 @@ class Job:
 
     def state(self) -> dict[str, Any]:
         """What the node shows: the job's state, and what there is to do where none runs."""
-        if self._state["state"] == "running":
-            return dict(self._state)
+        state = self._state
+        if state["state"] == "running":
+            return state
         found = survey()
-        return {**self._state, **found, **({"state": "idle"} if self._state["state"] == "done" and found["missing"] else {})}
+        return {**state, **found, **({"state": "idle"} if state["state"] == "done" and found["missing"] else {})}
+
+    def _become(self, name: str, **state: Any) -> None:
+        """at: seconds since 1970. Events and answers overtake each other on their way to a page, which keeps the latest."""
+        self._state = {"state": name, "at": time.time(), **state}
 
     def _run(self, work: Callable[[Path, CoDiConfig, Progress], None]) -> None:
         out = official_folder()
         try:
             progress = _Meter(self)
             work(out, _config(out), progress)
-            self._state = {"state": "done"}
+            self._become("done")
         except Stopped:
-            self._state = {"state": "stopped"}
+            self._become("stopped")
         except CoDiError as error:
-            self._state = {"state": "failed", "error": str(error)}
+            self._become("failed", error=str(error))
         except Exception as error:  # the node has to say something, whatever it is
             logging.exception("CoDi: fetching the official model failed")
             text = "out of memory: close other programs, then go on" if out_of_memory(error) else f"{type(error).__name__}: {error}"
-            self._state = {"state": "failed", "error": text}
+            self._become("failed", error=text)
         self.tell(self.state())
 
     def report(self, **state: Any) -> None:
         """Keep and tell how far it is. Raises Stopped where the user has asked for it."""
         if self._stop.is_set():
             raise Stopped("stopped")
-        self._state = {"state": "running", **state}
+        self._become("running", **state)
         self.tell(self._state)
 
 

@@ -53,17 +53,28 @@ def put_together(latents: Sequence[Latent], config: CoDiConfig) -> dict[str, Any
     return with_masks(base, parts, {m: mask.expand(batch, *mask.shape[1:]) for m, mask in masks.items()})
 
 
-def rows(latent: Latent, chosen: Sequence[int], config: CoDiConfig) -> dict[str, Any]:
-    """Some samples of a LATENT, in the order given. Raises CoDiError for a number that is not there, and where the
-    result would not fit the machine's memory."""
+def joined(latents: Sequence[Latent], config: CoDiConfig) -> dict[str, Any]:
+    """LATENTs of the same outputs as one batch, of different ones as one joint LATENT.
+
+    Raises CoDiError as `batched` and `put_together` do, for others, which share some of their outputs, too."""
+    held = [set(split(latent, config)) for latent in latents]
+    return batched(latents, config) if all(names == held[0] for names in held) else put_together(latents, config)
+
+
+def rows(latent: Latent, chosen: Sequence[int] | None, config: CoDiConfig, *, repeat: int = 1) -> dict[str, Any]:
+    """Some samples of a LATENT, in the order given, or all where None are; `repeat` times one after another, as samples of their own.
+
+    Raises CoDiError for a number that is not there, and where the result would not fit the machine's memory."""
     parts = split(latent, config)
     batch = min(len(p) for p in parts.values())
+    chosen = list(range(batch) if chosen is None else chosen) * repeat
     if not chosen or any(not -batch <= i < batch for i in chosen):
         raise CoDiError(f"samples {', '.join(map(str, chosen)) or 'none'} of a batch of {batch}: give numbers from 0 to {batch - 1}")
     index = [i % batch for i in chosen]
     check_room(sum(p[0].numel() for p in parts.values()) * len(index), f"a LATENT of {len(index)} samples of this size")
     out = {**latent, "samples": join({m: p[index] for m, p in parts.items()})}
-    if (numbers := latent.get("batch_index")) is not None:
+    numbers = out.pop("batch_index", None)
+    if numbers is not None and repeat == 1:
         out["batch_index"] = [numbers[i] for i in index]
     if "noise_mask" not in latent:
         return out

@@ -99,12 +99,12 @@ class LatentModel(comfy.model_base.BaseModel):
     def map_context_window_to_modalities(
         self, primary_indices: list[int], latent_shapes: Sequence[Sequence[int]], dim: int
     ) -> list[list[int]]:
-        """What a window of frames takes of every part: of the clip these frames, everything of the others, which have no frames.
+        """What a window of frames takes of every part: of the video these frames, everything of the others, which have no frames.
 
-        Raises CoDiError where the first part is no clip, or the window lies along another axis than time."""
+        Raises CoDiError where the first part is no video, or the window lies along another axis than time."""
         names = modalities_of(latent_shapes, self.codi.config)
         if names[0] != "video" or dim != 2:
-            raise CoDiError(f"context windows are made of the frames of a clip, dim 2; the LATENT holds {', '.join(names)}, dim is {dim}")
+            raise CoDiError(f"context windows are made of the frames of a video, dim 2; the LATENT holds {', '.join(names)}, dim is {dim}")
         return [primary_indices, *(list(range(shape[dim])) for shape in latent_shapes[1:])]
 
     def resize_cond_for_context_window(
@@ -220,7 +220,7 @@ class LatentModel(comfy.model_base.BaseModel):
             has, wants = frames.shape[1], shapes[asked.index("video")][2]
             if has != wants:
                 raise CoDiError(
-                    f"this CONDITIONING has prompts for {has} frames and the clip has {wants}: set the same count in both nodes"
+                    f"this CONDITIONING has prompts for {has} frames and the video has {wants}: set the same count in both nodes"
                 )
             out[FRAMES] = comfy.conds.CONDRegular(frames)
         given = _given(asked, shapes, kwargs.get("denoise_mask"))

@@ -57,7 +57,7 @@ def spatial(mask: Tensor, part: Tensor) -> Tensor:
     clip = part.ndim == 5
     count = part.shape[2] if clip else part.shape[0]
     if len(small) not in (1, count):
-        raise CoDiError(f"{len(small)} masks do not go with {count} {'frames' if clip else 'pictures'}: give one, or one for each")
+        raise CoDiError(f"{len(small)} masks do not go with {count} {'frames' if clip else 'images'}: give one, or one for each")
     if clip:
         return small.movedim(0, 1)[None].expand(part.shape[0], 1, count, -1, -1)
     return small.expand(part.shape[0], -1, -1, -1)

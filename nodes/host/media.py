@@ -64,7 +64,7 @@ def _video(codi: CoDiHandle, media: Any, count: int, size: tuple[int, int], last
 
 def _audio(codi: CoDiHandle, media: Any, shape: Sequence[int], last: float, span: Span, note: Note) -> Tensor:
     mel, given = codi.config.mel, int(media["sample_rate"])
-    _fits(len(media["waveform"]), shape[0], "sounds")
+    _fits(len(media["waveform"]), shape[0], "audio items")
     unit = mel.hop_length * codi.config.audio_autoencoder.downsampling  # samples of a latent step
     held = shape[2] * unit / mel.sample_rate
     total = media["waveform"].shape[-1] / given

@@ -17,7 +17,7 @@ from ...codi_models.config import CoDiConfig
 from ...codi_models.errors import CoDiError
 from ...codi_models.modalities import MODALITIES, Size, ordered
 from ...codi_models.modalities import modality_of as modality_of_latent
-from ...codi_models.settings import image_unit
+from ...codi_models.settings import image_unit, own_size
 
 
 def host_form(modality: str, part: Tensor) -> Tensor:
@@ -81,30 +81,34 @@ def join(parts: Mapping[str, Tensor]) -> Any:
     return ordered[0] if len(ordered) == 1 else NestedTensor(ordered)
 
 
-def empty(
-    config: CoDiConfig, outputs: Sequence[str], *, width: int = 0, height: int = 0, frames: int = 0, seconds: float = 0.0, batch: int = 1
-) -> dict:
-    """LATENT of zeros for the chosen outputs; width and height in pixels, seconds of audio (rounded to what the network can make).
-    What is 0 is the model's own.
+def sizes_of(
+    config: CoDiConfig, outputs: Sequence[str], *, width: int = 0, height: int = 0, frames: int = 0, seconds: float = 0.0
+) -> dict[str, Size]:
+    """Sizes of the chosen outputs: width and height in pixels, of which one alone means a square, seconds of audio (rounded to what the
+    network can make). What is 0 is the model's own.
 
     Raises CoDiError where nothing is chosen, or for sizes and frame counts that the networks cannot make."""
     if not outputs:
         raise CoDiError(f"no output chosen: switch on at least one of {', '.join(MODALITIES)}")
-    usual, mel = config.sampling, config.mel
-    shapes = {}
+    sizes = {}
     for m in ordered(outputs):
-        edge = usual.image_size if m == "image" else usual.video_size
-        length = mel_frames(config, seconds) if seconds else mel.frames
-        size = Size(height or width or edge, width or height or edge, frames or usual.frames, length)
+        own = own_size(config, m)
+        length = mel_frames(config, seconds) if seconds else own.mel_frames
+        size = sizes[m] = Size(height or width or own.height, width or height or own.width, frames or own.frames, length)
         if m in ("image", "video"):
             _check_size(config, size.width, size.height)
         if m == "video" and not 1 <= size.frames <= config.vision_denoiser.max_frames:
             raise CoDiError(f"{frames} frames are not what {config.name} can place in time: give 1 to {config.vision_denoiser.max_frames}")
-        shapes[m] = MODALITIES[m].latent_shape(config, size)
+    return sizes
+
+
+def empty(config: CoDiConfig, sizes: Mapping[str, Size], batch: int = 1) -> dict:
+    """LATENT of zeros for outputs of these sizes. Raises CoDiError for more than fits into the machine's memory."""
+    shapes = {m: MODALITIES[m].latent_shape(config, size) for m, size in sizes.items()}
     check_room(sum(map(math.prod, shapes.values())) * batch, f"a LATENT of {batch} samples of this size")
     parts = {m: host_form(m, torch.zeros(batch, *shape, device=mm.intermediate_device())) for m, shape in shapes.items()}
     # Hosts before 0.30 take the rate of a decoded sound from the LATENT.
-    return {"samples": join(parts), "type": "codi", "sample_rate": mel.sample_rate}
+    return {"samples": join(parts), "type": "codi", "sample_rate": config.mel.sample_rate}
 
 
 def check_room(numbers: int, what: str) -> None:

@@ -19,16 +19,21 @@ from .parts import split
 from .vae import AudioVAE, ImageVAE
 
 _KINDS = {"CoDiEncodeText": "text", "CoDiEncodeImage": "image", "CoDiEncodeAudio": "audio", "CoDiEncodeVideo": "video"}
+_LONGEST_LABEL = 60
 _SLOTS = {"CoDiEncodeOutputs": tuple(MODALITIES)}
 
 
 @dataclass(frozen=True)
 class Point:
-    """A named embedding: (B, 1, D). `kind` chooses its colour."""
+    """A named embedding: (B, 1, D). `kind` chooses its colour. A label longer than a figure can show is cut."""
 
     label: str
     kind: str
     embedding: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.label) > _LONGEST_LABEL:
+            object.__setattr__(self, "label", f"{self.label[: _LONGEST_LABEL - 1]}…")
 
 
 def decode_parts(codi: CoDiHandle, latent: Mapping[str, Any], words_seed: int = 0) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Functions that the host's model patches put around a prediction, called with one stream of a joint latent at a time.
 
 A joint latent reaches samplers and guiders packed, (B, 1, N). What RescaleCFG, Perp-Neg, SAG or PAG compute of norms, blurs and further
-passes is made for pictures. So each is called once for every part, as a batch of maps (B or B*F, C, H, W): a clip as its frames, a text as
+passes is made for pictures. So each is called once for every part, as a batch of maps (B or B*F, C, H, W): a video as its frames, a text as
 one position. A pass that it asks for is a pass of the whole, in which only that part is predicted."""
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Streams:
         return comfy.utils.pack_latents(ordered)[0] if len(ordered) > 1 else ordered[0]
 
     def shown(self, name: str, part: Tensor) -> Tensor:
-        """(rows, ...) -> (rows, C, H, W); frames of a clip as (rows*F, C, H, W)."""
+        """(rows, ...) -> (rows, C, H, W); frames of a video as (rows*F, C, H, W)."""
         if name == "video":
             return part.transpose(1, 2).flatten(0, 1)
         return part.unsqueeze(-1) if part.ndim == 3 else part
@@ -194,8 +194,8 @@ class _Call:
         return inner
 
     def _guarded(self, function: Callable[[dict], Any], name: str, given: dict, before: Any) -> Any:
-        """What the function makes of a stream. Where it cannot take several rows, it gets one after the other. What fails on a text or
-        a sound, or makes NaN of them, for want of a picture's shape, leaves them out."""
+        """What the function makes of a stream. Where it cannot take several rows, it gets one after the other. What fails on text or
+        audio, or makes NaN of them, for want of a picture's shape, leaves them out."""
         self.model.remembered.of(name)
         try:
             try:

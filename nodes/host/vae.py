@@ -49,7 +49,7 @@ class ImageVAE:
     def _first(self, z: Any) -> Tensor:
         z = z.unbind()[0] if z.is_nested else z
         if z.ndim not in (4, 5) or z.shape[1] != self.codi.config.image_autoencoder.latent_channels:
-            raise CoDiError(f"a latent of shape {tuple(z.shape)} is no picture or clip of {self.codi.name}")
+            raise CoDiError(f"a latent of shape {tuple(z.shape)} is no image or video of {self.codi.name}")
         return z
 
     def _decode(self, z: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class AudioVAE:
         """(B, C, t, m) -> (B, samples, 1). Of a joint latent, its last part."""
         z = z.unbind()[-1] if z.is_nested else z
         if z.ndim != 4 or z.shape[1] != self.codi.config.audio_autoencoder.latent_channels:
-            raise CoDiError(f"a latent of shape {tuple(z.shape)} is no sound of {self.codi.name}")
+            raise CoDiError(f"a latent of shape {tuple(z.shape)} is no audio of {self.codi.name}")
         for name in ("audio_autoencoder", "vocoder"):
             self.codi.model.reserve(name, self._bins(z.shape[0], z.shape[2] * self.codi.config.audio_autoencoder.downsampling))
         z = z.to(self.codi.model.place("audio_autoencoder"), torch.float32) * self.codi.config.audio_autoencoder.scale

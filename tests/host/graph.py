@@ -12,19 +12,22 @@ SAVED = WORKFLOWS.parent / "workflows_0_3"
 NAMES = (  # of the templates, in the order in which a person learns
     "text_to_everything",
     "mix_two_prompts",
-    "audio_to_image",
     "image_and_audio_to_video",
     "audio_for_video",
-    "video_for_audio",
-    "video_to_text",
     "extend_video",
     "edit_in_space_and_time",
-    "prompt_travel",
     "best_of_batch",
     "with_and_without_alignment",
-    "more_audio_for_video",
     "building_blocks",
+    "official_text_to_image",
+    "official_text_to_video_and_audio",
+    "official_image_to_audio",
+    "official_audio_to_image",
+    "official_video_to_text",
+    "official_mix_text_and_image",
 )
+OFFICIAL = tuple(name for name in NAMES if name.startswith("official_"))
+"""Templates of the published model, which tests run on another one."""
 BEFORE = {"take_up_saved_latent": "save_joint_latent"}
 """Saved workflows that read what another one writes."""
 MODALITIES = ("video", "image", "text", "audio")
@@ -72,10 +75,12 @@ def shown(graph: dict, link: list) -> dict:
     return {**graph, "show": node("PreviewAny", source=link)}
 
 
-def workflow(name: str, steps: int | None = None) -> dict:
-    """A shipped workflow in API format, with fewer steps if asked."""
+def workflow(name: str, steps: int | None = None, model: str | None = None) -> dict:
+    """A shipped workflow in API format, with fewer steps and on another model if asked."""
     graph = json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
     for entry in graph.values():
+        if model and entry["class_type"] in ("CoDiLoad", "CoDiLoadJoint"):
+            entry["inputs"]["name"] = model
         if steps and "steps" in entry["inputs"]:
             entry["inputs"]["steps"] = steps
     return graph

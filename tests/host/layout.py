@@ -6,10 +6,11 @@ import json
 from typing import Any
 
 _WIDTH, _GAP, _TITLE, _HIGH = 340, 40, 40, 1000  # pixels; a column is at most about so high
+_BUTTON = 120  # what web/codi_install.js takes, rounded up
 _STAGES = {
     "Model": ("CoDiLoad", "CoDiLoadJoint", "CoDiDenoiser", "CoDiCompose", "CoDiAlignmentMatrix", "CoDiVAE"),
     "Prompts": (
-        "CoDiBounceScene", "CoDiEncodeText", "CoDiEncodeImage", "CoDiEncodeAudio", "CoDiEncodeVideo", "CoDiConditionMixer",
+        "CoDiBounceScene", "LoadImage", "CoDiEncodeText", "CoDiEncodeImage", "CoDiEncodeAudio", "CoDiEncodeVideo", "CoDiConditionMixer",
         "CoDiPromptTravel",
     ),
     "Results": (
@@ -20,7 +21,14 @@ _STAGES = {
 }  # fmt: skip
 _ORDER = ("Model", "Prompts", "Generation", "Results")
 _COLOURS = {"Model": "#3f789e", "Prompts": "#8A8", "Generation": "#a1309b", "Results": "#b58b2a"}
-_LEAST = {"CoDiPreview": (460, 560), "SaveImage": (340, 340), "SaveVideo": (340, 420), "SaveAudio": (340, 160), "CoDiCoherence": (420, 420)}
+_LEAST = {
+    "CoDiPreview": (460, 560),
+    "SaveImage": (340, 340),
+    "SaveVideo": (340, 420),
+    "LoadImage": (340, 340),
+    "SaveAudio": (340, 160),
+    "CoDiCoherence": (420, 420),
+}
 """Sizes of nodes that show something once they have run."""
 _MEASURE = """([least, prompt]) => {
   for (const node of app.graph._nodes) {
@@ -79,7 +87,7 @@ def arranged(graph: dict[str, Any], others: list[dict], text: str) -> dict[str, 
             y = top
             for i in column:
                 nodes[i]["pos"] = [x, y + _TITLE]
-                y += nodes[i]["size"][1] + _TITLE + _GAP
+                y += nodes[i]["size"][1] + _TITLE + _GAP + (_BUTTON if _fetches(nodes[i]) else 0)
             low = max(low, y)
             x += max(nodes[i]["size"][0] for i in column) + _GAP
         box = [left, top - _GAP, x - left, low - top + _GAP]
@@ -91,6 +99,11 @@ def arranged(graph: dict[str, Any], others: list[dict], text: str) -> dict[str, 
             corners["note"] = (left, below)
     number = 1 + max(nodes)
     return {**graph, "last_node_id": number, "nodes": [*nodes.values(), _note(text, number, corners["note"])], "groups": groups}
+
+
+def _fetches(entry: dict[str, Any]) -> bool:
+    """Whether a node grows by a button where the official model is not installed."""
+    return entry["type"] in ("CoDiLoad", "CoDiLoadJoint") and entry["widgets_values"][0] == "codi"
 
 
 def _columns(members: list[int], before: dict[int, set[int]], nodes: dict[int, dict]) -> list[list[int]]:

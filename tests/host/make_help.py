@@ -26,20 +26,20 @@ from host.setting import HOST, PACK, import_pack, make_base  # noqa: E402
 TARGET = PACK / "web" / "docs" / "images"
 SIZE = (440, 440)
 _SHOWN_IN = {  # nodes that show what they made, and the workflow that is run for them
-    "CoDiBounceScene": "audio_to_image",
+    "CoDiBounceScene": "image_and_audio_to_video",
     "CoDiCoherence": "best_of_batch",
     "CoDiConditionMixer": "mix_two_prompts",
     "CoDiDecodeAudio": "image_and_audio_to_video",
-    "CoDiDecodeImage": "prompt_travel",
-    "CoDiDecodeText": "video_to_text",
+    "CoDiDecodeImage": "prompt_travel_batch",
+    "CoDiDecodeText": "clip_to_caption",
     "CoDiDecodeVideo": "image_and_audio_to_video",
     "CoDiLoad": "building_blocks",
-    "CoDiLoadJoint": "audio_to_image",
+    "CoDiLoadJoint": "text_to_everything",
     "CoDiPickBest": "best_of_batch",
     "CoDiPreview": "text_to_everything",
-    "CoDiPromptTravel": "prompt_travel",
+    "CoDiPromptTravel": "prompt_travel_batch",
     "CoDiSharedSpace": "shared_space",
-    "CoDiShowText": "video_to_text",
+    "CoDiShowText": "clip_to_caption",
 }
 
 
@@ -91,7 +91,7 @@ def main() -> None:
     if HOST is None:
         raise SystemExit("no ComfyUI found: set COMFYUI_PATH to its folder")
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(HOST, make_base(Path(folder)), PACK)
+        server = Server(HOST, make_base(Path(folder), official=True), PACK)
         try:
             with open_page(server.url) as page:
                 shoot(page, kinds)

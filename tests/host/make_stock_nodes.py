@@ -215,12 +215,12 @@ by `python tests/host/make_stock_nodes.py`.
 Of {nodes} nodes on two MODELs: {works} work, {no_effect} have no effect, {refused} are refused with a reason, {the_node_itself} fail by
 themselves before anything of CoDi's runs (they ask for another model), {ERROR} fail otherwise.
 
-- What guides (RescaleCFG, Perp-Neg, SAG, PAG, APG, ...) is run for each output on its own: frames of a clip as a batch of pictures, a text
-  as one position, a sound as a map of time and pitch. What cannot be done to a text or a sound leaves it out and says so.
+- What guides (RescaleCFG, Perp-Neg, SAG, PAG, APG, ...) is run for each output on its own: frames of a video as a batch of pictures, a text
+  as one position, audio as a map of time and pitch. What cannot be done to text or audio leaves it out and says so.
 - Patches of blocks (FreeU, HyperTile, ToMe, NAG, Deep Shrink, hypernetworks) go to the vision denoiser, on every frame. Connectors and
   environment encoders have no such places.
 - EasyCache and its like see all outputs as one packed latent, and skip steps for all at once.
-- Context windows take frames of the clip, dim 2; all other outputs take part whole in every window.
+- Context windows take frames of the video, dim 2; all other outputs take part whole in every window.
 - Nodes made for other networks (SkipLayerGuidance, ScaleROPE, ...) have no effect; a line in the log and on the sampler says so.
 - ModelSampling nodes work as on Stable Diffusion 1.5 with the official model. A model whose outputs have noise levels of their own
   (codi-mini) refuses them.

@@ -41,13 +41,12 @@ def _core(*names: str, positive: str, latent: str = "3", cfg: float = -1.0) -> d
     """Loader to sampler for the named outputs; the positive prompt is the node `positive`, the start the node `latent`."""
     return {
         "1": node("CoDiLoadJoint", name="codi-mini", dtype="auto", **outputs(*names)),
-        "2": node("CoDiEncodeText", codi=["1", 1], text=""),
+        **({"2": node("CoDiEncodeText", codi=["1", 1], text="")} if positive == "2" else {}),
         "3": node("CoDiEmptyJointLatent", codi=["1", 1], **outputs(*names), width=0, height=0, frames=0, seconds=0.0, batch_size=1),
         "4": node(
             "CoDiJointSampler",
             model=["1", 0],
             positive=[positive, 0],
-            negative=["2", 0],
             latent=[latent, 0],
             seed=1,
             steps=-1,
@@ -67,7 +66,7 @@ _SAVE = {
     "image": ("SaveImage", "images", {"filename_prefix": "codi"}),
     "video": ("SaveVideo", "video", {"filename_prefix": "codi", "format": "auto", "codec": "auto"}),
     "audio": ("SaveAudio", "audio", {"filename_prefix": "codi"}),
-    "text": ("CoDiShowText", "text", {}),
+    "text": ("PreviewAny", "source", {}),
 }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -44,13 +45,20 @@ def host_version(folder: Path) -> str:
     return file.read_text(encoding="utf-8").split('"')[-2] if file.is_file() else "unknown version"
 
 
-def make_base(folder: Path) -> Path:
-    """Makes `folder` a ComfyUI base directory with the models `tiny` and `tiny-shifted`, random weights."""
+def make_base(folder: Path, *, official: bool = False) -> Path:
+    """Makes `folder` a ComfyUI base directory with the models `tiny` and `tiny-shifted`, random weights, and the host's example image.
+
+    official: `tiny` is there under the official model's name too, so that its templates run."""
     from host.tiny import create_shifted, create_tiny
 
     models = folder / "models" / "codi"
     create_tiny(models / "tiny")
     create_shifted(models / "tiny", models / "tiny-shifted")
+    if official:
+        (models / "codi").symlink_to(models / "tiny", target_is_directory=True)
+    if HOST is not None and (example := HOST / "input" / "example.png").is_file():
+        (folder / "input").mkdir(exist_ok=True)
+        shutil.copy(example, folder / "input")
     if not (PACK / "weights" / "codi-mini" / "config.json").is_file():
         (models / "codi-mini").symlink_to(models / "tiny", target_is_directory=True)
     return folder

@@ -31,6 +31,26 @@ def write_thumbnail(path: Path, prompt: dict[str, dict], outputs: dict[str, Any]
         frames[0].save(path, "JPEG", quality=88, optimize=True)
 
 
+def write_plan(path: Path, prompt: dict[str, dict]) -> None:
+    """What goes in and what comes out, for a template whose results cannot be shown."""
+    kinds = [
+        entry["class_type"].removeprefix("CoDiEncode").lower() for entry in prompt.values() if entry["class_type"].startswith("CoDiEncode")
+    ]
+    (made,) = (entry["inputs"] for entry in prompt.values() if entry["class_type"] == "CoDiEmptyJointLatent")
+    picture = Image.new("RGB", _SIZE, _GROUND)
+    draw = ImageDraw.Draw(picture)
+    large, small = (ImageFont.load_default(size=size) for size in (34, 20))
+    for names, x in ((kinds, 40), ([kind for kind in ("text", "image", "video", "audio") if made.get(kind) is True], 356)):
+        for row, name in enumerate(names):
+            y = _SIZE[1] / 2 + (row - len(names) / 2) * 92 + 6
+            draw.rounded_rectangle((x, y, x + 180, y + 80), radius=14, outline=_WAVES, width=3)
+            draw.text((x + 90, y + 40), name, fill=_INK, font=large, anchor="mm")
+    draw.line((240, 192, 330, 192), fill=_INK, width=4)
+    draw.polygon(((330, 180), (348, 192), (330, 204)), fill=_INK)
+    draw.text((_SIZE[0] / 2, _SIZE[1] - 28), "CoDi, the official model", fill=_INK, font=small, anchor="mm")
+    picture.save(path, "JPEG", quality=88, optimize=True)
+
+
 def _results(
     prompt: dict[str, dict], outputs: dict[str, Any], read: Callable[[dict], bytes]
 ) -> tuple[list[list[Image.Image]], list[np.ndarray], list[str]]:
