@@ -47,6 +47,8 @@ def graph_of(
 
 
 def sampled(session, *args, **kw) -> list[torch.Tensor]:
+    if args[0] is not None and args[0] not in session.classes:
+        pytest.skip(f"this host has no {args[0]}")
     session.run(graph_of(*args, **kw))
     samples = session.value("sample")["samples"]
     return [p.clone() for p in (samples.unbind() if samples.is_nested else [samples])]

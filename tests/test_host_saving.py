@@ -51,7 +51,7 @@ def test_a_checkpoint_with_other_networks_is_refused_and_leaves_no_file(session,
     host = session.pack.nodes.host
     patcher = host.denoiser.denoiser_model(host.handle.open_handle("tiny"), "audio_denoiser")
     patcher = host.compose.compose([patcher]) if joint else patcher
-    clip = SimpleNamespace(load_model=lambda: patcher, state_dict_for_saving=dict)
+    clip = SimpleNamespace(load_model=lambda: patcher, state_dict_for_saving=dict, get_sd=dict)
     before = set(base.rglob("*.safetensors*"))
     with pytest.raises(ValueError, match="save the MODEL alone with Save Model"), torch.inference_mode():
         session.classes["CheckpointSave"]().save(patcher, clip, host.vae.ImageVAE(host.handle.open_handle("tiny")), "refused/it")

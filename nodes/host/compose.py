@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...codi_models.alignment import Alignment
+from ...codi_models.components import COMPONENTS
 from ...codi_models.config import SamplingConfig
 from ...codi_models.diffusion import NoiseSchedule
 from ...codi_models.errors import CoDiError
@@ -142,6 +143,11 @@ class JointModel(LatentModel):
             joint: JointDenoiser = self.diffusion_model.joint
             self._given = torch.cat(list(joint.environment_embeddings(parts, clean).values()), dim=1)
         return self._given
+
+    def _published(self, weights: dict[str, Any] | None) -> dict[str, Any]:
+        networks = {c: getattr(self.diffusion_model, c) for c in self.diffusion_model.components}
+        leads = {c: COMPONENTS[c].published_prefix for c in networks}
+        return {leads[c] + key: value for c, network in networks.items() for key, value in network.state_dict().items()}
 
     def _weights(self, *_: Any, **__: Any) -> dict[str, Any]:
         """What patches of a joint MODEL may name: see `JointPatcher`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...codi_models.alignment import Alignment
+from ...codi_models.components import COMPONENTS
 from ...codi_models.errors import CoDiError
 from ...codi_models.modalities import MODALITIES
 from ...codi_models.settings import snr_scales
@@ -27,7 +29,7 @@ from .alignment import alignment_of, around_predict_noise
 from .block_patches import OVERRIDE
 from .handle import CoDiHandle
 from .latent_format import CoDiLatentFormat
-from .lora import key_map_config, with_other_names
+from .lora import key_map_config, refuse_others, with_other_names
 from .model_sampling import ShiftedSampling, model_sampling, model_type
 from .parts import modalities_of, weighted
 from .said import forget, say
@@ -149,6 +151,20 @@ class LatentModel(comfy.model_base.BaseModel):
             yield
         finally:
             self._only_keys = False
+
+    def state_dict_for_saving(self, *given: Any, **others: Any) -> dict[str, Any]:
+        """Weights by the keys of the published checkpoint, which `codi.py convert` reads: those given, or on hosts that give none (0.8) our own.
+
+        Raises CoDiError where they are to share a file with other networks."""
+        ours = "unet_state_dict" in inspect.signature(super().state_dict_for_saving).parameters
+        weights, rest = (given[0], given[1:]) if ours else (None, given)
+        refuse_others(*rest, *others.values())
+        return self._published(weights)
+
+    def _published(self, weights: dict[str, Any] | None) -> dict[str, Any]:
+        component = MODALITIES[self.outputs[0]].denoiser
+        weights = self.diffusion_model.state_dict() if weights is None else weights
+        return {COMPONENTS[component].published_prefix + key: value for key, value in weights.items()}
 
     def get_dtype(self) -> torch.dtype:
         """Dtype of the weights."""

@@ -15,10 +15,8 @@ import comfy.model_management as mm
 import comfy.model_patcher
 from comfy.weight_adapter import LoRAAdapter
 
-from ...codi_models.components import COMPONENTS
 from ...codi_models.config import UNetConfig
 from ...codi_models.errors import CoDiError
-from ...codi_models.modalities import MODALITIES
 
 MEMBERS = "codi"
 """Key under which a joint MODEL holds its members, additional models of the host."""
@@ -98,16 +96,6 @@ class DenoiserPatching(RootedPatching):
             super().add_patches({own: patch for own, (_, patch) in placed.items()}, strength_patch, strength_model)  # type: ignore[misc]
         return [given for given, _ in placed.values()]
 
-    def state_dict_for_saving(self, clip_state_dict: Any = None, vae_state_dict: Any = None, clip_vision_state_dict: Any = None) -> Any:
-        """Weights with their patches, by the keys of the published checkpoint, which `codi.py convert` reads.
-
-        Raises CoDiError where they are to share a file with other networks."""
-        refuse_others(clip_state_dict, vae_state_dict, clip_vision_state_dict)
-        weights, start = super().state_dict_for_saving(), "model.diffusion_model."  # type: ignore[misc]
-        component = MODALITIES[self.model.outputs[0]].denoiser  # type: ignore[attr-defined]
-        lead = COMPONENTS[component].published_prefix
-        return {lead + key.removeprefix(start): value for key, value in weights.items() if key.startswith(start)}
-
     def add_hook_patches(self, hook: Any, patches: Mapping[Any, Any], *args: Any, **kw: Any) -> list[Any]:
         """As `add_patches`, for what is scheduled on CONDITIONING."""
         placed, wrong = place(patches, self.model.weight_shapes())  # type: ignore[attr-defined]
@@ -173,8 +161,13 @@ class JointPatcher(RootedPatching, comfy.model_patcher.ModelPatcher):
         starts = tuple(component_key(c, PREFIX) for c in self.members())
         return {k: v for k, v in self.model.state_dict().items() if k.startswith(starts) and k.startswith(filter_prefix or "")}
 
+    def model_patches_models(self) -> list[Any]:
+        """What the host loads with this patcher: on hosts that save the weights of loaded models (0.8), the members too."""
+        found = super().model_patches_models()
+        return found if hasattr(comfy.model_patcher.ModelPatcher, "state_dict_for_saving") else [*found, *self.members().values()]
+
     def state_dict_for_saving(self, clip_state_dict: Any = None, vae_state_dict: Any = None, clip_vision_state_dict: Any = None) -> Any:
-        """Weights of all members, as `DenoiserPatching.state_dict_for_saving`."""
+        """Weights of all members with their patches, as `LatentModel.state_dict_for_saving`."""
         refuse_others(clip_state_dict, vae_state_dict, clip_vision_state_dict)
         return {key: value for member in self.members().values() for key, value in member.state_dict_for_saving().items()}
 
