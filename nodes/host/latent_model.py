@@ -153,7 +153,7 @@ class LatentModel(comfy.model_base.BaseModel):
             self._only_keys = False
 
     def state_dict_for_saving(self, *given: Any, **others: Any) -> dict[str, Any]:
-        """Weights by the keys of the published checkpoint, which `codi.py convert` reads: those given, or on hosts that give none (0.8) our own.
+        """Weights by the keys of the published checkpoint, which `codi.py convert` reads: those given, or where the host (0.8) gives none, ours.
 
         Raises CoDiError where they are to share a file with other networks."""
         ours = "unet_state_dict" in inspect.signature(super().state_dict_for_saving).parameters
