@@ -19,11 +19,12 @@ from ...codi_models.modalities import MODALITIES, denoisers_of
 from .alignment import aligned, alignment_of
 from .block_patches import KNOWN, block_hooks, patched
 from .handle import CoDiHandle
-from .latent_model import LatentModel, wrap_sampling
+from .latent_model import LatentModel
 from .lora import MEMBERS, JointPatcher, joint_state_dict
 from .model_sampling import own_timesteps
 from .parts import host_form, modalities_of, network_form
 from .said import say
+from .sampling import wrap_sampling
 from .streamwise import REMEMBERED
 from .targets import TARGETS
 from .wrappers import through_wrappers

@@ -23,10 +23,11 @@ from ...codi_models.modalities import MODALITIES, denoisers_of, snr_scale
 from ...codi_models.model import DTYPES
 from .block_patches import block_hooks
 from .handle import CoDiHandle, open_handle
-from .latent_model import FRAMES, LatentModel, ScheduleConfig, wrap_sampling
+from .latent_model import FRAMES, LatentModel, ScheduleConfig
 from .lora import denoiser_patcher
 from .model_sampling import own_timesteps
 from .parts import host_form, modality_of, network_form
+from .sampling import wrap_sampling
 from .wrappers import through_wrappers
 
 DENOISERS = tuple(denoisers_of(MODALITIES))

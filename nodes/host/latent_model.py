@@ -17,7 +17,6 @@ import comfy.supported_models_base
 import comfy.utils
 import torch
 from comfy.nested_tensor import NestedTensor
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ...codi_models.alignment import Alignment
@@ -25,21 +24,18 @@ from ...codi_models.components import COMPONENTS
 from ...codi_models.errors import CoDiError
 from ...codi_models.modalities import MODALITIES
 from ...codi_models.settings import snr_scales
-from .alignment import alignment_of, around_predict_noise
-from .block_patches import OVERRIDE
+from .alignment import alignment_of
 from .handle import CoDiHandle
 from .latent_format import CoDiLatentFormat
 from .lora import key_map_config, refuse_others, with_other_names
-from .model_sampling import ShiftedSampling, model_sampling, model_type
+from .model_sampling import model_sampling, model_type
 from .parts import modalities_of, weighted
-from .said import forget, say
 from .streamwise import Remembered
 
 FRAMES = "codi_frames"
 """Key of CONDITIONING for what each frame of a clip adds to the prompt, (B, F, k, D): sums, so that stock nodes that change the prompt
 change every frame. The network gets the prompts of the frames under the same key, (B, F, n, D)."""
 GIVEN, GIVEN_EMBEDDINGS = "codi_given", "codi_given_embeddings"
-_READ = {"patches", "patches_replace", "wrappers", "callbacks", "sample_sigmas", OVERRIDE}  # transformer_options
 _BYTES_PER_CHANNEL = 33  # activations of one latent element, per model channel and byte of the dtype; as the host reckons for SD 1.5
 
 
@@ -153,7 +149,7 @@ class LatentModel(comfy.model_base.BaseModel):
             self._only_keys = False
 
     def state_dict_for_saving(self, *given: Any, **others: Any) -> dict[str, Any]:
-        """Weights by the keys of the published checkpoint, which `codi.py convert` reads: those given, or where the host (0.8) gives none, ours.
+        """Weights by the keys of the published checkpoint, which `codi.py convert` reads: those given, or ours where the host gives none.
 
         Raises CoDiError where they are to share a file with other networks."""
         ours = "unet_state_dict" in inspect.signature(super().state_dict_for_saving).parameters
@@ -259,105 +255,6 @@ class LatentModel(comfy.model_base.BaseModel):
         elements = sum(math.prod(s[2:]) for s in shapes)
         channels = self.codi.config.vision_denoiser.model_channels
         return input_shape[0] * elements * channels * mm.dtype_size(self.compute_dtype) * _BYTES_PER_CHANNEL
-
-
-def around_sampling(
-    executor: Any,
-    noise: Tensor,
-    latent_image: Tensor,
-    sampler: Any,
-    sigmas: Tensor,
-    denoise_mask: Any = None,
-    callback: Any = None,
-    *rest: Any,
-    **kw: Any,
-) -> Tensor:
-    """OUTER_SAMPLE wrapper: tells the model the shapes of the packed parts, and refuses what would fail obscurely later."""
-    guider, shapes = executor.class_obj, kw.get("latent_shapes") or [latent_image.shape]
-    model = guider.model_patcher.model
-    model.check(shapes)
-    _check_patches(model, guider)
-    model.begin(shapes, guider.model_options)
-    _check_room(model, noise.shape, guider.model_patcher.load_device)
-    if any("area" in c or "mask" in c for conds in guider.conds.values() for c in conds):
-        raise CoDiError("CONDITIONING with an area or a mask cannot be used with CoDi: its prompts are one vector for the whole output")
-    if noise.shape != latent_image.shape and not torch.any(noise):
-        noise = torch.zeros_like(latent_image)  # hosts before 0.32 make "no noise" for the first part only
-    if denoise_mask is not None and not torch.any(noise):
-        noise = _noise_of_kept(latent_image, denoise_mask, shapes, kw.get("seed", rest[1] if len(rest) > 1 else None))
-    to_the_end = float(sigmas[-1]) == 0  # asked before sampling: uni_pc overwrites the last sigma
-    try:
-        out = executor(noise, latent_image, sampler, sigmas, denoise_mask, _showing(callback, model, shapes), *rest, **kw)
-    finally:
-        model.end()
-    if denoise_mask is not None:  # some samplers leave kept parts off by up to a tenth; where noise is left, the next pass keeps them
-        mask, given = denoise_mask.to(out), latent_image.to(out)
-        out = torch.where(mask == 0, given, out * mask + given * (1 - mask) if to_the_end else out)
-    if not bool(torch.isfinite(out).all()):
-        raise CoDiError("the latents became infinite or NaN while sampling: lower cfg or the alignment, or load the model as fp32")
-    return out
-
-
-def _noise_of_kept(latent: Tensor, mask: Tensor, shapes: Sequence[tuple[int, ...]], seed: int | None) -> Tensor:
-    """Noise of a pass that adds none, (B, 1, N) as the latent: none where it generates, for there the pass before left some.
-
-    What is kept comes clean from pass to pass, and is shown to the networks at each noise level as in a single pass of that seed."""
-    parts = comfy.utils.unpack_latents(latent, shapes) if len(shapes) > 1 else [latent]
-    with torch.random.fork_rng(devices=[]):
-        drawn = [comfy.sample.prepare_noise(NestedTensor(parts) if len(parts) > 1 else latent, seed or 0)]
-    drawn = list(drawn[0].unbind()) if drawn[0].is_nested else drawn
-    noise = comfy.utils.pack_latents(drawn)[0] if len(shapes) > 1 else drawn[0]
-    return torch.where(mask.to(noise) == 0, noise, torch.zeros_like(noise)).to(latent)
-
-
-def _check_patches(model: LatentModel, guider: Any) -> None:
-    """Says which options of the MODEL nothing reads. Raises CoDiError for noise levels of another model where ours have shifts."""
-    forget()
-    own = guider.model_patcher.get_model_object("model_sampling")  # the host replaces it only when it loads the model
-    if model.codi.config.diffusion.shifts and not isinstance(own, ShiftedSampling):
-        raise CoDiError(
-            f"the noise levels of {model.codi.name} cannot be replaced: each of its outputs has its own. Take the ModelSampling node out"
-        )
-    told = guider.model_options.get("transformer_options") or {}
-    foreign = any(key != "codi" for kind in (told.get("wrappers") or {}).values() for key in kind)
-    unread = [key for key in told if key not in _READ and not key.startswith("codi_")]
-    if unread and not foreign:
-        say(f"the MODEL's options {', '.join(unread)} have no effect: nothing in CoDi reads them, they are made for another network")
-
-
-def _check_room(model: LatentModel, shape: Sequence[int], device: torch.device) -> None:
-    """Raises CoDiError where one call of the network would not fit the machine. A GPU tells by itself, a processor is killed."""
-    if mm.is_device_cpu(device):
-        needed, memory = model.memory_required(shape), mm.get_total_memory(device)
-        if needed > memory:
-            raise CoDiError(
-                f"sampling {shape[0]} samples of this size at once takes about {needed / 1e9:.0f} GB, and this machine has "
-                f"{memory / 1e9:.0f}: use smaller batches (CoDi Select from Batch), fewer frames or a smaller size"
-            )
-
-
-def _showing(callback: Any, model: LatentModel, shapes: Sequence[tuple[int, ...]]) -> Any:
-    """The callback, with all parts of the sampler's guess in reach of the previewer: the host hands it the first part only."""
-    if callback is None:
-        return None
-
-    def step(number: int, x0: Tensor, x: Tensor, total: int) -> None:
-        parts = comfy.utils.unpack_latents(x0, shapes) if len(shapes) > 1 else [x0]
-        names = modalities_of([p.shape for p in parts], model.codi.config)
-        model.seen = [part / model.snr_scales[m] for m, part in zip(names, parts, strict=True)]
-        try:
-            callback(number, x0, x, total)
-        finally:
-            model.seen = None
-
-    return step
-
-
-def wrap_sampling(patcher: Any) -> Any:
-    """Adds our wrappers to a patcher, once."""
-    patcher.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "codi", around_sampling)
-    patcher.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "codi", around_predict_noise)
-    return patcher
 
 
 def _frame_prompts(context: Tensor, frames: Tensor) -> Tensor:
