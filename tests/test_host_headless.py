@@ -62,7 +62,8 @@ def compared(session, graph: dict, seed: int, outputs: list[str], **settings) ->
     assert made.keys() == own.keys()
     for m in made:
         assert made[m].std() > 0.01
-        assert (made[m] - own[m]).norm() < 1e-5 * own[m].norm(), (m, float((made[m] - own[m]).norm() / own[m].norm()))
+        # Rounding differs between processors, and a run feeds it back: 0.2e-5 to 2.2e-5 were seen.
+        assert (made[m] - own[m]).norm() < 4e-5 * own[m].norm(), (m, float((made[m] - own[m]).norm() / own[m].norm()))
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny-shifted"])
@@ -168,7 +169,8 @@ def test_without_a_negative_guidance_leads_away_from_what_it_does_headless(sessi
     )
     own = headless(session, session.value("empty"), 3, ["image", "audio"], **wanted)
     for m in made:
-        assert (made[m] - own[m]).norm() < 1e-5 * own[m].norm(), (m, float((made[m] - own[m]).norm() / own[m].norm()))
+        # Rounding differs between processors, and a run feeds it back: 0.2e-5 to 2.2e-5 were seen.
+        assert (made[m] - own[m]).norm() < 4e-5 * own[m].norm(), (m, float((made[m] - own[m]).norm() / own[m].norm()))
 
 
 def test_the_guider_takes_the_same_and_a_connected_negative_counts(session):

@@ -64,9 +64,14 @@ class Page:
         return self.page.evaluate("() => window.ends.at(-1)")
 
     def complaints(self) -> list[str]:
-        """Texts of toasts and error overlays."""
-        texts = self.page.locator(".p-toast-message, [data-testid='error-overlay-messages'], .p-dialog").all_inner_texts()
-        return [t for t in texts if t.strip()]
+        """Texts of toasts and error overlays that stay. The front end's own first graph, whose models are missing, leaves some behind for a
+        moment."""
+        for _ in range(20):
+            texts = self.page.locator(".p-toast-message, [data-testid='error-overlay-messages'], .p-dialog").all_inner_texts()
+            if not (stay := [t for t in texts if t.strip()]):
+                return []
+            self.page.wait_for_timeout(250)
+        return stay
 
     def focus(self, kind: str, scale: float = 0.9) -> None:
         """Bring the first node of a kind, or the first of all, to the middle."""
