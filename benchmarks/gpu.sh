@@ -20,11 +20,11 @@ step() {  # name, seconds, command ...
     echo "-- $name: $((SECONDS - begin)) s"
 }
 
-step agreement 90 "$python" benchmarks/gpu.py agreement
-step step 90 "$python" benchmarks/gpu.py step
-step eight_gigabytes 60 "$python" benchmarks/gpu.py step --gigabytes 8
-[ -z "${PUBLISHED:-}" ] || step published 120 "$python" benchmarks/against_published.py --published "$PUBLISHED" --device cuda --only unets,joint --outputs image,video+audio
-step half 60 "$python" benchmarks/half_precision.py --config mini --device cuda
+step agreement 60 "$python" benchmarks/gpu.py agreement
+step step 80 "$python" benchmarks/gpu.py step
+step eight_gigabytes 50 "$python" benchmarks/gpu.py step --gigabytes 8
+[ -z "${PUBLISHED:-}" ] || step published 100 "$python" benchmarks/against_published.py --published "$PUBLISHED" --device cuda --only unets,joint --outputs image,video+audio
+step half 50 "$python" benchmarks/half_precision.py --config mini --device cuda
 step generate 30 "$python" benchmarks/generate_time.py --device cuda
 # Goes on where it was: give OUT again. What is trained is resumed from OUT/codi-mini-runs.
 step training 220 "$python" -m codi_models train --recipe recipes/codi-mini.json --out "$out/codi-mini" --pause-after 3 --samples 0

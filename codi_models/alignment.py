@@ -16,7 +16,7 @@ WIRINGS = ("cross", "self", "off")
 
 COMBINATIONS = ("attention", "sum")
 """Of several sources. attention: the connectors attend to all of them at once (the paper). sum: a pass for each by itself, and what each
-changes in the prediction is added up (Liu et al. 2022, equation 11): connectors that were trained on pairs see pairs alone."""
+changes in the prediction is added up (the conjunction of Liu et al. 2022): connectors that were trained on pairs see pairs alone."""
 
 Directions = Mapping[tuple[str, str], float]
 """(target, source) -> strength, 0 or more; 1 for a direction that is not named."""

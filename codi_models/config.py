@@ -201,8 +201,7 @@ class DiffusionConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """How this model is sampled where nothing else is asked for: the defaults of nodes and command line alike. Those here are the
-    published code's."""
+    """How this model is sampled where nothing else is asked for: the defaults of nodes and command line alike."""
 
     image_size: int = 512  # pixels
     video_size: int = 256
@@ -212,7 +211,7 @@ class SamplingConfig:
     scheduler: str = "ddim_uniform"  # see diffusion.SCHEDULERS
     steps: int = 50
     cfg: float = 7.5
-    wiring: str = "self"  # as published
+    wiring: str = "cross"  # the paper's, see alignment.WIRINGS
     alignment: float = 1.0  # strength of the latent alignment
     alignment_guidance: float = 1.0  # 1 needs no extra pass
     alignment_combine: str = "attention"  # of several sources, see alignment.COMBINATIONS
@@ -252,7 +251,7 @@ class CoDiConfig:
             vision_denoiser=UNetConfig(in_channels=4, model_channels=320, context_dim=768, temporal=True),
             audio_denoiser=UNetConfig(in_channels=8, model_channels=192, context_dim=768),
             text_denoiser=TextUNetConfig(in_channels=768, model_channels=320, context_dim=768),
-            sampling=SamplingConfig(),
+            sampling=SamplingConfig(wiring="self"),  # what its weights were published with
         )
 
     @staticmethod
@@ -288,7 +287,7 @@ class CoDiConfig:
             audio_denoiser=UNetConfig(in_channels=8, model_channels=48, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
             sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25, sampler="dpmpp_2m", scheduler="sgm_uniform",
-                                    steps=8, cfg=3.0, wiring="cross", alignment_guidance=3.0, schedule="sequential"),
+                                    steps=8, cfg=3.0, alignment_guidance=3.0, schedule="sequential"),
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
@@ -312,10 +311,10 @@ _COUNTS = ("layers", "blocks", "depths", "mult", "dilations", "kernels", "rates"
 
 def _check_size(name: str, value: Any, where: str) -> None:
     """Raises CoDiError for numbers that no network has: what is built from a file must not take more than the file is worth."""
-    layers = name.endswith(_COUNTS)
-    flat = [x for v in (value if isinstance(value, tuple) else [value]) for x in (v if isinstance(v, tuple) else [v])]
-    for number in flat if isinstance(value, tuple | int | float) else []:
-        most = _MOST_LAYERS if layers else _MOST
+    several = value if isinstance(value, tuple) else value.values() if isinstance(value, dict) else [value]
+    flat = [x for v in several for x in (v if isinstance(v, tuple) else [v]) if isinstance(x, int | float)]
+    most = _MOST_LAYERS if name.endswith(_COUNTS) else _MOST
+    for number in flat:
         if not abs(number) <= most:
             raise CoDiError(f"{where}: {name} {number!r:.80} is out of range: {most} at most")
     if isinstance(value, tuple) and len(flat) > _MOST_LAYERS:

@@ -259,6 +259,7 @@ def test_the_shipped_recipe_is_one_clean_recipe() -> None:
     recipe = Recipe.load(PACK / "recipes" / "codi-mini.json")
     assert len(recipe.runs) <= 10 and recipe.networks.name == "codi-mini" and recipe.data == "bounce-world"
     assert recipe.networks.diffusion.prediction == "v" and recipe.networks.diffusion.schedule == "cosine"
+    assert recipe.networks.sampling.wiring == "cross" and recipe.networks.sampling.schedule == "together"
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

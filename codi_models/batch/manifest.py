@@ -176,4 +176,4 @@ def _overrides(given: Any) -> dict[str, Any]:
     given = version_0_3.settings(given)
     if unknown := sorted(set(given) - set(OVERRIDES)):
         raise CoDiError(f"unknown setting {unknown[0]!r}: an item may set {', '.join(OVERRIDES)}")
-    return {name: typed(name, value, OVERRIDES[name]) for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value is not None}

@@ -105,9 +105,9 @@ def streamwise(model: Any, options: dict[str, Any], own: Mapping[str, Any], x: T
     single = options.get("model_function_wrapper"), options.get("sampler_cfg_function")
     if not any(single) and not any(options.get(key) for key in _FUNCTIONS):
         return options
-    call = _Call(model, Streams(model.check(shapes), shapes), x, timestep)
     if len(shapes) == 1 and len(shapes[0]) == 4:
         return options  # as those functions expect it
+    call = _Call(model, Streams(model.check(shapes), shapes), x, timestep)
     changed = dict(options)
     for key in _FUNCTIONS:
         ours = [id(f) for f in own.get(key, [])]

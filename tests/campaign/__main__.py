@@ -4,7 +4,7 @@
 
 Each part is a stream of tries (`parts.py`), run in processes whose memory and time are bounded. A try ends sound, with a clear error, or
 wrong: obscure error, hang, crash, too much memory, half a file. Prints a table and every wrong one; ends with 1 where there is any. Not
-part of the tests: 20,000 tries take an hour."""
+part of the tests: 20,000 tries take hours."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def tries(seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
                     continue
                 old = place[key]
                 numeric = isinstance(old, int | float) and not isinstance(old, bool)
-                place[key] = dice.choice([n for n in NUMBERS]) if numeric and dice.random() < 0.7 else value(dice)
+                place[key] = dice.choice(NUMBERS) if numeric and dice.random() < 0.7 else value(dice)
                 break
         return copy
 
