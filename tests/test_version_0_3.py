@@ -58,7 +58,9 @@ def test_its_samplers(tmp_path: Path, sampler: str, expected: tuple[str, str]) -
 
 def test_a_config_without_sampling_has_the_published_one(tmp_path: Path) -> None:
     official = load(tmp_path / "c.json", of_0_3(CoDiConfig.official(), {}))
-    assert official == CoDiConfig.official() and (official.sampling.sampler, official.sampling.scheduler) == ("ddim", "ddim_uniform")
+    assert dataclasses.replace(official, sampling=CoDiConfig.official().sampling) == CoDiConfig.official()
+    assert official.sampling == SamplingConfig() and (official.sampling.sampler, official.sampling.scheduler) == ("ddim", "ddim_uniform")
+    assert official.sampling.wiring == "cross"  # the only one that 0.3 ran a folder's model with unless told otherwise
 
 
 @pytest.mark.parametrize(("change", "words"), [

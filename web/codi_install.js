@@ -17,7 +17,7 @@ async function ask(body) {
   try {
     const options = body && { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
     const answer = await (await api.fetchApi(ROUTE, options || {})).json();
-    take(answer.error ? { ...state, state: "failed", error: answer.error } : answer);
+    take(answer.state ? answer : { ...state, state: "failed", error: answer.error });  // without a state: the request was refused
   } catch (error) {
     take({ ...state, state: "failed", error: `the server does not answer (${error})` });
   }

@@ -64,8 +64,10 @@ class Job:
         return {**state, **found, **({"state": "idle"} if state["state"] == "done" and found["missing"] else {})}
 
     def _become(self, name: str, **state: Any) -> None:
-        """at: seconds since 1970. Events and answers overtake each other on their way to a page, which keeps the latest."""
-        self._state = {"state": name, "at": time.time(), **state}
+        """at: seconds since 1970, later with every change even where the clock is set back. Events and answers overtake each other on their
+        way to a page, which keeps the latest."""
+        at = max(time.time(), self._state["at"] + 1e-3) if self._state else time.time()
+        self._state = {"state": name, "at": at, **state}
 
     def _run(self, work: Callable[[Path, CoDiConfig, Progress], None]) -> None:
         out = official_folder()
