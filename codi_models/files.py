@@ -75,10 +75,15 @@ def sha256(path: str | Path, progress: Callable[[int], None] | None = None) -> s
     return digest.hexdigest()
 
 
+def temporary_of(path: Path) -> str:
+    """Name of the file that a temporary one of `whole_file` was to become; "" for any other path."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.\w+)", path.name)
+    return found[1] + found[2] if found else ""
+
+
 def remove_leftovers(folder: str | Path, names: Collection[str]) -> None:
     """Delete temporary files of `whole_file` that a killed process left for these file names; a file that still grows is spared."""
     for path in Path(folder).glob(".*.*"):
-        kept = re.sub(r"^\.(.+)\.[0-9a-f]{8}(\.\w+)$", r"\1\2", path.name)
         with contextlib.suppress(OSError):
-            if kept in names and kept != path.name and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            if temporary_of(path) in names and time.time() - path.stat().st_mtime > _STALE_SECONDS:
                 path.unlink()

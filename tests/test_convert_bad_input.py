@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 import shutil
 import tarfile
 import zipfile
@@ -16,6 +17,7 @@ import torch
 from codi.codi_models import __main__ as command
 from codi.codi_models.conversion.layout import ENCODERS_FILE, PREFIXES, published_file
 from codi.codi_models.conversion.sources import open_source
+from codi.codi_models.errors import CoDiError
 from codi.codi_models.model import CoDi
 from host.tiny import create_tiny, tiny_config
 from published import saved
@@ -45,6 +47,26 @@ def test_truncated(refused, audio, tmp_path, share, zipped):
     path = saved(audio, tmp_path / "cut.pth", _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     refused([path], "cut.pth", "Download it again", "truncated" if share else "no PyTorch checkpoint")
+
+
+def test_damage_anywhere_in_a_zip_is_told(tmp_path):
+    """Whatever byte is wrong: the file is read, or refused in words."""
+    path, draw = saved({KEY: torch.ones(3), "other": torch.ones(2)}, tmp_path / "small.pth"), random.Random(0)
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(600):
+        data = bytearray(whole)
+        for place in draw.sample(range(len(data)), draw.choice((1, 1, 4, 40))):
+            data[place] = draw.randrange(256)
+        path.write_bytes(data)
+        try:
+            source = open_source(path)
+            for key in source:
+                source.read(key)
+        except CoDiError as error:
+            refused += 1
+            assert "small.pth" in str(error)
+    assert refused > 60
 
 
 @pytest.mark.parametrize(

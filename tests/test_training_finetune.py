@@ -268,6 +268,21 @@ def test_the_starting_model_is_never_written(tiny: Path, tmp_path: Path) -> None
         take_over(tiny, tmp_path / "full")
 
 
+def test_a_first_copy_that_was_interrupted_goes_on(tiny: Path, tmp_path: Path) -> None:
+    out, names = tmp_path / "out", sorted(p.name for p in tiny.iterdir() if p.name != "config.json")
+    take_over(tiny, out)
+    (out / "config.json").unlink()  # what comes last
+    (out / names[0]).unlink()
+    (out / f".{Path(names[0]).stem}.0123abcd{Path(names[0]).suffix}").write_bytes(b"a beginning")
+    take_over(tiny, out)
+    assert all((out / p.name).read_bytes() == p.read_bytes() for p in tiny.iterdir() if p.is_file())
+    (out / "config.json").unlink()
+    (out / names[0]).unlink()
+    (out / names[0]).write_bytes(b"of another model")
+    with pytest.raises(CoDiError, match="no CoDi model"):
+        take_over(tiny, out)
+
+
 def test_checkpointing_changes_memory_not_gradients() -> None:
     from codi.codi_models.parity.recipe import fill
 

@@ -15,6 +15,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from .pickles import is_zip
+
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
     "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
@@ -31,7 +33,7 @@ def load(path: Path) -> Any:
     """The containers and tensors of a checkpoint, tensors as views of the mapped file.
 
     Raises pickle.UnpicklingError that names the first object of another kind as `GLOBAL module.name`, and whatever damage leads to."""
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         return _load_zip(path)
     with path.open("rb") as file:
         return _load_old(file, path)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -15,6 +17,9 @@ _STORES = ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT")
 _FETCHES = ("BINGET", "LONG_BINGET", "GET")
 _OWN = ("torch", "torch._utils", "torch._tensor", "torch.storage", "torch.serialization", "collections")
 _TAGS = ("module", "storage")  # that torch.save puts before what it stores apart
+DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError, ValueError, LookupError, NotImplementedError, RuntimeError)
+"""What opening or reading a damaged zip raises."""
+
 _PARTS = 4  # files from before PyTorch 1.6 are pickles one after another, the fourth holds the tensors
 
 
@@ -32,15 +37,23 @@ def foreign_object(path: Path, name: str | None = None) -> tuple[str, str] | Non
     return None
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a file ends as zips do; the library raises for some damaged ends where it should say no."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
+
+
 def _pickles(path: Path) -> IO[bytes]:
     """The file itself, or the pickle inside a zip; empty where there is none."""
-    if not zipfile.is_zipfile(path):
+    if not is_zip(path):
         return path.open("rb")
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
             return io.BytesIO(archive.read(name))
-    except (StopIteration, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+    except (StopIteration, *DAMAGE):
         return io.BytesIO()
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import CoDiError, out_of_memory
 from . import legacy
-from .pickles import foreign_object
+from .pickles import DAMAGE, foreign_object, is_zip
 
 AGAIN = "Download it again (`python codi.py download codi`), or give another file"
 _UNFINISHED = f"{AGAIN}; if a download of it is still running, wait for its end"
@@ -120,7 +120,7 @@ def open_source(path: str | Path) -> Source:
         stamp = _stamp(path)
         with path.open("rb") as file:
             head = file.read(512)
-        zipped = head.startswith(b"PK") and zipfile.is_zipfile(path)
+        zipped = head.startswith(b"PK") and is_zip(path)
     except OSError as error:
         raise CoDiError(f"cannot read {path}: {error.strerror or error}. Give a file that can be read") from error
     source = _opened(path, head, stamp[0], zipped=zipped)
@@ -181,7 +181,9 @@ def _is_usual(path: Path) -> bool:
                     raise CoDiError(f"{path} was saved on a big-endian machine, which is not read. {_SAVED_AGAIN}")
             with archive.open(next(name for name in names if name.endswith("data.pkl"))) as file:
                 return file.read(2) in (b"\x80\x02", b"\x80\x03")
-    except (StopIteration, zipfile.BadZipFile, RuntimeError, NotImplementedError):
+    except CoDiError:
+        raise
+    except (StopIteration, *DAMAGE):
         return True  # PyTorch says what is wrong
 
 

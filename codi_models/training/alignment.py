@@ -75,7 +75,8 @@ class EnvironmentEncoding(_Aligning):
     @staticmethod
     def encode(space: Workspace, data: Dataset, options: Options, cache: Path, progress: Progress) -> Encoded:
         """What the run needs of a data set."""
-        return encode_dataset(space, data, tuple(data.has), tuple(options.batch), cache, variants=options.variants, progress=progress)
+        kinds = [kind for kind in data.has if kind == "text" or kind in options.batch]
+        return encode_dataset(space, data, kinds, tuple(options.batch), cache, variants=options.variants, progress=progress)
 
     def trained_of(self, net: Any) -> list[nn.Parameter]:
         return environment_parameters(net)
@@ -128,7 +129,8 @@ class LatentAlignment(_Aligning):
     def encode(space: Workspace, data: Dataset, options: Options, cache: Path, progress: Progress) -> Encoded:
         """What the run needs of a data set."""
         kinds = tuple(dict.fromkeys(kind for pair in options.pairs or pairs_of(data.has) for kind in pair))
-        return encode_dataset(space, data, tuple(data.has), kinds, cache, variants=options.variants, progress=progress)
+        prompts = [kind for kind in data.has if kind == "text" or kind in kinds]
+        return encode_dataset(space, data, prompts, kinds, cache, variants=options.variants, progress=progress)
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         pair, options = self.pairs[step % len(self.pairs)], self.options

@@ -90,7 +90,9 @@ class Denoising(Objective):
     @staticmethod
     def encode(space: Workspace, data: Dataset, options: Options, cache: Path, progress: Progress) -> Encoded:
         """What the run needs of a data set."""
-        return encode_dataset(space, data, tuple(data.has), options.modalities, cache, variants=options.variants, progress=progress)
+        prompts = {kind for modality in options.modalities for kind in prompt_weights(modality)}
+        kinds = [kind for kind in data.has if kind in prompts]
+        return encode_dataset(space, data, kinds, options.modalities, cache, variants=options.variants, progress=progress)
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         kind = self.kinds[step % len(self.kinds)]

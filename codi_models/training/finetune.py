@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..files import whole_file
+from ..files import remove_leftovers, temporary_of, whole_file
 from ..modalities import MODALITIES, denoisers_of
 from ..model import find_model
 from . import STAGES
@@ -125,9 +126,12 @@ def take_over(start: Path, out: Path) -> None:
         raise CoDiError(f"{out} is the model to start from: give another folder to write to")
     if (out / "config.json").is_file():
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CoDiError(f"{out} holds something that is no CoDi model: give a new or empty folder")
     files = sorted((p for p in start.iterdir() if p.is_file() and not p.name.startswith(".")), key=lambda p: p.name == "config.json")
+    names = {file.name for file in files}
+    if out.exists() and (not out.is_dir() or any(not _copied(path, start, names) for path in out.iterdir())):
+        raise CoDiError(f"{out} holds something that is no CoDi model: give a new or empty folder")
+    if out.exists():
+        remove_leftovers(out, names)
     for file in files:  # config.json last: it tells a whole folder
         with whole_file(out / file.name) as temporary:
             try:
@@ -136,6 +140,13 @@ def take_over(start: Path, out: Path) -> None:
                 os.link(file, temporary)
             except OSError:
                 shutil.copyfile(file, temporary)
+
+
+def _copied(path: Path, start: Path, names: set[str]) -> bool:
+    """Whether a path is what a copy of `start` that was interrupted leaves: a file of the model, or the beginning of one."""
+    if temporary_of(path) in names:
+        return True
+    return path.name in names and path.is_file() and filecmp.cmp(path, start / path.name, shallow=False)
 
 
 def _tell_memory(what: Finetune, space: Workspace, data: Dataset, say: Say) -> None:
