@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..codi_models.conditioning import MIX_METHODS
+from ..codi_models.conditioning import DEFAULT_MIX, MIX_METHODS
 from ..codi_models.errors import CoDiError
 from ..codi_models.keyframes import OVER, Curve, Stretch, Voice, blend, describe
 from .host.latent_model import FRAMES
@@ -43,7 +43,7 @@ class ConditionMixer(Node):
                 io.Combo.Input(
                     "method",
                     options=list(MIX_METHODS),
-                    default="renormalised",
+                    default=DEFAULT_MIX,
                     tooltip="linear: weighted mean, as published. renormalised: the same at unit length. spherical: mean along the sphere. "
                     "add-subtract: plain sum, the weights may sum to 0.",
                 ),
