@@ -56,6 +56,7 @@ function attach(nodeType, height) {
   };
   nodeType.prototype.onSerialize = function (data) {
     onSerialize?.apply(this, arguments);
+    for (const fields of [data, data.extensions ?? {}]) delete fields.codiCopied; // newer hosts keep what a node was configured with
     if (this.codiCopied) data.codiCopied = this.codiCopied;
   };
   nodeType.prototype.onExecuted = function (output) {
@@ -83,12 +84,10 @@ async function fromHistory() {
   const runs = Object.values(await (await api.fetchApi("/history?max_items=32")).json()).reverse();
   const run = runs.find(({ prompt }) => prompt?.[3]?.extra_pnginfo?.workflow?.id === graph.id);
   if (!run || rootGraph() !== graph) return;
-  const found = {};
   for (const [path, output] of Object.entries(run.outputs ?? {})) {
     const node = path.split(":").reduce((at, id) => at && (at.subgraph ?? at).getNodeById?.(Number(id)), graph);
-    if (node?.codiView) found[keyOf(node)] = output;
+    if (node?.codiView) app.nodeOutputs[keyOf(node)] ??= output;
   }
-  if (!Object.keys(app.nodeOutputs ?? {}).length) app.nodeOutputs = found;
   for (const node of showing()) refresh(node);
 }
 
