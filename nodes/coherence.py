@@ -50,7 +50,7 @@ class EncodeOutputs(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CoDiEncodeOutputs",
-            display_name="CoDi Outputs as Prompts",
+            display_name="CoDi Encode Outputs",
             category=PROMPTS,
             description="Decodes every part of a joint LATENT and encodes it back to the shared space: outputs as prompts.",
             search_aliases=["encode outputs", "re-encode", "cycle", "embedding of output"],

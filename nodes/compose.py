@@ -91,10 +91,10 @@ class Compose(Node):
         template = io.Autogrow.TemplatePrefix(io.Model.Input("model", tooltip="A MODEL from CoDi Denoiser."), prefix="model", min=1, max=4)
         return schema(
             node_id="CoDiCompose",
-            display_name="CoDi Join Denoisers",
+            display_name="CoDi Compose",
             category=MODELS,
             description="Joins denoisers into one joint MODEL for any sampler. A LoRA on one of them stays in force.",
-            search_aliases=["compose", "merge", "lock-step"],
+            search_aliases=["join models", "merge", "lock-step"],
             inputs=[
                 io.Autogrow.Input("models", template=template, tooltip="MODELs from CoDi Denoiser, each denoiser once."),
                 *alignment_inputs(),

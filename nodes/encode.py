@@ -23,7 +23,7 @@ from .schema import CODI_TIP, PROMPTS, CodiModel, Node, schema
 def _schema(kind: str, description: str, *prompt: Any, aliases: list[str]) -> io.Schema:
     return schema(
         node_id=f"CoDiEncode{kind}",
-        display_name=f"CoDi {kind} Prompt",
+        display_name=f"CoDi Encode {kind}",
         category=PROMPTS,
         description=description,
         search_aliases=aliases,
@@ -102,7 +102,7 @@ class EncodeVideo(Node):
         video = io.MultiType.Input(
             "video",
             types=[io.Video, io.Image],
-            tooltip="A VIDEO, or its frames as a batch of images. Its audio is ignored: use CoDi Audio Prompt.",
+            tooltip="A VIDEO, or its frames as a batch of images. Its audio is ignored: use CoDi Encode Audio.",
         )
         aliases = ["clip prompt", "video to audio", "foley"]
         return _schema("Video", "A video prompt, from a video or from frames.", video, *span_inputs(), aliases=aliases)

@@ -76,7 +76,7 @@ class Guider(Node):
         cls, model: Any, positive: Any, cfg_rescale: float, alignment_guidance: float, negative: Any = None, **scales: float
     ) -> io.NodeOutput:
         if getattr(getattr(model, "model", None), "codi", None) is None:
-            raise CoDiError("CoDi Guider needs a MODEL of CoDi: give one from Load CoDi (joint), CoDi Join Denoisers or CoDi Denoiser")
+            raise CoDiError("CoDi Guider needs a MODEL of CoDi: give one from Load CoDi (joint), CoDi Compose or CoDi Denoiser")
         usual = model.model.codi.config.sampling
         cfg = {m: own(scales[f"cfg_{m}"], usual.cfg) for m in MODALITIES}
         if isinstance(model.model, compose.JointModel) and alignment_guidance != UNSET:

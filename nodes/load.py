@@ -60,7 +60,7 @@ class LoadJoint(Node):
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Joint MODEL, for the CoDi Joint Sampler and the stock samplers."),
-                CodiModel.Output(display_name="codi", tooltip="For CoDi's prompt, Empty Joint Latent and Decode nodes."),
+                CodiModel.Output(display_name="codi", tooltip="For CoDi's Encode, Empty Joint Latent and Decode nodes."),
             ],
         )
 
@@ -121,7 +121,7 @@ class Denoiser(Node):
             node_id="CoDiDenoiser",
             display_name="CoDi Denoiser",
             category=MODELS,
-            description="One denoiser as a MODEL of its own. It samples alone, or together with others after CoDi Join Denoisers.",
+            description="One denoiser as a MODEL of its own. It samples alone, or together with others after CoDi Compose.",
             search_aliases=["unet", "diffusion model", "one modality"],
             inputs=[
                 CodiModel.Input("codi", tooltip=CODI_TIP),
@@ -132,7 +132,7 @@ class Denoiser(Node):
                 ),
                 _dtype(),
             ],
-            outputs=[io.Model.Output(display_name="model", tooltip="A MODEL for any sampler, or for CoDi Join Denoisers.")],
+            outputs=[io.Model.Output(display_name="model", tooltip="A MODEL for any sampler, or for CoDi Compose.")],
         )
 
     @classmethod

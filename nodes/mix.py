@@ -15,7 +15,7 @@ from .host.unconditional import UNCOND
 from .schema import ADVANCED, PROMPTS, Node, schema
 
 VOICE = "codi_voice"
-"""Key of CONDITIONING under which Prompt Weight leaves what Mix Prompts is to do with a prompt."""
+"""Key of CONDITIONING under which Prompt Weight leaves what the mixer is to do with a prompt."""
 
 
 class ConditionMixer(Node):
@@ -24,14 +24,14 @@ class ConditionMixer(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         template = io.Autogrow.TemplatePrefix(
-            io.Conditioning.Input("prompt", tooltip="From any of CoDi's prompt nodes."), prefix="prompt", min=1, max=16
+            io.Conditioning.Input("prompt", tooltip="From any of CoDi's Encode nodes."), prefix="prompt", min=1, max=16
         )
         return schema(
             node_id="CoDiConditionMixer",
-            display_name="CoDi Mix Prompts",
+            display_name="CoDi Condition Mixer",
             category=PROMPTS,
             description="Mixes any number of text, image, audio and video prompts into one.",
-            search_aliases=["condition mixer", "blend", "average", "interpolate"],
+            search_aliases=["mix prompts", "blend", "average", "interpolate"],
             has_intermediate_output=True,
             inputs=[
                 io.Autogrow.Input("prompts", template=template, tooltip="Prompts to mix; an input appears when the last is connected."),
@@ -87,7 +87,9 @@ class ConditionMixer(Node):
     ) -> io.NodeOutput:
         given = [c for c in (prompts or {}).values() if c is not None]
         if any(len(c) != 1 for c in given):
-            raise CoDiError("Mix Prompts takes prompts from CoDi's prompt nodes; this CONDITIONING holds several: mix before combining")
+            raise CoDiError(
+                "the Condition Mixer takes prompts from CoDi's Encode nodes; this CONDITIONING holds several: mix before combining"
+            )
         lines = [Curve.parse(line) for line in keyframes.split("\n")] if keyframes.strip() else []
         if len(lines) > len(given) and any(lines[len(given) :]):
             raise CoDiError(f"keyframes have {len(lines)} lines for {len(given)} prompts: give one line per prompt")
@@ -109,7 +111,7 @@ class ConditionMixer(Node):
 
 
 class PromptWeight(Node):
-    """A prompt with the weight, range of steps and curve that Mix Prompts will give it."""
+    """A prompt with the weight, range of steps and curve that the Condition Mixer will give it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -117,13 +119,13 @@ class PromptWeight(Node):
             node_id="CoDiPromptWeight",
             display_name="CoDi Prompt Weight",
             category=PROMPTS,
-            description="Weight, range of steps and curve of one prompt for CoDi Mix Prompts; a list of numbers may be the curve.",
+            description="Weight, range of steps and curve of one prompt for the Condition Mixer; a list of numbers may be the curve.",
             search_aliases=["audio reactive", "weight curve", "prompt schedule"],
             is_input_list=True,
             inputs=[
-                io.Conditioning.Input("prompt", tooltip="From any of CoDi's prompt nodes."),
+                io.Conditioning.Input("prompt", tooltip="From any of CoDi's Encode nodes."),
                 io.Float.Input(
-                    "weight", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Times the weight in CoDi Mix Prompts and the curve."
+                    "weight", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Times the weight in CoDi Condition Mixer and the curve."
                 ),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Where in the run the prompt begins to count."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Where in the run it ceases to count."),
@@ -141,7 +143,7 @@ class PromptWeight(Node):
             ],
             outputs=[
                 io.Conditioning.Output(
-                    display_name="prompt", is_output_list=True, tooltip="For CoDi Mix Prompts; else the prompt as it was."
+                    display_name="prompt", is_output_list=True, tooltip="For the Condition Mixer; else the prompt as it was."
                 )
             ],
         )
@@ -184,7 +186,7 @@ class PromptTravel(Node):
             inputs=[
                 io.Conditioning.Input("origin", tooltip="Prompt at the beginning."),
                 io.Conditioning.Input("destination", tooltip="Prompt at the end."),
-                io.Combo.Input("method", options=list(MIX_METHODS), default="spherical", tooltip="As in CoDi Mix Prompts."),
+                io.Combo.Input("method", options=list(MIX_METHODS), default="spherical", tooltip="As in the Condition Mixer."),
                 *over_inputs("frames"),
             ],
             outputs=[io.Conditioning.Output(display_name="conditioning", tooltip="The mixture, a prompt like any other.")],
@@ -193,7 +195,7 @@ class PromptTravel(Node):
     @classmethod
     def execute(cls, origin: list, destination: list, method: str, over: str = "frames", count: int = 8) -> io.NodeOutput:
         if len(origin) != 1 or len(destination) != 1:
-            raise CoDiError("Prompt Travel takes prompts from CoDi's prompt nodes; this CONDITIONING holds several")
+            raise CoDiError("Prompt Travel takes prompts from CoDi's Encode nodes; this CONDITIONING holds several")
         ways = [Curve((0.0, 1.0), (1.0, 0.0)), Curve((0.0, 1.0), (0.0, 1.0))]
         voices = [Voice(c[0][0], curve=way) for c, way in zip((origin, destination), ways, strict=True)]
         return _mixed([origin, destination], voices, method, over, count)

@@ -31,7 +31,7 @@ class JointSampler(Node):
             search_aliases=["ksampler", "generate", "joint generation"],
             inputs=[
                 io.Model.Input("model", tooltip="A joint MODEL."),
-                io.Conditioning.Input("positive", tooltip="What to make, from CoDi's prompt nodes or CoDi Mix Prompts."),
+                io.Conditioning.Input("positive", tooltip="What to make, from CoDi's Encode nodes or the Condition Mixer."),
                 negative_input(),
                 io.Latent.Input("latent", tooltip="From CoDi Empty Joint Latent."),
                 io.Int.Input(

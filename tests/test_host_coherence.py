@@ -113,7 +113,7 @@ def test_picking_keeps_masks_and_single_parts(session):
     ("changes", "words"),
     [
         ({"names": "one, two, three"}, "3 names for 1 prompts"),
-        ({"prompts.prompt0": ["other", 0]}, "CoDi's prompt nodes"),
+        ({"prompts.prompt0": ["other", 0]}, "CoDi's Encode nodes"),
         ({"latent": ["foreign", 0]}, "none of tiny"),
         ({"latent": None}, "nothing to compare"),
     ],

@@ -214,7 +214,7 @@ def test_foreign_embeddings_are_refused(session, codi):
     refuses("1280 wide, the shared space of tiny is 128", "CoDiFromCLIPVision", clip_vision_output=_Embeds(1, 1280))
     refuses("holds no image_embeds", "CoDiFromCLIPVision", clip_vision_output=object())
     foreign = {"as_kind": "image", "length": 0.0}
-    refuses("make it with CoDi's prompt nodes", "CoDiToCLIPVision", conditioning=[[torch.ones(1, 77, 128), {}]], **foreign)
+    refuses("make it with CoDi's Encode nodes", "CoDiToCLIPVision", conditioning=[[torch.ones(1, 77, 128), {}]], **foreign)
     refuses("768 wide", "CoDiToCLIPVision", conditioning=[[torch.ones(1, 1, 768), {}]], **foreign)
 
     class Other:

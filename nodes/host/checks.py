@@ -125,7 +125,7 @@ def _conditioning(value: Any, name: str, _: Any = None) -> Any:
     entries = value if isinstance(value, (list, tuple)) else []
     good = [e for e in entries if isinstance(e, (list, tuple)) and len(e) == 2 and isinstance(e[0], Tensor) and isinstance(e[1], Mapping)]
     if not entries or len(good) < len(entries):
-        raise _wrong(name, value, "a CONDITIONING with at least one prompt, from CoDi's prompt nodes or made of theirs,")
+        raise _wrong(name, value, "a CONDITIONING with at least one prompt, from CoDi's Encode nodes or made of theirs,")
     for tensor, _more in entries:
         if tensor.ndim != 3 or not tensor.numel():
             raise CoDiError(f"{name}: a CONDITIONING is (batch, tokens, width), got {tuple(tensor.shape)}: look at the node that made it")
@@ -135,7 +135,7 @@ def _conditioning(value: Any, name: str, _: Any = None) -> Any:
 
 def _model(value: Any, name: str, _: Any = None) -> Any:
     if not hasattr(value, "model") or not hasattr(value, "clone"):
-        raise _wrong(name, value, "a MODEL of CoDi, from Load CoDi (joint), CoDi Denoiser or CoDi Join Denoisers,")
+        raise _wrong(name, value, "a MODEL of CoDi, from Load CoDi (joint), CoDi Denoiser or CoDi Compose,")
     return value
 
 

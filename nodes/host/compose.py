@@ -33,7 +33,7 @@ from .wrappers import through_wrappers
 def sampling_of(patcher: Any) -> SamplingConfig:
     """Defaults of a joint MODEL. Raises CoDiError for any other MODEL."""
     if not isinstance(getattr(patcher, "model", None), JointModel):
-        raise CoDiError("alignment needs a joint MODEL: give one from Load CoDi (joint) or CoDi Join Denoisers")
+        raise CoDiError("alignment needs a joint MODEL: give one from Load CoDi (joint) or CoDi Compose")
     return patcher.model.codi.config.sampling
 
 
@@ -164,14 +164,14 @@ def compose(models: Sequence[Any]) -> Any:
     for patcher in models:
         model = getattr(patcher, "model", None)
         if not isinstance(model, LatentModel) or isinstance(model, JointModel):
-            raise CoDiError(f"CoDi Join Denoisers takes MODELs from CoDi Denoiser, not {type(model).__name__}")
+            raise CoDiError(f"CoDi Compose takes MODELs from CoDi Denoiser, not {type(model).__name__}")
         component = MODALITIES[model.outputs[0]].denoiser
         if component in members:
-            raise CoDiError(f"two MODELs of the {component} were given to CoDi Join Denoisers: it takes each denoiser once")
+            raise CoDiError(f"two MODELs of the {component} were given to CoDi Compose: it takes each denoiser once")
         members[component] = patcher.clone()
     members = {name: members[name] for name in denoisers_of(MODALITIES) if name in members}
     if not members:
-        raise CoDiError("CoDi Join Denoisers needs at least one MODEL from CoDi Denoiser")
+        raise CoDiError("CoDi Compose needs at least one MODEL from CoDi Denoiser")
     handles = {id(p.model.codi): p.model.codi for p in members.values()}
     if len(handles) > 1:
         raise CoDiError(f"the denoisers of {' and '.join(h.name for h in handles.values())} cannot be composed: load all from one model")

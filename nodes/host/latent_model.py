@@ -209,7 +209,7 @@ class LatentModel(comfy.model_base.BaseModel):
         if prompt is not None and prompt.shape[-1] != width:
             raise CoDiError(
                 f"this CONDITIONING is {prompt.shape[-1]} wide, {self.codi.name} takes {width}: "
-                "make it with CoDi's prompt nodes and the same model"
+                "make it with CoDi's Encode nodes and the same model"
             )
         if "latent_shapes" in kwargs:
             self._masks = {key: kwargs.get(key) for key in ("denoise_mask", "latent_image")}

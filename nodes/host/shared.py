@@ -96,7 +96,7 @@ def point_of(entry: Any) -> Tensor:
     if not isinstance(embedding, Tensor) or embedding.ndim != 3 or embedding.shape[1] != 1:
         shape = tuple(embedding.shape) if isinstance(embedding, Tensor) else type(embedding).__name__
         raise CoDiError(
-            f"this CONDITIONING is {shape}, not one point of CoDi's shared space (batch, 1, D): make it with CoDi's prompt nodes"
+            f"this CONDITIONING is {shape}, not one point of CoDi's shared space (batch, 1, D): make it with CoDi's Encode nodes"
         )
     return embedding
 
