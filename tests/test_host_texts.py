@@ -39,7 +39,7 @@ def test_texts_call_every_node_by_its_name(schemas):
     assert len(files) > 90
     for file in files:
         text = file.read_text(encoding="utf-8")
-        called = [text[m.start() : m.start() + 40] for m in re.finditer(r"CoDi [A-Z][a-z]+\b(?! /)", text)]
+        called = [text[m.start() : m.start() + 40] for m in re.finditer(r"CoDi [A-Z][a-z]+\b(?! [/{])", text)]
         assert [phrase for phrase in called if not phrase.startswith(names)] == [], file
 
 
