@@ -90,7 +90,7 @@ def test_a_full_disk_is_told_and_survived(tmp_path: Path, accelerator: Any, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(loop.os, "fsync", full)
-        with pytest.raises(CoDiError, match="No space left on device.*make room"):
+        with pytest.raises(CoDiError, match="No space left on device.*has room; the same command"):
             train(Line(), run(), accelerator=accelerator, folder=tmp_path / "b", save_every=0.0)
     assert not (tmp_path / "b" / "state.partial").exists()
     assert torch.equal(weights(accelerator, tmp_path / "b", Line()), unbroken)
