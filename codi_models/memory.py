@@ -35,9 +35,10 @@ def denoising(config: CoDiConfig, shapes: Sequence[Sequence[int]], itemsize: int
     return places * config.vision_denoiser.model_channels * itemsize * _BYTES_PER_CHANNEL
 
 
-def coding(config: CoDiConfig, autoencoder: str, places: int, itemsize: int) -> int:
-    """Bytes that an autoencoder computes so many pixels (or mel bins) in."""
-    return places * getattr(config, autoencoder).model_channels * _COPIES * itemsize
+def coding(config: CoDiConfig, component: str, places: int, itemsize: int) -> int:
+    """Bytes that an autoencoder or vocoder computes so many pixels (or mel bins) in."""
+    autoencoder = config.image_autoencoder if component == "image_autoencoder" else config.audio_autoencoder
+    return places * autoencoder.model_channels * _COPIES * itemsize
 
 
 def making(config: CoDiConfig, latents: Mapping[str, Sequence[int]], batch: int, itemsize: int) -> int:

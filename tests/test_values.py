@@ -83,8 +83,8 @@ def test_the_mark_of_editors_before_a_text_is_no_part_of_it(tiny, tmp_path):
 
 NAMES = {
     True: ["a", "7", "_x", "a-b.c+d", "console", "com", "com10", "é", "x" * 150, "nul1"],
-    False: ["", ".", "..", "a.", "a..", "-a", ".a", "a b", "a/b", "a\\b", "a:b", "x" * 151, "é" * 76, "con", "CON", "Con.txt", "nul.a.b", "AUX",
-            "prn", "com1", "COM9.png", "lpt0", "com\u00b9", "conin$", "a\n", "a\0"],
+    False: ["", ".", "..", "a.", "a..", "-a", ".a", "a b", "a/b", "a\\b", "a:b", "x" * 151, "é" * 76, "con", "CON", "Con.txt", "nul.a.b",
+            "AUX", "prn", "com1", "COM9.png", "lpt0", "com\u00b9", "conin$", "a\n", "a\0"],
 }  # fmt: skip
 
 
