@@ -9,6 +9,7 @@ import torch
 from codi.codi_models import memory
 from codi.codi_models.__main__ import main
 from codi.codi_models.batch.manifest import read_manifest
+from codi.codi_models.batch.worker import Worker
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.errors import CoDiError, TooLarge, out_of_memory
 from codi.codi_models.files import plain_name, read_json
@@ -139,6 +140,21 @@ def test_more_than_the_machine_holds_is_refused_before_anything_is_made(tiny, tm
     error = capsys.readouterr().err
     assert "making 64 samples of this size at once takes about" in error and "this machine has 69: lower the size, the frames" in error
     assert not (tmp_path / "o").exists() and out_of_memory(TooLarge("x"))
+
+
+def test_a_batch_that_is_too_large_is_made_in_halves(tiny, tmp_path, monkeypatch):
+    lines = [json.dumps({"id": f"i{n}", "outputs": ["text"], "settings": {"steps": 1}}) for n in range(4)]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    worker = Worker(tiny, device="cpu")
+    items, _ = read_manifest(tmp_path / "m.jsonl", worker.pipe.model.config)
+    room = memory.making(worker.pipe.model.config, latent_shapes(worker.pipe.model.config, items[0].settings), 2, 4)
+    monkeypatch.setattr(memory, "machine", lambda: room)
+    report = worker.make(items)
+    assert len(report.made) == 4 and report.notes == ["out of memory with 4 items at once: going on with 2"]
+    monkeypatch.setattr(memory, "machine", lambda: 1)
+    assert [failure.error for failure in worker.make(items[:1]).failures] == [
+        "out of memory with this item alone: lower its size or frames, or use a device with more memory"
+    ]
 
 
 def test_the_estimate_grows_with_what_is_asked_for_and_lets_the_usual_pass(tiny):

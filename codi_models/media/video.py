@@ -155,8 +155,7 @@ class _Frames:
         self._moved = True
         base, waiting = self.track.base, None
         for frame in self.track.decoded():
-            lasts = (frame.duration or 0) * base
-            lasts = lasts if 0 < lasts < 3600 else self.track.nominal
+            lasts = self.track.lasts(frame)
             time = None if frame.pts is None else frame.pts * base - self.track.origin
             if waiting is None:
                 time = begin if time is None else time
