@@ -34,12 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(options: argparse.Namespace) -> None:
     from ...modalities import MODALITIES
     from ...pipeline import CoDiPipeline
-    from ...settings import Settings
+    from ...settings import MOST_SAMPLES, Settings
     from .cells import Laboratory
     from .plots import save
 
     wanted = chosen(options.only)
     samples = options.samples if options.samples is not None else (QUICK_SAMPLES if options.quick else SAMPLES)
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise CoDiError(f"--samples {samples}: give 1 to {MOST_SAMPLES}")
     names = ("steps", "cfg", "sampler", "scheduler", "wiring", "alignment_guidance")
     overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     pipe = CoDiPipeline.from_pretrained(options.model, device=options.device, dtype="fp32")
@@ -66,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="codi-mini", help="shipped model or folder (default: %(default)s)")
     parser.add_argument("--only", action="append", help="sections, comma-separated: " + ", ".join(SECTIONS))
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SAMPLES} samples a cell")
-    parser.add_argument("--samples", type=whole(1, 100_000), help=f"a cell (default: {SAMPLES})")
+    parser.add_argument("--samples", type=int, help=f"a cell (default: {SAMPLES})")
     parser.add_argument("--seed", type=whole(0, 2**64 - 1), default=1000, help="of scenes, prompts and noise (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--sampler", help="default: the model's")
