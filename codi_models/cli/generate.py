@@ -20,12 +20,14 @@ from ..conditioning import DEFAULT_MIX, MIX_METHODS, PROMPT_KINDS, Prompt
 from ..diffusion import SAMPLERS, SCHEDULERS
 from ..errors import CoDiError
 from ..files import output_folder, write_text
+from ..locks import sole_writer
 from ..media import LONGER_AUDIO
 from ..modalities import MODALITIES
 from ..model import CoDi
 from ..pipeline import CoDiPipeline
 from ..settings import OVERRIDES, Settings
 from .outputs import write_sample
+from .parser import Parser
 
 PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "diffusers", "transformers", "tokenizers", "av", "pillow")
 INTERRUPTED = 130
@@ -45,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     prompts = [replace(prompt, **span) if prompt.kind in ("audio", "video") else prompt for prompt in prompts]
     given = [Prompt(output, value, **span) for output, value in (args.keep or {}).items()]
     settings = Settings.resolve(model.config, outputs, given=[prompt.kind for prompt in given], **chosen)
-    return _run(model, prompts, given, settings, folder, span=span, raw=args.raw, longer_audio=args.longer_audio, begin=begin)
+    with sole_writer(folder):
+        return _run(model, prompts, given, settings, folder, span=span, raw=args.raw, longer_audio=args.longer_audio, begin=begin)
 
 
 def _run(
@@ -164,7 +167,7 @@ class _Keep(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m codi_models generate",
         description="Any mix of prompts to any set of outputs, denoised together. Without a prompt, sampling is unconditional.",
         allow_abbrev=False,
