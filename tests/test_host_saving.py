@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from codi.codi_models.checkpoints import read_weights
+from codi.codi_models.components import COMPONENTS
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.conversion.convert import convert
 from host.graph import base_graph, node
@@ -84,3 +85,23 @@ def test_merging_gathers_the_weights_a_few_times_whatever_their_number(session, 
     merged, _ = session.classes["ModelMergeBlocks"]().merge(joint, joint, input=0.5, middle=0.5, out=0.5)[0], calls.clear()
     session.classes["ModelMergeBlocks"]().merge(merged, joint, input=0.5, middle=0.5, out=0.5)
     assert len(joint.model.weight_shapes()) > 300 and len(calls) < 12
+
+
+def test_what_another_model_left_loaded_does_not_get_into_the_file(session):
+    """A MODEL's own patches are saved, whichever MODEL of the same networks was loaded last."""
+    import comfy.model_management as mm
+
+    joint = session.pack.nodes.host.compose.compose(
+        [session.pack.nodes.host.denoiser.denoiser_model(session.pack.nodes.host.handle.open_handle("tiny"), name) for name in MEMBERS]
+    )
+    key = next(k for k in joint.members()["vision_denoiser"].model_state_dict() if k.endswith("attn1.to_v.weight"))
+    whole = key.replace("diffusion_model.", "diffusion_model.vision_denoiser.")
+    plain = joint.members()["vision_denoiser"].model_state_dict()[key].clone()
+    ours, other = joint.clone(), joint.clone()
+    for patcher, value in ((ours, 2.0), (other, 5.0)):
+        assert patcher.add_patches({whole: (torch.full_like(plain, value),)}) == [whole]
+    with torch.inference_mode():
+        mm.load_models_gpu([other, *other.members().values()])
+        found = ours.state_dict_for_saving()
+    weight = found[COMPONENTS["vision_denoiser"].published_prefix + key.removeprefix("diffusion_model.")]
+    torch.testing.assert_close(weight.to("cpu").float(), plain + 2.0)

@@ -167,8 +167,11 @@ class JointPatcher(RootedPatching, comfy.model_patcher.ModelPatcher):
         return found if hasattr(comfy.model_patcher.ModelPatcher, "state_dict_for_saving") else [*found, *self.members().values()]
 
     def state_dict_for_saving(self, clip_state_dict: Any = None, vae_state_dict: Any = None, clip_vision_state_dict: Any = None) -> Any:
-        """Weights of all members with their patches, as `LatentModel.state_dict_for_saving`."""
+        """Weights of all members with their patches, as `LatentModel.state_dict_for_saving`.
+
+        The host saves weights as they lie in a network that is loaded: with the patches of whichever MODEL was loaded last."""
         refuse_others(clip_state_dict, vae_state_dict, clip_vision_state_dict)
+        mm.load_models_gpu(list(self.members().values()))
         return {key: value for member in self.members().values() for key, value in member.state_dict_for_saving().items()}
 
     def _shared_out(self, patches: Mapping[Any, Any]) -> dict[str, dict[Any, tuple[Any, Any]]]:
