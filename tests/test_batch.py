@@ -166,7 +166,7 @@ def test_a_manifest_of_version_0_3_is_made_and_its_requests_stay_the_same(batch)
     requests = [json.loads(made[name]["item.json"])["request"] for name in ("old", "new")]
     assert {**requests[0], "id": "new"} == requests[1] and requests[1]["scheduler"] == "sgm_uniform"
     raws = [np.load(batch.out / "items" / name / f"{name}_raw.npz") for name in ("old", "new")]
-    assert all(np.array_equal(raws[0][name], raws[1][name]) for name in ("image", "audio"))
+    assert all(np.abs(raws[0][name] - raws[1][name]).max() < 2e-3 for name in ("image", "audio"))  # rows of a batch are rounded apart
 
 
 def test_a_missing_or_empty_manifest(batch, tmp_path, capsys):
