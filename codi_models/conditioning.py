@@ -19,6 +19,7 @@ from .model import CoDi
 
 PROMPT_KINDS = ("text", *(name for name in MODALITIES if name != "text"))
 MIX_METHODS = ("linear", "renormalised", "spherical", "add-subtract")
+DEFAULT_MIX = "linear"  # as published
 _SPHERICAL_STEPS = 100
 
 
@@ -104,7 +105,7 @@ def encode_prompt(model: CoDi, prompt: Prompt, progress: media.Progress = lambda
     return model.space.align(embedding.float(), prompt.kind)
 
 
-def unconditional(model: CoDi, prompts: Sequence[Prompt], method: str = "linear") -> list[Prompt]:
+def unconditional(model: CoDi, prompts: Sequence[Prompt], method: str = DEFAULT_MIX) -> list[Prompt]:
     """What guidance leads away from, with the weights to mix it by.
 
     As published, each kind of prompt has its own, see `absent`. Where there is no prompt, and for plain sums, whose weights may sum
@@ -126,7 +127,7 @@ def absent(model: CoDi, kind: str) -> Prompt:
     return Prompt(kind, grey if kind == "image" else grey[None])
 
 
-def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, method: str = "linear") -> Tensor:
+def mix(embeddings: Sequence[Tensor], weights: Sequence[float] | None = None, method: str = DEFAULT_MIX) -> Tensor:
     """One prompt from several: unit embeddings (B, 1, D) and a weight each -> (B, 1, D).
 
     Only the ratios of the weights matter, but for add-subtract.

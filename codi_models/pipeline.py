@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .conditioning import Prompt, encode_prompt, fractions, mix, unconditional
+from .conditioning import DEFAULT_MIX, Prompt, encode_prompt, fractions, mix, unconditional
 from .diffusion import TIMESTEPS, Denoise, Latents, NoiseSchedule, initial_noise, sample
 from .errors import CoDiError
 from .guidance import GuidedDenoiser
@@ -171,7 +171,7 @@ class CoDiPipeline:
         if "text" in settings.outputs:
             _ = self.model.text_tokenizers
 
-    def condition(self, prompts: Sequence[Prompt], method: str = "linear") -> tuple[Tensor, Tensor | None]:
+    def condition(self, prompts: Sequence[Prompt], method: str = DEFAULT_MIX) -> tuple[Tensor, Tensor | None]:
         """Mixed prompt (1, 1, D) and what guidance leads away from; None for the latter where there is no prompt."""
 
         def mixed(prompts: Sequence[Prompt]) -> Tensor:

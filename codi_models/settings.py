@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from .alignment import Alignment, Directions, parse_directions
-from .conditioning import MIX_METHODS
+from .conditioning import DEFAULT_MIX, MIX_METHODS
 from .config import CoDiConfig
 from .diffusion import PUBLISHED, SAMPLERS, NoiseSchedule, run_sigmas
 from .errors import CoDiError
@@ -76,7 +76,7 @@ class Settings:
         schedule: str | None = None,
         given: Collection[str] = (),
         strength: Each | None = None,
-        mix: str = "linear",
+        mix: str = DEFAULT_MIX,
         frames: int | None = None,
         size: int | None = None,
         batch_size: int | None = None,

@@ -19,10 +19,10 @@ class BounceScene(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CoDiBounceScene",
-            display_name="Bounce World Scene",
+            display_name="CoDi Example Scene",
             category=TOOLS,
             description="Renders a bouncing shape as image, audio, video and caption: example prompts for codi-mini.",
-            search_aliases=["example", "test data", "bouncing shape"],
+            search_aliases=["bounce world", "test data", "bouncing shape"],
             is_output_node=True,
             inputs=[
                 io.Combo.Input("shape", options=list(bounce.SHAPES), tooltip="What bounces; in audio, the timbre."),

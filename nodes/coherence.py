@@ -53,7 +53,7 @@ class EncodeOutputs(Node):
             display_name="CoDi Encode Outputs",
             category=PROMPTS,
             description="Decodes every part of a joint LATENT and encodes it back to the shared space: outputs as prompts.",
-            search_aliases=["re-encode", "cycle", "embedding of output"],
+            search_aliases=["encode outputs", "re-encode", "cycle", "embedding of output"],
             inputs=[
                 CodiModel.Input("codi", tooltip="The model that made the LATENT."),
                 io.Latent.Input("latent", tooltip="Sampled joint LATENT."),

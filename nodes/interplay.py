@@ -35,7 +35,7 @@ class FromCLIP(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CoDiFromCLIP",
-            display_name="CoDi From CLIP",
+            display_name="CoDi Prompt from CLIP",
             category=PROMPTS,
             description="A text prompt through the host's CLIP ViT-L/14 (with its LoRAs and prompt weights) to CoDi's shared space.",
             search_aliases=["clip text", "clip-l", "prompt weights"],
@@ -93,7 +93,7 @@ class FromCLIPVision(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CoDiFromCLIPVision",
-            display_name="CoDi From CLIP Vision",
+            display_name="CoDi Prompt from CLIP Vision",
             category=PROMPTS,
             description="An embedding of CLIP Vision Encode (ViT-L/14) as a prompt of CoDi's shared space.",
             search_aliases=["clip vision", "image embeds", "ipadapter"],
@@ -119,7 +119,7 @@ class ToCLIPVision(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CoDiToCLIPVision",
-            display_name="CoDi To CLIP Vision",
+            display_name="CoDi Prompt to CLIP Vision",
             category=PROMPTS,
             description="A prompt of any kind, such as audio, as CLIP_VISION_OUTPUT: for unCLIP and for adapters that read image_embeds.",
             search_aliases=["unclip", "ipadapter", "sound to image", "image embeds"],

@@ -127,9 +127,9 @@ class Keep(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CoDiKeep",
-            display_name="CoDi Keep",
+            display_name="CoDi Keep Media",
             category=LATENTS,
-            description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: audio for a video",
+            description="Puts media into a joint LATENT to stay as they are; the other outputs are generated to fit: audio for a video.",
             search_aliases=[
                 "inpaint",
                 "foley",
@@ -184,7 +184,7 @@ class Mask(Node):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CoDiMask",
-            display_name="CoDi Mask",
+            display_name="CoDi Mask Latent",
             category=LATENTS,
             description="Says which outputs of a joint LATENT are generated, and where and when; all else is kept.",
             search_aliases=["noise mask", "inpaint", "keep"],

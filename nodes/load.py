@@ -60,7 +60,7 @@ class LoadJoint(Node):
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Joint MODEL, for the CoDi Joint Sampler and the stock samplers."),
-                CodiModel.Output(display_name="codi", tooltip="For CoDi's Encode, Empty Latent and Decode nodes."),
+                CodiModel.Output(display_name="codi", tooltip="For CoDi's Encode, Empty Joint Latent and Decode nodes."),
             ],
         )
 

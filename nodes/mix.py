@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..codi_models.conditioning import MIX_METHODS
+from ..codi_models.conditioning import DEFAULT_MIX, MIX_METHODS
 from ..codi_models.errors import CoDiError
 from ..codi_models.keyframes import OVER, Curve, Stretch, Voice, blend, describe
 from .host.latent_model import FRAMES
@@ -43,7 +43,7 @@ class ConditionMixer(Node):
                 io.Combo.Input(
                     "method",
                     options=list(MIX_METHODS),
-                    default="renormalised",
+                    default=DEFAULT_MIX,
                     tooltip="linear: weighted mean, as published. renormalised: the same at unit length. spherical: mean along the sphere. "
                     "add-subtract: plain sum, the weights may sum to 0.",
                 ),
@@ -124,7 +124,9 @@ class PromptWeight(Node):
             is_input_list=True,
             inputs=[
                 io.Conditioning.Input("prompt", tooltip="From any of CoDi's Encode nodes."),
-                io.Float.Input("weight", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Times the mixer's weight and the curve."),
+                io.Float.Input(
+                    "weight", default=1.0, min=-10.0, max=10.0, step=0.05, tooltip="Times the weight in CoDi Condition Mixer and the curve."
+                ),
                 io.Float.Input("start", default=0.0, min=0.0, max=1.0, step=0.01, tooltip="Where in the run the prompt begins to count."),
                 io.Float.Input("end", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Where in the run it ceases to count."),
                 io.String.Input("keyframes", default="", optional=True, tooltip="place:factor, such as 0:1, 1:0; empty: level."),

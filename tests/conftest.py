@@ -24,7 +24,7 @@ TESTS = Path(__file__).resolve().parent
 if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))
 
-from host.setting import HOST, PACK, host_version, import_pack, make_base  # noqa: E402
+from host.setting import HOST, PACK, find_front_end, host_version, import_pack, make_base  # noqa: E402
 
 import_pack()
 _skipped: list[str] = []
@@ -108,5 +108,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if HOST is not None:
         version = f"{HOST} ({host_version(HOST)})"
     terminalreporter.write_line(f"ComfyUI: {version}")
+    if os.environ.get("CODI_FRONTEND"):
+        terminalreporter.write_line(f"front end: {find_front_end()}")
     for line in _skipped:
         terminalreporter.write_line(f"  skipped {line}")

@@ -135,6 +135,52 @@ def test_results_are_shown_and_stay(server, nodes2):
         page.assert_no_trouble()
 
 
+@BOTH
+def test_results_stay_when_nodes_are_collapsed_and_copied(server, nodes2):
+    """As stock previews do when they are collapsed; a copy shows what was copied, where the stock one is empty until it runs."""
+    collapse = "() => app.graph._nodes.filter(n => n.codiView).forEach(n => n.collapse())"
+    copied = "() => app.graph._nodes.filter(n => n.type == 'CoDiPreview').length"
+    with open_page(server.url, nodes2=nodes2) as page:
+        page.open(shipped("example_workflows", template("text_to_everything")))
+        for name, value in (("steps", 2), ("batch_size", 2)):
+            page.page.evaluate(_SET, [name, value])
+        page.page.wait_for_timeout(500)
+        assert page.run() == "execution_success"
+        page.focus("CoDiPreview", 0.5)
+        view = page.page.locator(".codi-results", has=page.page.locator(".codi-image[src]"))
+        view.locator(".pages button").last.click()
+        before = shown(page, 1)
+        page.page.evaluate(collapse)
+        page.page.wait_for_timeout(700)
+        assert not any(e.is_visible() for e in page.page.locator(".codi-results").all()) and page.page.evaluate(_SHOWN) == before
+        page.page.evaluate(collapse)
+        page.page.wait_for_timeout(700)
+        assert page.page.evaluate(_SHOWN) == before and view.locator(".pages").text_content() == "‹2 / 2›"
+        assert view.locator(".codi-image").is_visible()
+        assert_apart(page, "after collapsing")
+        page.page.evaluate(
+            """() => {
+              app.canvas.deselectAll();
+              app.canvas.select(app.graph._nodes.find(n => n.type == 'CoDiPreview'));
+              app.canvas.canvas.focus();
+            }"""
+        )
+        page.page.mouse.move(1500, 900)
+        page.page.keyboard.press("Control+c")
+        page.page.keyboard.press("Control+Shift+v")  # with its links
+        page.page.wait_for_function(f"n => ({copied})() == n", arg=2, timeout=10_000)
+        view.locator(".pages button").first.click()
+        after = shown(page, len(before) + 1)
+        assert sum(result == after[-1] for result in after) == 2 and after[-1]["image"] and after[-1]["text"]
+        saved = page.page.evaluate("() => JSON.stringify(app.graph.serialize())")
+        assert "codiCopied" not in saved and after[-1]["image"] not in saved, "results are no part of the graph"
+        page.open(shipped("example_workflows", template("building_blocks")))
+        page.page.locator(".workflow-tab").nth(-2).click()
+        assert shown(page, len(before) + 1) == after
+        assert page.run() == "execution_success" and page.page.evaluate(copied) == 2
+        page.assert_no_trouble()
+
+
 def test_subgraphs_run_with_the_values_shown_outside(server):
     offered = {entry["name"] for entry in server.json("/global_subgraphs").values()}
     assert {b.name for b in BLUEPRINTS} <= offered

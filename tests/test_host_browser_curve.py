@@ -204,11 +204,23 @@ def test_the_alignment_matrix_is_sent_and_obeyed(page):
     page.assert_no_trouble()
 
 
+_LATE = """async () => {
+  const node = app.graph._nodes.find(n => n.type == 'KSampler'), element = document.createElement('div');
+  const widget = node.addDOMWidget('late', 'late', element, { serialize: false, getMinHeight: () => 20 });
+  await new Promise(done => setTimeout(done, 1000));
+  const shown = element.isConnected;
+  node.removeWidget(widget);
+  return shown;
+}"""
+
+
 def test_a_clip_plays_on_a_stock_sampler_while_it_is_sampled(page):
     graph = sampled("video", "text", frames=4)
     settings = {k: v for k, v in graph["sample"]["inputs"].items() if k not in ("latent", "wiring", "alignment", "alignment_guidance")}
     graph["sample"] = node("KSampler", **{**settings, "steps": 30, "seed": 91 + page.nodes2}, latent_image=["empty", 0])
     opened(page, shown(graph, ["sample", 0]), "KSampler")
+    if page.nodes2 and not page.page.evaluate(_LATE):
+        pytest.skip("this front end does not show widgets that come late in Nodes 2.0")
     page.page.evaluate(
         """async () => {
           await app.ui.settings.setSettingValueAsync("Comfy.Execution.PreviewMethod", "latent2rgb");

@@ -191,3 +191,14 @@ def test_the_guider_takes_the_same_and_a_connected_negative_counts(session):
     for m in plain:
         assert torch.allclose(plain[m], custom[m], atol=1e-4 * float(plain[m].abs().max()))
         assert (plain[m] - other[m]).norm() > 1e-3 * plain[m].norm()
+
+
+def test_prompts_are_mixed_alike_where_nothing_is_said(session):
+    core = core_of(session)
+    (method,) = [entry for entry in session.classes["CoDiConditionMixer"].GET_SCHEMA().inputs if entry.id == "method"]
+    generate = importlib.import_module(f"{session.pack.__name__}.codi_models.cli.generate")
+    asked = generate._parser().parse_args(["--model", "codi-mini", "--outputs", "image", "--out", "made"])
+    config = core.model.CoDiConfig.mini()
+    assert method.default == asked.mix == core.settings.Settings.resolve(config, ["image"]).mix == core.conditioning.DEFAULT_MIX
+    a, b = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(core.conditioning.mix([a, b]), core.conditioning.mix([a, b], method=method.default))

@@ -80,7 +80,7 @@ def test_a_video_in_memory_is_taken_by_its_own_rate(pack):
 
 
 def keep(session, clip, **inputs):
-    """Runs CoDi Keep on the file and its sound; what it said."""
+    """Runs CoDi Keep Media on the file and its sound; what it said."""
     from comfy_api.latest import InputImpl, io
 
     class TestVideo(io.ComfyNode):

@@ -14,6 +14,7 @@ def schemas(session):
     return {kind: cls.GET_SCHEMA() for kind, cls in session.classes.items() if kind.startswith("CoDi")}
 
 
+TEXTS = ((".", "*.md"), ("docs", "*.md"), ("web", "**/*.md"), ("web", "*.js"), ("nodes", "**/*.py"), ("tests/workflows", "**/*.*"))
 CATEGORIES = {f"CoDi/{name}" for name in ("prompts", "sampling", "latents", "media", "models", "tools")}
 
 
@@ -29,6 +30,17 @@ def test_every_node_is_found_by_other_words(schemas):
         pytest.skip("this host knows no search words")
     words = {kind: schema.search_aliases for kind, schema in schemas.items()}
     assert [kind for kind, found in words.items() if not found] == []
+
+
+def test_texts_call_every_node_by_its_name(schemas):
+    """In nodes, help pages, notes and titles of workflows, and documents, `CoDi Word` is a node that exists."""
+    names = tuple(schema.display_name for schema in schemas.values())
+    files = [f for place, end in TEXTS for f in sorted(PACK.glob(f"{place}/{end}")) if f.name != "CHANGELOG.md"]
+    assert len(files) > 90
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        called = [text[m.start() : m.start() + 40] for m in re.finditer(r"CoDi [A-Z][a-z]+\b(?! [/{])", text)]
+        assert [phrase for phrase in called if not phrase.startswith(names)] == [], file
 
 
 def test_every_node_has_a_help_page_with_a_minimal_graph(schemas):

@@ -111,6 +111,22 @@ def test_the_registrys_security_check_finds_nothing():
     assert done.returncode == 0, done.stdout
 
 
+def test_scripts_leave_the_shared_page_alone():
+    """What `comfy-test lint --check javascript` holds packs to: names of their own, no fields of the front end replaced, no elements
+    outside of their widgets."""
+    name = PROJECT["tool"]["comfy"]["DisplayName"]
+    own = re.sub(r"[^a-z0-9]", "", name.lower())
+    foreign = (
+        r"\b(app|api|LiteGraph|window)(\.\w+)+ (\?\?|\|\|)?=[^=]",
+        r"document(\.body|\.head|\.querySelector\(.*\)|\.getElementById\(.*\))\??\.(append|prepend|insert|before|after)",
+    )
+    for file in sorted((PACK / "web").glob("*.js")):
+        text = file.read_text(encoding="utf-8")
+        assert [m[0] for pattern in foreign for m in re.finditer(pattern, text)] == [], file
+        names = re.findall(r"registerExtension\(\{\s*name: \"(.+?)\"", text)
+        assert all(found.startswith(f"{own}.") for found in names) and len(names) == text.count("registerExtension("), file
+
+
 def test_workflows_run_the_tests_on_three_systems():
     text = (PACK / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
     assert all(system in text for system in ("ubuntu-latest", "windows-latest", "macos-latest"))

@@ -1,5 +1,5 @@
 // Shows on CoDi's nodes what they made. It is read from the host's node outputs, so it is there again after a change of tab, undo, a subgraph
-// entered and left, or a reload of the page.
+// entered and left, or a reload of the page. What is copied takes it along, within the clipboard, to the outputs of the copy.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { buildView } from "./codi_view.js";
@@ -29,7 +29,7 @@ function refresh(node, output = app.nodeOutputs?.[keyOf(node)]) {
 }
 
 function attach(nodeType, height) {
-  const { onNodeCreated, onExecuted, onConfigure } = nodeType.prototype;
+  const { onNodeCreated, onExecuted, onConfigure, onSerialize, clone } = nodeType.prototype;
   nodeType.prototype.onNodeCreated = function () {
     onNodeCreated?.apply(this, arguments);
     this.codiView = buildView((images) => { this.imgs = images.length ? images : undefined; }); // for the host's menu: open, copy, save
@@ -41,9 +41,23 @@ function attach(nodeType, height) {
     this.setSize([Math.max(this.size[0], height > 300 ? 420 : 300), this.computeSize()[1]]);
     setTimeout(() => refresh(this)); // once it has its id
   };
-  nodeType.prototype.onConfigure = function () {
+  nodeType.prototype.onConfigure = function (data) {
     onConfigure?.apply(this, arguments);
-    setTimeout(() => refresh(this));
+    delete this.codiCopied; // the host puts every field of the data on the node
+    setTimeout(() => {
+      if (data?.codiCopied && this.graph) app.nodeOutputs[keyOf(this)] ??= data.codiCopied;
+      refresh(this);
+    });
+  };
+  nodeType.prototype.clone = function () { // the host puts a clone, serialized, into the clipboard
+    const copy = clone.apply(this, arguments);
+    if (copy) copy.codiCopied = app.nodeOutputs?.[keyOf(this)];
+    return copy;
+  };
+  nodeType.prototype.onSerialize = function (data) {
+    onSerialize?.apply(this, arguments);
+    for (const fields of [data, data.extensions ?? {}]) delete fields.codiCopied; // newer hosts keep what a node was configured with
+    if (this.codiCopied) data.codiCopied = this.codiCopied;
   };
   nodeType.prototype.onExecuted = function (output) {
     onExecuted?.apply(this, arguments);
@@ -70,12 +84,10 @@ async function fromHistory() {
   const runs = Object.values(await (await api.fetchApi("/history?max_items=32")).json()).reverse();
   const run = runs.find(({ prompt }) => prompt?.[3]?.extra_pnginfo?.workflow?.id === graph.id);
   if (!run || rootGraph() !== graph) return;
-  const found = {};
   for (const [path, output] of Object.entries(run.outputs ?? {})) {
     const node = path.split(":").reduce((at, id) => at && (at.subgraph ?? at).getNodeById?.(Number(id)), graph);
-    if (node?.codiView) found[keyOf(node)] = output;
+    if (node?.codiView) app.nodeOutputs[keyOf(node)] ??= output;
   }
-  if (!Object.keys(app.nodeOutputs ?? {}).length) app.nodeOutputs = found;
   for (const node of showing()) refresh(node);
 }
 

@@ -1,4 +1,4 @@
-// The curves of the Condition Mixer and of Prompt Weight, drawn on the node. What is stored is the text of the keyframes widget.
+// The curves of Condition Mixer and of Prompt Weight, drawn on the node. What is stored is the text of the keyframes widget.
 import { app } from "../../scripts/app.js";
 import { buildCurves } from "./codi_curve_view.js";
 import { joinLines, splitLines } from "./codi_keyframes.js";

@@ -29,10 +29,6 @@ function start(node, path) {
   const widget = node.addDOMWidget("codi_frames", "codi_frames", root, { serialize: false, hideInPanel: true, getMinHeight: () => HEIGHT, getMaxHeight: () => HEIGHT });
   widget.serialize = false;
   node.setSize([node.size[0], height + HEIGHT + 10]);
-  // Older front ends do not show a widget that comes late in Nodes 2.0: then it goes where the node ends.
-  setTimeout(() => {
-    if (!root.isConnected && playing.has(node)) document.querySelector(`[data-node-id="${node.id}"]`)?.append(root);
-  }, 200);
   if (!playing.size) requestAnimationFrame(tick);
   playing.set(node, { path, widget, root, canvas, height, strip: null, frames: 0, rate: 1 });
 }

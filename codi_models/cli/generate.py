@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import version_0_3
-from ..conditioning import MIX_METHODS, PROMPT_KINDS, Prompt
+from ..conditioning import DEFAULT_MIX, MIX_METHODS, PROMPT_KINDS, Prompt
 from ..diffusion import SAMPLERS, SCHEDULERS
 from ..errors import CoDiError
 from ..files import output_folder, write_text
@@ -206,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--alignment-combine", metavar="attention|sum", help="several sources at once (the paper), or one by one and added up")
     add("--schedule", "--order", dest="schedule", help='which outputs are denoised together: "together", "sequential", or stages such as '
                                                        '"video, audio+text" (default: the model\'s)')  # fmt: skip
-    add("--mix", default="linear", metavar="|".join(MIX_METHODS), help="how prompts are mixed (default linear, as published)")
+    add("--mix", default=DEFAULT_MIX, metavar="|".join(MIX_METHODS), help=f"how prompts are mixed (default {DEFAULT_MIX}, as published)")
     add("--composition", help=argparse.SUPPRESS)  # of version 0.3, without effect
     add("--frames", type=int, metavar="F", help="frames of a video")
     add("--size", type=int, metavar="PIXELS", help="edge of image and video")

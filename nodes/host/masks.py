@@ -31,7 +31,7 @@ def masks_of(latent: Mapping[str, Any], config: CoDiConfig) -> dict[str, Tensor]
             mask = mask[:, :1]
         if mask.ndim != part.ndim or any(a not in (1, b) for a, b in zip(mask.shape, wanted, strict=True)):
             if m not in ("image", "video") or mask.ndim < 2:
-                raise CoDiError(f"the noise mask of {m} is {tuple(mask.shape)}, the part is {tuple(part.shape)}: use CoDi Mask")
+                raise CoDiError(f"the noise mask of {m} is {tuple(mask.shape)}, the part is {tuple(part.shape)}: use CoDi Mask Latent")
             mask = spatial(mask.reshape(-1, *mask.shape[-2:]), part)
         found[m] = mask.expand(wanted).clone()
     return found

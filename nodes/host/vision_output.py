@@ -29,8 +29,8 @@ class PromptEmbeds(comfy.clip_vision.Output):
     def __getattr__(self, name: str) -> Any:
         if name in HIDDEN:
             raise NoHiddenStates(
-                f"this CLIP_VISION_OUTPUT comes from CoDi To CLIP Vision and holds image_embeds only; this node reads {name}, which tells "
-                "of every patch of an image, and a prompt has no patches. Nodes that read image_embeds (unCLIPConditioning, plain "
+                f"this CLIP_VISION_OUTPUT comes from CoDi Prompt to CLIP Vision and holds image_embeds only; this node reads {name}, which "
+                "tells of every patch of an image, and a prompt has no patches. Nodes that read image_embeds (unCLIPConditioning, plain "
                 "IPAdapter) take it; here, decode an image of CoDi and connect CLIP Vision Encode"
             )
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

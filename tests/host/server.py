@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from .setting import find_front_end
+
 BOOT_SECONDS = 180
 
 
@@ -35,6 +37,8 @@ class Server:
         self.url, self.log_file = f"http://127.0.0.1:{port}", base / "server.log"
         command = [sys.executable, "main.py", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
         command += ["--database-url", f"sqlite:///{base}/comfy.sqlite", "--disable-api-nodes", *options]
+        if front_end := find_front_end():
+            command += ["--front-end-root", str(front_end)]
         if not torch.cuda.is_available():
             command.append("--cpu")
         with open(self.log_file, "wb") as log:

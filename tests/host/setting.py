@@ -39,6 +39,22 @@ def find_host() -> Path | None:
 HOST = find_host()
 
 
+def find_front_end() -> Path | None:
+    """Root of the front end to test with, or None for the host's own. CODI_FRONTEND is a folder that `pip install --no-deps --target` put
+    comfyui-frontend-package into, or the root itself. Raises ValueError for a folder that holds none."""
+    given = os.environ.get("CODI_FRONTEND")
+    if not given:
+        return None
+    folder = Path(given).expanduser().resolve()
+    for root in (folder / "comfyui_frontend_package" / "static", folder):
+        if (root / "index.html").is_file():
+            return root
+    raise ValueError(
+        f"CODI_FRONTEND={given} holds no front end: run "
+        f"`pip install --no-deps --target {given} comfyui-frontend-package==1.58.1`, or unset it"
+    )
+
+
 def host_version(folder: Path) -> str:
     """Version that a ComfyUI folder states."""
     file = folder / "comfyui_version.py"
