@@ -114,7 +114,7 @@ def test(arguments: list[str]) -> int:
 def pass_on(argv: list[str]) -> int:
     """A command of the package itself, with this Python: an embedded one does not look for modules beside the script by itself."""
     try:
-        from codi_models.__main__ import main as command
+        from codi_models.__main__ import run as command
     except ImportError as error:
         print(f"error: {error}. Call this with the Python that ComfyUI runs with, which has PyTorch", file=sys.stderr)
         return 2

@@ -1,10 +1,10 @@
-"""Runs what CoDi borrows from transformers and diffusers on the lowest and the newest version of both, in throw-away environments.
+"""Runs what CoDi borrows from other libraries on the lowest and the newest versions of all of them, in throw-away environments.
 
 python benchmarks/libraries.py [--versions lowest newest] [--also transformers==4.57.1]
 
-An environment has the packages of this interpreter, and in front of them its own transformers and diffusers. In each: parity with the
-recorded outputs, and the tests of the networks. The lowest versions are those of requirements.txt and requirements-dev.txt, the
-newest what the package index offers. Exits with 1 where anything fails.
+An environment has the packages of this interpreter, torch among them, and in front of them its own versions of the libraries that
+requirements.txt and requirements-dev.txt give a lowest version of; the newest are what the package index offers. In each: parity with the
+recorded outputs, and tests that reach every one of them without a host. Exits with 1 where anything fails.
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ import venv
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parent.parent
-LIBRARIES = ("transformers", "diffusers")
-TESTS = ("test_autoencoders", "test_encoders", "test_text_tokenizers", "test_half_precision", "test_parity_beyond")
+TOOLS = ("pytest", "pytest-xdist", "ray")  # which no model needs
+TESTS = (
+    "test_autoencoders", "test_encoders", "test_text_tokenizers", "test_half_precision", "test_parity_beyond",  # networks, tokenizers
+    "test_media", "test_media_damaged", "test_values", "test_cli",  # av, Pillow
+    "test_checkpoints", "test_convert", "test_download",  # safetensors, huggingface_hub
+    "test_training_robust", "test_training_finetune",  # accelerate
+)  # fmt: skip
 _IMPORT = """
 import time, torch
 begin = time.process_time()
@@ -32,14 +37,11 @@ print(transformers.__version__, diffusers.__version__, f"{time.process_time() - 
 """
 
 
-def lowest(library: str) -> str:
-    """The requirement `library==version` of the lowest version that our requirements allow."""
+def lowest() -> list[str]:
+    """`library==version` of every lowest version that our requirements name."""
     lines = "\n".join((PACK / name).read_text(encoding="utf-8") for name in ("requirements.txt", "requirements-dev.txt"))
-    found = re.search(rf"^{library}>=([\d.]+)", lines, flags=re.M)
-    if found is None:
-        sys.exit(f"error: no requirement names a lowest version of {library}")
-    version = found[1] if found[1].count(".") == 2 else f"{found[1]}.0"
-    return f"{library}=={version}"
+    found = dict(re.findall(r"^([\w-]+)>=([\d.]+)", lines, flags=re.M))
+    return [f"{library}=={version}" for library, version in found.items() if library not in TOOLS]
 
 
 def environment(folder: Path, requirements: list[str]) -> Path:
@@ -64,10 +66,12 @@ def main() -> None:
     parser.add_argument("--versions", nargs="*", default=["lowest", "newest"], choices=["lowest", "newest"])
     parser.add_argument("--also", nargs="*", default=[], metavar="REQUIREMENT", help="one environment more, with these")
     args = parser.parse_args()
-    wanted = {"lowest": [lowest(library) for library in LIBRARIES], "newest": list(LIBRARIES)}
+    wanted = {"lowest": lowest(), "newest": [requirement.partition("==")[0] for requirement in lowest()]}
     sets = {name: wanted[name] for name in args.versions} | ({"also": args.also} if args.also else {})
     good = True
     print("| versions | transformers | diffusers | import, processor s | parity | tests |\n| --- | --- | --- | ---: | --- | --- |")
+    for name in args.versions:
+        print(f"{name}: {' '.join(wanted[name])}", file=sys.stderr)
     for name, requirements in sets.items():
         with tempfile.TemporaryDirectory() as folder:
             python = environment(Path(folder), requirements)

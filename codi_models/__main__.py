@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from .errors import CoDiError, out_of_memory
+from .files import disk_refuses
 
 COMMANDS = {
     "generate": (".cli.generate", "any mix of prompts to any set of outputs, as files"),
@@ -17,7 +19,7 @@ COMMANDS = {
     "parity": (".parity.cli", "hold the networks against recorded numbers of the published ones"),
     "world": (".bounce_world.export", "write samples of Bounce World"),
 }
-BAD_INPUT, INTERRUPTED = 2, 130
+BAD_INPUT, INTERRUPTED, NOBODY_READS = 2, 130, 141
 
 
 def main(argv: list[str]) -> int:
@@ -44,10 +46,33 @@ def main(argv: list[str]) -> int:
         return INTERRUPTED
 
 
+def run(argv: list[str]) -> int:
+    """`main` of a process of its own: a disk that takes nothing more is told in one message, and where nobody reads what it prints any
+    more, as of `| head`, it ends without a word and with the status that a shell gives to such an end."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # as stderr: names of files may hold any bytes
+    try:
+        try:
+            return main(argv)
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+    except BrokenPipeError:
+        status = NOBODY_READS
+    except OSError as error:
+        if not disk_refuses(error):
+            raise
+        print(f"error: cannot write {error.filename or 'what is to be printed'}: {error.strerror}. Make room", file=sys.stderr)
+        status = BAD_INPUT
+    silence = os.open(os.devnull, os.O_WRONLY)  # or Python complains when it flushes once more at its end
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(silence, stream.fileno())
+    return status
+
+
 def _usage() -> str:
     lines = [f"  {name:10}{text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(["usage: python -m codi_models COMMAND ...   (COMMAND --help for its options)", *lines])
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

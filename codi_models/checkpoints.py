@@ -53,7 +53,6 @@ def save_weights(
     dtype converts floating-point tensors only; None keeps each as it is. Metadata are strings in the file's header,
     stored as one JSON object: safetensors writes several entries in random order, and equal weights should be equal files.
     Raises CoDiError where the folder cannot be written or is full."""
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     skip: Iterable[str] = ()
@@ -68,10 +67,7 @@ def save_weights(
     with whole_file(path) as temporary:
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)  # as the user's mask has it; safetensors makes files that nobody else can read
-        try:
-            save_file(data, str(temporary), metadata={METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True)})
-        except SafetensorError as error:  # how it reports a full disk
-            raise OSError(str(error)) from error
+        save_file(data, str(temporary), metadata={METADATA_KEY: json.dumps(dict(metadata or {}), sort_keys=True)})
         temporary.chmod(mode)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from . import version_0_3
 from .errors import CoDiError
+from .files import read_json, write_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,15 +292,15 @@ class CoDiConfig:
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON."""
-        Path(path).write_text(json.dumps(dataclasses.asdict(self), indent=2) + "\n", encoding="utf-8")
+        """Write as JSON, whole or not at all. Raises WriteError."""
+        write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
     @staticmethod
     def load(path: str | Path) -> CoDiConfig:
         """Read what `save` wrote. Raises CoDiError naming the file and the field where it is not such a file."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            data = read_json(path)
+        except (OSError, ValueError, RecursionError) as error:
             raise CoDiError(f"{path} is not a readable CoDi config.json: {error}") from error
         return typing.cast(CoDiConfig, _build(CoDiConfig, version_0_3.config(data), str(path)))
 

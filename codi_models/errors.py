@@ -16,8 +16,12 @@ class WriteError(CoDiError):
     """Raised where a file cannot be written: no room, no right, no such place."""
 
 
+class TooLarge(CoDiError):
+    """Raised for a request that takes more memory than there is, before anything is made for it."""
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that the memory of the device or of the machine does not suffice."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's class, without loading torch
+    if isinstance(error, MemoryError | TooLarge) or type(error).__name__ == "OutOfMemoryError":  # torch's class, without loading torch
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in ("can't allocate memory", "out of memory"))

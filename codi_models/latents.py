@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -30,11 +31,8 @@ from .media import (
     rgb,
     video_seconds,
 )
+from .memory import BINS_AT_ONCE, PIXELS_AT_ONCE
 from .model import CoDi
-
-PIXELS_AT_ONCE = 8 * 256 * 256  # pictures and frames beyond that many pixels are decoded one part after another
-BINS_AT_ONCE = 8 * 1024 * 64  # the same for sounds, in mel bins
-
 
 Note = Callable[[str], None]
 """Called with one line for a user who may not expect it: that only a part of a file is taken."""
@@ -124,9 +122,18 @@ def encode_media(model: CoDi, prompt: Prompt, *, size: int | None = None, frames
         return latent[0].float() * config.text_autoencoder.scale
     if prompt.kind == "audio":
         return model.audio_autoencoder.encode(value[None].to(device, model.dtype))[0].float() * config.audio_autoencoder.scale
-    pixels = value[None] if prompt.kind == "image" else value.transpose(0, 1)[None]  # (1, 3, H, W) or (1, 3, F, H, W)
-    latent = model.image_autoencoder.encode((pixels * 2 - 1).to(device, model.dtype))
-    return latent[0].float() * config.image_autoencoder.scale
+    pictures: Tensor = value[None] if prompt.kind == "image" else value  # (F, 3, H, W)
+    parts = pictures.split(max(1, PIXELS_AT_ONCE // math.prod(pictures.shape[-2:])))
+    latent = torch.cat([model.image_autoencoder.encode((part * 2 - 1).to(device, model.dtype)).float() for part in parts])  # (F, C, h, w)
+    latent = latent[0] if prompt.kind == "image" else latent.transpose(0, 1)
+    return latent * config.image_autoencoder.scale
+
+
+def _finite(decoded: Tensor, output: str) -> Tensor:
+    """What was decoded. Raises CoDiError where it is not finite: a clamp would hide it."""
+    if not bool(torch.isfinite(decoded).all()):
+        raise CoDiError(f"the decoded {output} is NaN or infinite, which its latent was not: use fp32 (--dtype fp32), or other weights")
+    return decoded
 
 
 @torch.inference_mode()
@@ -136,7 +143,8 @@ def decode_pixels(model: CoDi, latents: Tensor) -> Tensor:
     z = (latents / scale).to(model.precision("image_autoencoder"))
     frames = z if z.ndim == 4 else z.transpose(1, 2).flatten(0, 1)  # (B * F, 4, h, w)
     size = frames.shape[-2] * frames.shape[-1] * autoencoder.factor**2
-    pixels = torch.cat([autoencoder.decode(part).float() for part in frames.split(max(1, PIXELS_AT_ONCE // size))])
+    parts = frames.split(max(1, PIXELS_AT_ONCE // size))
+    pixels = torch.cat([_finite(autoencoder.decode(part).float(), "image" if z.ndim == 4 else "video") for part in parts])
     pixels = pixels if latents.ndim == 4 else pixels.unflatten(0, (latents.shape[0], latents.shape[2]))
     return ((pixels + 1) / 2).clamp(0, 1)
 
@@ -144,8 +152,10 @@ def decode_pixels(model: CoDi, latents: Tensor) -> Tensor:
 @torch.inference_mode()
 def decode_audio(model: CoDi, latents: Tensor) -> Tensor:
     """(B, C, T / f, M / f) in diffusion space -> (B, N), float32 in -1..1, N = hop_length * T, at `config.mel.sample_rate`."""
-    parts = decode_logmel(model, latents)
-    return torch.cat([model.vocoder(logmel.to(model.precision("vocoder"))).float().clamp(-1, 1) for logmel in parts])
+    sounds = []
+    for logmel in decode_logmel(model, latents):
+        sounds.append(_finite(model.vocoder(logmel.to(model.precision("vocoder"))).float(), "audio").clamp(-1, 1))
+    return torch.cat(sounds)
 
 
 def decode_logmel(model: CoDi, latents: Tensor) -> Iterator[Tensor]:

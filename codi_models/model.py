@@ -14,7 +14,7 @@ from .components import COMPONENTS, build_component, component_path, load_compon
 from .config import CoDiConfig
 from .encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from .errors import CoDiError
-from .files import sha256, whole_file
+from .files import sha256
 
 if TYPE_CHECKING:
     from .autoencoders.tokenizers import TextTokenizers
@@ -68,8 +68,7 @@ class CoDi:
 
             build_vocabularies(captions, folder, config.text_autoencoder.encoder_vocab, config.text_autoencoder.decoder_vocab)
             build_clip_vocabulary(captions, folder, vocab_size=config.clip.vocab_size)
-        with whole_file(folder / "config.json") as temporary:
-            config.save(temporary)
+        config.save(folder / "config.json")
         return CoDi.from_pretrained(folder, device="cpu", dtype=torch.float32)
 
     def component(self, name: str) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import memory
 from .conditioning import DEFAULT_MIX, Prompt, encode_prompt, fractions, mix, unconditional
 from .diffusion import TIMESTEPS, Denoise, Latents, NoiseSchedule, initial_noise, sample
 from .errors import CoDiError
@@ -87,6 +88,7 @@ class CoDiPipeline:
         for line in unusual_sizes(config, {output: settings.size(output, config) for output in settings.outputs}):
             note(line)
         prompts = [Prompt("text", prompts)] if isinstance(prompts, str) else list(prompts)
+        self.check_room(settings, min(settings.count, settings.batch_size))
         if prompts:  # a mistyped weight is told before anything is loaded
             fractions([prompt.weight for prompt in prompts], len(prompts), normalise=settings.mix != "add-subtract")
         with self._stage("read"):
@@ -112,6 +114,13 @@ class CoDiPipeline:
             done += ran
             yield from samples
 
+    def check_room(self, settings: Settings, batch: int) -> None:
+        """Raises TooLarge where so many samples at once are more than this machine holds. A GPU tells by itself, a processor is killed."""
+        if self.model.device.type == "cpu":
+            needed = memory.making(self.model.config, latent_shapes(self.model.config, settings), batch, self.model.dtype.itemsize)
+            advice = "lower the size, the frames, or how many are made at once (batch size)"
+            memory.check_room(needed, f"making {batch} samples of this size at once", advice)
+
     def generate(
         self, cond: Tensor, uncond: Tensor | None, settings: Settings, seeds: Sequence[int], *,
         given: Mapping[str, Tensor] | None = None, shown: Mapping[str, Sequence[Any]] | None = None,
@@ -121,7 +130,8 @@ class CoDiPipeline:
 
         cond: (1, 1, D) for all samples, or (B, 1, D) with one prompt a sample; uncond: what guidance leads away from, or None.
         given: output -> latents (B, ...) in diffusion space (see `encode_given`). shown: output -> B values that the samples hold
-        instead of decoded latents. Raises CoDiError for given latents of other outputs or shapes."""
+        instead of decoded latents. Raises CoDiError for given latents of other outputs or shapes, TooLarge."""
+        self.check_room(settings, len(seeds))
         noise = initial_noise(latent_shapes(self.model.config, settings), seeds, device=self.model.device)
         with self._stage("denoise"):
             latents, ran = self.denoise(cond, uncond, settings, noise, seeds=seeds, given=given, callback=callback)

@@ -31,6 +31,10 @@ OVERRIDES: dict[str, Any] = {
 """What a run's settings may be told instead of the model's defaults, with their types."""
 
 
+MOST_SAMPLES, MOST_AT_ONCE, MOST_PIXELS = 100_000, 4096, 8192
+"""Upper bounds of what is typed: samples of a run, samples of a batch, pixels of an edge. Memory may set lower ones."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """One run. Sizes in pixels; None anywhere in `resolve` means the model's default."""
@@ -175,8 +179,8 @@ class Settings:
         unit, most = image_unit(config), config.vision_denoiser.max_frames
         checks = [
             (0 <= self.seed and self.seed + self.count <= 1 << 64, f"seed {self.seed} must be 0 or more and below 2**64"),
-            (self.count >= 1, f"count {self.count} must be 1 or more"),
-            (self.batch_size >= 1, f"batch size {self.batch_size} must be 1 or more"),
+            (1 <= self.count <= MOST_SAMPLES, f"count {self.count} must be 1 to {MOST_SAMPLES}"),
+            (1 <= self.batch_size <= MOST_AT_ONCE, f"batch size {self.batch_size} must be 1 to {MOST_AT_ONCE}"),
             (1 <= self.frames <= most, f"frames {self.frames} must be between 1 and {most}, the length of this model's table of positions"),
             (self.sampler in SAMPLERS, f"unknown sampler {self.sampler!r}: give one of {', '.join(SAMPLERS)}"),
             (self.mix in MIX_METHODS, f"unknown mixing method {self.mix!r}: give one of {', '.join(MIX_METHODS)}"),
@@ -187,6 +191,7 @@ class Settings:
             checks.append((0 <= share <= 1, f"strength {share} of {output} must be between 0 (as given) and 1 (generated)"))
         for size in {self.image_size, self.video_size}:
             near = max(unit, round(size / unit) * unit)
+            checks.append((size <= MOST_PIXELS, f"size {size} must be {MOST_PIXELS} pixels or less"))
             checks.append((size > 0 and size % unit == 0, f"size {size} must be a multiple of {unit} pixels: the nearest is {near}"))
         for good, message in checks:
             if not good:

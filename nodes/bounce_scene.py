@@ -32,7 +32,7 @@ class BounceScene(Node):
                     "seed",
                     default=0,
                     min=0,
-                    max=2**32 - 1,
+                    max=2**64 - 1,
                     tooltip="Draws what a scene leaves open: place, size, background, tuning, loudness.",
                 ),
             ],

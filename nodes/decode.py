@@ -61,7 +61,7 @@ def words_seed_input() -> Any:
         "words_seed",
         default=0,
         min=0,
-        max=2**32 - 1,
+        max=2**64 - 1,
         optional=True,
         extra_dict=ADVANCED,
         tooltip="Draws words where the model does not always take the likeliest.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from comfy_api.latest import io, ui
 
 from ..codi_models.errors import CoDiError
 from ..codi_models.figures import draw_curve, to_image
+from ..codi_models.files import PLAIN, plain_name
 from ..codi_models.modalities import MODALITIES
 from ..codi_models.model import SHIPPED
 from ..codi_models.training import STAGES
@@ -25,8 +25,6 @@ from .schema import ADVANCED, MODELS, CodiModel, Node, schema
 RUNS = "codi_training"
 """Folder in the host's output folder for states, logs and encoded media."""
 _PREVIEW_EVERY = 2.0  # seconds
-_DEVICES = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(10))}
-"""Names that Windows keeps for devices."""
 
 
 class Train(Node):
@@ -90,7 +88,7 @@ class Train(Node):
                     tooltip="Leave out media that cannot be read instead of stopping.",
                     extra_dict=ADVANCED,
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip="Draws the order of the examples and the noise."),
+                io.Int.Input("seed", default=0, min=0, max=2**64 - 1, tooltip="Draws the order of the examples and the noise."),
             ],
             outputs=[
                 CodiModel.Output(display_name="codi", tooltip="The trained model, as Load CoDi would open it."),
@@ -148,9 +146,8 @@ def data_path(data: str) -> Path:
 
 def model_path(name: str) -> Path:
     """The folder in models/codi that a name stands for. Raises CoDiError for other names and those of the pack."""
-    plain = re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,99}", name) and name == name.strip() and not name.endswith(".")
-    if not plain or name.split(".")[0].upper() in _DEVICES:
-        raise CoDiError(f"{name[:200]!r} is no name for a model folder: give letters, digits, and - _ . within")
+    if not name.isascii() or name != name.strip() or not plain_name(name.replace(" ", "-"), 100):
+        raise CoDiError(f"{name[:200]!r} is no name for a model folder: {PLAIN}")
     if (SHIPPED / name).exists():
         raise CoDiError(f"{name!r} is a model of the pack itself: give another name, or it could not be told apart")
     root = folder_paths.get_folder_paths(folders.KEY)[0]

@@ -43,6 +43,8 @@ def write_whole(folder: Path) -> list[Path]:
         ("webp", {"save_all": True, "append_images": frames[1:], "duration": 90}), ("tiff", {"compression": "tiff_lzw"}),
         ("avif", {"save_all": True, "append_images": frames[1:], "duration": 90}),
     ):  # fmt: skip
+        if f".{suffix}" not in Image.registered_extensions():  # AVIF in older versions of Pillow
+            continue
         frames[0].save(folder / f"a.{suffix}", **options)
         found.append(folder / f"a.{suffix}")
     frames[0].convert("RGBA").save(folder / "b.png", save_all=True, append_images=frames[1:], duration=90)

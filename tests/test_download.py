@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -17,7 +18,7 @@ from codi.codi_models.cli import download as cli
 from codi.codi_models.conversion import download, hub, releases
 from codi.codi_models.conversion.install import install, needed_room
 from codi.codi_models.conversion.layout import ENCODERS_FILE, published_file
-from codi.codi_models.errors import CoDiError
+from codi.codi_models.errors import CoDiError, WriteError
 from host.setting import PACK
 from host.tiny import create_tiny, tiny_config
 from unreliable import UnreliableHub
@@ -117,6 +118,23 @@ def test_it_arrives_whole_whatever_happens(remote, content, tmp_path, faults):
     if faults == "break":
         start = int(remote.ranges[1].removeprefix("bytes=").removesuffix("-"))
         assert 0 <= len(content[releases.REPOSITORY][HALF + AUDIO]) // 2 - start < 1 << 16
+
+
+def test_a_full_disk_is_one_line_and_what_is_there_is_gone_on_from(remote, content, tmp_path, monkeypatch):
+    with monkeypatch.context() as full:
+        receive = hub.Hub._receive
+
+        def half(answer, part, start, count):
+            answer.iter_content = lambda size: iter([b"half"])
+            receive(answer, part, start, count)
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        full.setattr(hub.Hub, "_receive", staticmethod(half))
+        with pytest.raises(WriteError, match="cannot write .*part: No space left on device"):
+            fetched(tmp_path / "out")
+    assert [path.stat().st_size for path in (tmp_path / "out").rglob("*.part")] == [4]
+    (next((tmp_path / "out").rglob("*.part"))).write_bytes(content[releases.REPOSITORY][HALF + AUDIO][:4])
+    assert fetched(tmp_path / "out") == content[releases.REPOSITORY][HALF + AUDIO] and remote.ranges[-1] == "bytes=4-"
 
 
 def test_the_token_stays_at_the_hub(remote, tmp_path):

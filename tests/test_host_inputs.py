@@ -50,6 +50,18 @@ def test_what_a_prompt_may_hold_for_a_widget(session, rig, kind):
 
 
 @pytest.mark.parametrize("kind", NODES)
+def test_every_number_has_bounds_and_every_seed_all_of_them(rig, kind):
+    """What is typed sets how long a node works and how much it takes."""
+    for name, entry in rig.declared(kind).items():
+        if entry.get_io_type() in ("INT", "FLOAT"):
+            assert entry.min is not None and entry.max is not None, name
+            most = 2**64 - 1 if "seed" in name else 1_000_000
+            assert abs(entry.min) <= most and (entry.max == most if "seed" in name else entry.max <= most), name
+            if "seed" in name and kind not in REFUSES:
+                assert sound(rig.called(kind, {**rig.usual(kind), name: most}))
+
+
+@pytest.mark.parametrize("kind", NODES)
 def test_the_error_stands_on_the_node_and_the_queue_goes_on(session, rig, kind):
     good, inputs = rig.usual(kind), rig.declared(kind)
     links = [name for name, entry in inputs.items() if entry.get_io_type() in SOURCES and not entry.optional]

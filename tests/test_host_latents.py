@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from host.graph import base_graph, node, sampled, shown
@@ -106,6 +108,24 @@ def test_damaged_files(session, base, content):
     graph = {"codi": node("CoDiLoad", name="tiny"), "file": node("CoDiLoadLatent", codi=["codi", 0], file="bad.codi.safetensors")}
     with pytest.raises(Failed, match="bad.codi.safetensors"):
         session.run(shown(graph, ["file", 0]))
+
+
+def test_places_in_a_batch_are_kept_and_are_numbers(session, base):
+    """The host draws noise up to the largest of them: a file may not make it draw without end."""
+    from safetensors.torch import load_file, save_file
+
+    graph = base_graph("image", batch_size=2)
+    handle, files = session.pack.nodes.host.handle.open_handle("tiny"), session.pack.nodes.host.latent_files
+    latent = {**value(session, graph, ["empty", 0]), "batch_index": [7, 3]}
+    name, folder = files.save(latent, "mine/places", handle.config)
+    assert files.load(f"{folder}/{name} [output]", handle.config)["batch_index"] == [7, 3]
+    path = base / "output" / folder / name
+    for places in ([7, 10**12], [7], [0.5, 1], "x", {"a": 1}, [True, [1]], None, "[" * 5000):
+        text = places if isinstance(places, str) else json.dumps(places)
+        metadata = {"kind": "codi latent 1", "model": "tiny", "sample_rate": "16000", "batch_index": text}
+        save_file(load_file(path), path, metadata={"codi": json.dumps(metadata)})
+        with pytest.raises(Exception, match="batch_index"):
+            files.load(f"{folder}/{name} [output]", handle.config)
 
 
 def test_what_is_refused(session):

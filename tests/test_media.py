@@ -303,3 +303,14 @@ def test_files_that_may_not_be_read(tmp_path, read):
     (tmp_path / "a.png").chmod(0)
     with pytest.raises(CoDiError, match="a.png cannot be read"):
         read(tmp_path / "a.png")
+
+
+def test_a_decoder_that_pillow_lacks_takes_no_other_with_it(tmp_path, monkeypatch):
+    """AVIF came with a later version: pictures and videos, which are looked at as pictures first, are read without it."""
+    media.write_png(tmp_path / "a.png", torch.rand(3, 16, 16))
+    media.write_mp4(tmp_path / "a.mp4", torch.rand(4, 3, 16, 16), 4.0)
+    Image.init()
+    for name in ("AVIF", "WEBP"):
+        monkeypatch.delitem(Image.OPEN, name, raising=False)
+    assert media.read_image(tmp_path / "a.png").shape == (3, 16, 16)
+    assert media.read_video(tmp_path / "a.mp4", 4).frames.shape == (4, 3, 16, 16)

@@ -144,7 +144,7 @@ def test_transparency_is_laid_on_white(tmp_path):
         frames = media.read_video(tmp_path / name, 3).frames
         expected = torch.tensor([[255, 255, 255], [227, 127, 127], [200, 0, 0]]) / 255
         assert torch.allclose(frames[:, :, 0, 0], expected, atol=5 / 255)
-    images = [Image.new("RGBA", (8, 8), (0, 0, 255, alpha)) for alpha in (0, 255)]
+    images = [Image.new("RGBA", (8, 8), colour) for colour in ((255, 0, 0, 0), (0, 0, 255, 255))]
     for suffix in ("webp", "gif"):
         images[0].save(tmp_path / f"b.{suffix}", save_all=True, append_images=images[1:], duration=100, disposal=2, lossless=True)
         frames = media.read_video(tmp_path / f"b.{suffix}", 2).frames

@@ -96,7 +96,7 @@ class TextAutoencoder(Borrowed):
 
         temperature 0 takes the likeliest token; above 0 tokens are drawn from the smallest set of tokens whose probability reaches `top_p`.
         `seeds`: one a sample; then a sample's text does not depend on the batch it is in. Other defaults come from the configuration.
-        Raises CoDiError for settings out of range."""
+        Raises CoDiError for settings out of range, and where a network's numbers are not finite."""
         self._check(z)
         cfg = self.config
         temperature = cfg.temperature if temperature is None else temperature
@@ -111,15 +111,18 @@ class TextAutoencoder(Borrowed):
         past = self._memory(z)
         token = torch.full((len(z),), bos, dtype=torch.long, device=z.device)
         ended = torch.zeros_like(token, dtype=torch.bool)
-        rows = [token]
+        finite, rows = ~ended.any(), [token]
         for i in range(limit - 2):
             logits, past = self._step(z, token[:, None], past)  # (B, 1, V)
             logits = logits[:, 0].float()
+            finite = finite & torch.isfinite(logits).all()
             token = logits.argmax(dim=1) if draws is None else _pick(logits / temperature, top_p, draws[:, i])
             ended = ended | (token == eos)
             rows.append(token)
             if bool(ended.all()):
                 break
+        if not bool(finite):
+            raise CoDiError("the decoded text is NaN or infinite, which its latent was not: use fp32 (--dtype fp32), or other weights")
         ids = torch.stack(rows, dim=1).tolist()
         return [row[: row.index(eos, 1)] + [eos] if eos in row[1:] else row + [eos] for row in ids]
 
@@ -149,7 +152,7 @@ def _draws(batch: int, tokens: int, seeds: Sequence[int] | None, device: torch.d
         return torch.rand(batch, tokens, dtype=torch.float64).to(device, torch.float32)
     if len(seeds) != batch:
         raise CoDiError(f"{batch} text latents need {batch} seeds, got {len(seeds)}")
-    rows = [torch.rand(tokens, generator=torch.Generator().manual_seed(int(seed)), dtype=torch.float64) for seed in seeds]
+    rows = [torch.rand(tokens, generator=torch.Generator().manual_seed(int(seed) % (1 << 64)), dtype=torch.float64) for seed in seeds]
     return torch.stack(rows).to(device, torch.float32)
 
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import string
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -135,12 +134,10 @@ def _byte_pairs(captions: list[str], size: int) -> tuple[dict[str, int], str]:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=sorted(alphabet), special_tokens=[], show_progress=False)
     tokenizer.train_from_iterator((f" {text.strip()}" for text in captions), trainer)
-    with tempfile.TemporaryDirectory() as temporary:
-        tokenizer.model.save(temporary)
-        vocab = json.loads((Path(temporary) / "vocab.json").read_text(encoding="utf-8"))
-        merges = (Path(temporary) / "merges.txt").read_text(encoding="utf-8")
+    learnt = json.loads(tokenizer.to_str())["model"]
+    vocab, merges = learnt["vocab"], "".join(f"{' '.join(pair)}\n" for pair in learnt["merges"])
     tokens = _fill(sorted(vocab, key=lambda token: vocab[token]), size, "<|unused{}|>")
-    return {token: i for i, token in enumerate(tokens)}, merges
+    return {token: i for i, token in enumerate(tokens)}, f"#version: 0.2\n{merges}"
 
 
 def _fill(tokens: list[str], size: int, filler: str) -> list[str]:
@@ -172,7 +169,7 @@ def _byte_level(vocab: Path, merges: Path) -> Any:
 
 def _read_wordpieces(path: Path) -> dict[str, int]:
     try:
-        vocab = {token: i for i, token in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))}
+        vocab = {token: i for i, token in enumerate(path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n"))}
     except (OSError, UnicodeDecodeError) as error:
         raise CoDiError(f"{path} is not a readable WordPiece vocabulary: {error}. Restore the files of the model folder") from error
     if missing := [token for token in BERT_SPECIALS if token not in vocab]:

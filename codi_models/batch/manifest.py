@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +21,11 @@ from .. import version_0_3
 from ..conditioning import PROMPT_KINDS, Prompt, fractions
 from ..config import CoDiConfig
 from ..errors import CoDiError
+from ..files import PLAIN, plain_name
 from ..settings import OVERRIDES, Settings, typed
 
 _FIELDS = ("id", "prompts", "keep", "start", "length", "outputs", "seed", "settings")
 _SPAN = ("start", "length")
-_ID = re.compile(r"\w[\w.+-]*")
-_LONGEST_ID = 150  # bytes: file names are made of it
 
 
 @dataclass(frozen=True)
@@ -127,9 +125,8 @@ def _item(entry: Mapping[str, Any], line: int, folder: Path, config: CoDiConfig)
 
 def _name(name: Any) -> str:
     name = str(name) if isinstance(name, int) and not isinstance(name, bool) else name
-    if not isinstance(name, str) or not _ID.fullmatch(name) or len(name.encode("utf-8", "replace")) > _LONGEST_ID:
-        rule = f"give up to {_LONGEST_ID} letters, digits, '.', '_', '+' or '-', the first a letter or digit"
-        raise CoDiError(f"id {str(name)[:200]!r} cannot name a folder: {rule}")
+    if not isinstance(name, str) or not plain_name(name):
+        raise CoDiError(f"id {str(name)[:200]!r} cannot name a folder: {PLAIN}, up to 150 bytes, the first a letter or digit")
     return name
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CoDiError
-from ..files import output_folder, unwritable, write_text
+from ..files import output_folder, read_json, unwritable, write_text, writing
 from .manifest import Failure, Item
 
 _FLUSH_SECONDS = 10.0
@@ -39,10 +39,8 @@ class Store:
         if before is not None and before != self.origin:
             differs = [f"{k} {before.get(k)!r}, not {v!r}" for k, v in self.origin.items() if before.get(k) != v]
             raise CoDiError(f"{self.folder} holds results of {'; '.join(differs)}: give another --out, or what it was begun with")
-        try:
+        with writing(self.items):
             self.items.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise unwritable(self.items, error) from error
         self.report({"complete": False})
         for folder in self._half_made():
             with contextlib.suppress(OSError):
@@ -51,7 +49,7 @@ class Store:
 
     def _begun_with(self) -> dict[str, Any] | None:
         try:
-            return json.loads((self.folder / "batch.json").read_text(encoding="utf-8")).get("origin")
+            return read_json(self.folder / "batch.json").get("origin")
         except (OSError, ValueError, AttributeError):
             return None
 
@@ -72,7 +70,7 @@ class Store:
 
     def _request(self, item: Item) -> Any:
         try:
-            made = json.loads((self.items / item.id / "item.json").read_text(encoding="utf-8"))
+            made = read_json(self.items / item.id / "item.json")
             return made.get("request")
         except (OSError, ValueError, AttributeError):
             return None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..cli.outputs import write_sample
 from ..errors import CoDiError, WriteError, out_of_memory
+from ..files import writing
 from ..pipeline import CoDiPipeline
 from .manifest import Failure, Item
 
@@ -114,7 +115,7 @@ class Worker:
         samples, _ = self.pipe.generate(cond, uncond, settings, seeds, given=given, shown=shown)
         made = []
         for (item, _, _), sample in zip(batch, samples, strict=True):
-            with tempfile.TemporaryDirectory() as folder:
+            with writing(tempfile.gettempdir()), tempfile.TemporaryDirectory() as folder:
                 names: list[str] = []
                 write_sample(sample, Path(folder), item.id, raw=self.raw, written=names)
                 made.append((item, {name: (Path(folder) / name).read_bytes() for name in names}))

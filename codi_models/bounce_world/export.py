@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from ..cli.parser import Parser, place, whole
 from ..errors import CoDiError
-from ..files import write_text
+from ..files import output_folder, write_text
+from ..locks import sole_writer
 from ..media import write_mp4, write_png, write_wav
+from ..settings import MOST_SAMPLES
 from .render import render_audio, render_image, render_video
 from .world import DURATION, FRAMES, SAMPLE_RATE, captions, sample_nuisance, sample_scenes
 
@@ -20,12 +22,13 @@ SUFFIXES = {"image": "png", "video": "mp4", "audio": "wav", "text": "txt"}
 
 def main(argv: Sequence[str]) -> int:
     """Run the command. Returns 0; raises CoDiError for input that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m codi_models world", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser = Parser(prog="python -m codi_models world", description=__doc__)
+    parser.add_argument("--out", type=place, required=True, help="folder to write into")
     parser.add_argument("--count", type=int, default=8, help="scenes (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed writes the same samples (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0, 2**64 - 1), default=0, help="the same seed writes the same samples (default: %(default)s)")
     args = parser.parse_args(argv)
-    files = export_samples(args.out, args.count, seed=args.seed)
+    with sole_writer(output_folder(args.out)):
+        files = export_samples(args.out, args.count, seed=args.seed)
     print(f"{len(files)} files in {args.out}")
     return 0
 
@@ -35,11 +38,11 @@ def export_samples(folder: str | Path, count: int, *, seed: int = 0) -> list[Pat
     00i_audio.wav and 00i_text.txt; last scenes.json, which says what each shows.
 
     The media of a sample show one scene and share no nuisance; the sound of the clip is that of the WAV.
-    Raises CoDiError for a count below 1, or a folder that cannot be written.
+    Raises CoDiError for a count out of bounds, or a folder that cannot be written.
     """
     folder = Path(folder)
-    if count < 1:
-        raise CoDiError(f"count={count} samples cannot be written; give 1 or more.")
+    if not 1 <= count <= MOST_SAMPLES:
+        raise CoDiError(f"count={count} samples cannot be written; give 1 to {MOST_SAMPLES}.")
     if folder.exists() and not folder.is_dir():
         raise CoDiError(f"{folder} is a file; give a folder to write samples into.")
     generator = torch.Generator().manual_seed(seed)

@@ -12,18 +12,28 @@ from typing import Any
 
 from ..config import CoDiConfig
 from ..errors import CoDiError, WriteError
+from ..files import output_folder
+from ..locks import sole_writer
 from ..model import DTYPES, find_model
+from ..settings import MOST_AT_ONCE
 from .generate import INTERRUPTED, versions
+from .parser import THREADS, Parser, number, whole
 
 FAILED = 1
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command. Returns 0, 1 with --strict where an item failed, 130 after an interrupt; raises CoDiError for bad input."""
+    args = _arguments(argv)
+    output_folder(args.out)
+    with sole_writer(args.out):
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
     from ..batch.manifest import read_manifest
     from ..batch.store import Store
 
-    args = _arguments(argv)
     folder = find_model(args.model)
     config = CoDiConfig.load(folder / "config.json")
     items, broken = read_manifest(args.manifest, config)
@@ -88,7 +98,7 @@ def _engine(args: argparse.Namespace, folder: Path) -> Any:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m codi_models batch",
         description="Make every item of a manifest once. The same command again makes what is missing. See docs/scaling.md.",
         allow_abbrev=False,
@@ -97,7 +107,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("manifest", metavar="MANIFEST.jsonl", help="one JSON object a line: id, prompts, outputs, and if wanted seed and settings")
     add("--out", required=True, metavar="DIR", help="folder: items/ID/ for each item, failures.jsonl, batch.json")
     add("--model", default="codi-mini", help="name of a shipped model or a model folder (default codi-mini)")
-    add("--batch-size", type=int, metavar="B", help="items denoised at once (default: what suits the sizes); no influence on results")
+    add(
+        "--batch-size",
+        type=whole(1, MOST_AT_ONCE),
+        metavar="B",
+        help="items denoised at once (default: what suits the sizes); no influence on results",
+    )
     add("--raw", action="store_true", help="also write ID_raw.npz with float32 arrays")
     add("--strict", action="store_true", help="exit status 1 where an item failed")
     add("--device", default="auto", metavar="auto|cpu|cuda", help="where to compute (default auto)")
@@ -109,11 +124,17 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="ADDRESS",
         help="on Ray: the cluster at ADDRESS (auto: a running one), or workers started here",
     )
-    add("--workers", type=int, metavar="N", help="with --ray: number of workers (default: one a GPU, without GPUs what the CPUs carry)")
-    add("--cpus", type=int, default=1, metavar="N", help="with --ray: CPUs, and threads, of a worker (default 1)")
-    add("--gpus", type=float, metavar="X", help="with --ray: GPUs of a worker, may be a fraction (default 1 where there are GPUs)")
-    args = parser.parse_args(argv)
-    for name, least in (("batch_size", 1), ("workers", 1), ("cpus", 1), ("gpus", 0)):
-        if (value := getattr(args, name)) is not None and not value >= least:
-            parser.error(f"--{name.replace('_', '-')} {value} must be {least} or more")
-    return args
+    add(
+        "--workers",
+        type=whole(1, 65_536),
+        metavar="N",
+        help="with --ray: number of workers (default: one a GPU, without GPUs what the CPUs carry)",
+    )
+    add("--cpus", type=whole(1, THREADS), default=1, metavar="N", help="with --ray: CPUs, and threads, of a worker (default 1)")
+    add(
+        "--gpus",
+        type=number(0, THREADS),
+        metavar="X",
+        help="with --ray: GPUs of a worker, may be a fraction (default 1 where there are GPUs)",
+    )
+    return parser.parse_args(argv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ from ..config import CoDiConfig
 from ..conversion.convert import PRECISIONS, convert
 from ..conversion.layout import ENCODERS_FILE, published_file
 from ..conversion.matching import LISTED
+from ..files import output_folder
+from ..locks import sole_writer
+from .parser import Parser
 
 _WHERE = "\n".join(f"  {name:21}{published_file(name)}" for name in COMPONENTS)
 EPILOG = f"""
@@ -43,23 +47,15 @@ def main(argv: Sequence[str]) -> int:
     config = CoDiConfig.load(args.config) if args.config else CoDiConfig.official()
     chosen = [name.strip() for name in (args.components or "").split(",") if name.strip()]
     bars = Bars()
-    try:
+    out = output_folder(args.out)
+    with sole_writer(out), contextlib.closing(bars):
         result = convert(
-            args.files,
-            args.out,
-            dtype=args.dtype,
-            config=config,
-            components=chosen,
-            strict=args.strict,
-            allow_half=args.allow_half,
-            listed=sys.maxsize if args.all_keys else LISTED,
-            progress=bars,
-        )
-    finally:
-        bars.close()
+            args.files, out, dtype=args.dtype, config=config, components=chosen, strict=args.strict, allow_half=args.allow_half,
+            listed=sys.maxsize if args.all_keys else LISTED, progress=bars,
+        )  # fmt: skip
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
-    report(Path(args.out), result.components)
+    report(out, result.components)
     return 0
 
 
@@ -101,7 +97,7 @@ class Bars:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python codi.py convert",
         description="Turns any subset of the published CoDi files into a model folder with one safetensors file per component.",
         epilog=EPILOG,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from ..conversion.install import install, needed_room
 from ..conversion.releases import COMMIT, HALF_FOLDER, REPOSITORY
 from ..errors import CoDiError
 from ..files import output_folder
+from ..locks import sole_writer
 from ..model import SHIPPED
 from .convert import Bars, report
+from .parser import Parser
 
 EPILOG = f"""
 Which files: commit {COMMIT[:12]} of {REPOSITORY}, with sizes and hashes built in; the hash of the video file is not publicly known and
@@ -56,14 +59,12 @@ def main(argv: Sequence[str]) -> int:
         return 1
     check_room(out, needed)
     bars = Bars()
-    try:
+    with sole_writer(out), contextlib.closing(bars):
         files = [fetch(w, out, hub, bars) for w in vocabularies]
         if args.convert:
             result = install(weights, out, dtype=args.dtype, components=chosen, config=config, hub=hub, progress=bars)
         else:
             files = [fetch(w, out, hub, bars) for w in weights]
-    finally:
-        bars.close()
     if args.what == "tokenizers":
         print(f"vocabularies are in {out}")
     elif args.convert:
@@ -102,7 +103,7 @@ def _confirmed(wanted: Sequence[Wanted], needed: int, out: Path, yes: bool) -> b
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python codi.py download",
         description=f"Fetches the published checkpoint ({REPOSITORY} on the Hugging Face hub), or only what captions need beside it.",
         epilog=EPILOG,

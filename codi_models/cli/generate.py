@@ -20,12 +20,14 @@ from ..conditioning import DEFAULT_MIX, MIX_METHODS, PROMPT_KINDS, Prompt
 from ..diffusion import SAMPLERS, SCHEDULERS
 from ..errors import CoDiError
 from ..files import output_folder, write_text
+from ..locks import sole_writer
 from ..media import LONGER_AUDIO
 from ..modalities import MODALITIES
 from ..model import CoDi
 from ..pipeline import CoDiPipeline
 from ..settings import OVERRIDES, Settings
 from .outputs import write_sample
+from .parser import Parser
 
 PACKAGES = ("torch", "torchaudio", "numpy", "safetensors", "diffusers", "transformers", "tokenizers", "av", "pillow")
 INTERRUPTED = 130
@@ -45,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     prompts = [replace(prompt, **span) if prompt.kind in ("audio", "video") else prompt for prompt in prompts]
     given = [Prompt(output, value, **span) for output, value in (args.keep or {}).items()]
     settings = Settings.resolve(model.config, outputs, given=[prompt.kind for prompt in given], **chosen)
-    return _run(model, prompts, given, settings, folder, span=span, raw=args.raw, longer_audio=args.longer_audio, begin=begin)
+    with sole_writer(folder):
+        return _run(model, prompts, given, settings, folder, span=span, raw=args.raw, longer_audio=args.longer_audio, begin=begin)
 
 
 def _run(
@@ -164,7 +167,7 @@ class _Keep(argparse.Action):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m codi_models generate",
         description="Any mix of prompts to any set of outputs, denoised together. Without a prompt, sampling is unconditional.",
         allow_abbrev=False,
@@ -196,7 +199,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--cfg-rescale", type=float, metavar="R", help="takes back what guidance adds to contrast, 0 none (default) to 1 all")
     add("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)} (default: the model's)")
     add("--scheduler", metavar="NAME", help=f"how noise falls from step to step: one of {', '.join(SCHEDULERS)} (default: the model's)")
-    add("--wiring", metavar="cross|self|off", help="what outputs attend to: each other, themselves (as published), nothing")
+    add("--wiring", metavar="cross|self|prompt|off",
+        help="what outputs attend to: each other, themselves (as published), prompts made of what the others show so far, nothing")  # fmt: skip
     add("--alignment", type=float, metavar="STRENGTH", help="strength of latent alignment; 0 is none, 1 as trained")
     add("--alignment-guidance", type=float, metavar="G", help="weight of the aligned prediction against the one without; 1 is none")
     add("--alignment-directions", "--alignment-pairs", dest="alignment_directions", metavar="T<S=X,...",
@@ -204,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--alignment-start", type=float, metavar="P", help="part of the run at which alignment begins, 0 (default) to 1")
     add("--alignment-end", type=float, metavar="P", help="part of the run at which it ends (default 1)")
     add("--alignment-combine", metavar="attention|sum", help="several sources at once (the paper), or one by one and added up")
+    add("--alignment-every", type=int, metavar="K", help="steps from one reading of outputs to the next, in wiring prompt")
     add("--schedule", "--order", dest="schedule", help='which outputs are denoised together: "together", "sequential", or stages such as '
                                                        '"video, audio+text" (default: the model\'s)')  # fmt: skip
     add("--mix", default=DEFAULT_MIX, metavar="|".join(MIX_METHODS), help=f"how prompts are mixed (default {DEFAULT_MIX}, as published)")

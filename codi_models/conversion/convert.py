@@ -18,7 +18,7 @@ from ..checkpoints import read_metadata
 from ..components import COMPONENTS
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..files import output_folder, remove_leftovers, sha256, unwritable, whole_file
+from ..files import output_folder, remove_leftovers, sha256, writing
 from ..model import DTYPES
 from .layout import Entry, Layout, layout
 from .matching import LISTED, Filled, Match, match
@@ -83,8 +83,7 @@ def convert(
     plans = {name: _plan(name, layout(config), dtype) for name in todo}
     _check_room(out, sum(tensor.nbytes for plan in plans.values() for tensor in plan))
     if not (out / "config.json").exists():
-        with whole_file(out / "config.json") as temporary:
-            config.save(temporary)
+        config.save(out / "config.json")
     for name in todo:
         _write(out / f"{name}.safetensors", plans[name], found.weights[name], metadata[name], progress)
         result.components[name] = "written"
@@ -175,10 +174,8 @@ def _check_folder(out: Path, config: CoDiConfig) -> None:
             raise CoDiError(f"{out} holds {kind} (config.json): expected a new folder, or one with {config.name!r}. Give another --out")
     elif foreign := [p for p in [out / "model_index.json", *(out / f"{name}.safetensors" for name in COMPONENTS)] if p.exists()]:
         raise CoDiError(f"{out} holds files of another model ({foreign[0].name}, without config.json): give another --out folder")
-    try:
+    with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(out, error) from error
 
 
 def _check_room(out: Path, needed: int) -> None:

@@ -14,7 +14,7 @@ from ..autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GPT2_SPECIALS, GP
 from ..components import COMPONENTS
 from ..config import CoDiConfig
 from ..errors import CoDiError
-from ..files import sha256, whole_file, write_text
+from ..files import read_json, sha256, whole_file, write_text, writing
 from .hub import Changed, Hub
 from .layout import published_file
 from .releases import COMMIT, HALF_FOLDER, RELEASES, REPOSITORY
@@ -172,7 +172,8 @@ def fetch(wanted: Wanted, out: Path, hub: Hub, progress: Progress = lambda *_: N
             fresh = True  # the beginning was from before, perhaps from elsewhere: once more, as a whole
             continue
         size = wanted.part.stat().st_size
-        wanted.part.replace(wanted.target)
+        with writing(wanted.target):
+            wanted.part.replace(wanted.target)
         Pins.read(out).record(wanted, size, digest).write(out)
         return wanted.target
 
@@ -210,7 +211,7 @@ class Pins:
         """The record of a folder, empty where there is none. Raises CoDiError for an unreadable one."""
         path = out / PINS
         try:
-            data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+            data = read_json(path) if path.exists() else {}
             commits = data.get("commits", {k: v for k, v in data.items() if isinstance(v, str)})  # version 0.3 wrote commits alone
             files = {str(k): {"size": v["size"], "sha256": v["sha256"]} for k, v in data.get("files", {}).items()}
             return Pins({str(k): str(v) for k, v in commits.items()}, files)

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..errors import CoDiError, WriteError
+from ..errors import CoDiError
+from ..files import disk_refuses, unwritable
 
 _BLOCK = 1 << 16  # at most this much of what came before a break is lost
 _CONNECT_SECONDS = 10
@@ -88,8 +89,8 @@ class Hub:
             except (CoDiError, KeyboardInterrupt):
                 raise
             except OSError as error:  # requests' errors are some too, most without a number
-                if error.errno in _DISK:
-                    raise WriteError(f"cannot write {part}: {error.strerror}. Make room, then run the command again") from error
+                if error.errno is not None and disk_refuses(error):
+                    raise unwritable(part, error) from error
                 reason = error
             except Exception as error:  # whatever the connection raises
                 if not type(error).__module__.startswith(("requests", "urllib3", "http")):
@@ -166,9 +167,6 @@ class Hub:
             f"cannot fetch {what} from {self.endpoint} ({text}). Check the connection, HF_ENDPOINT and proxies, or give --mirror; what was "
             "fetched is kept, and the command goes on from there"
         )
-
-
-_DISK = (27, 28, 30, 122)  # too large, no space, read-only, quota
 
 
 def _size(path: Path) -> int:

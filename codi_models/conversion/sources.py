@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import re
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CoDiError, out_of_memory
+from ..files import read_json
 from . import legacy
 from .pickles import DAMAGE, foreign_object, is_zip
 
@@ -98,7 +98,7 @@ def checkpoint_files(given: Sequence[str | Path]) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(read_json(index)["weight_map"].values())
         shards = [index.with_name(name) for name in sorted(names)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CoDiError(

@@ -71,6 +71,7 @@ class Track:
         rate = stream.average_rate or stream.guessed_rate if kind == "video" else 0
         self.nominal = 1 / float(rate) if rate and 0.1 <= rate <= 1000 else 1 / 25  # seconds of a frame that does not say
         self.passed = 0  # frames that this reading went through
+        self._lasting: dict[int, int] = {}  # of packets by time, whose frames have not come yet: those of PyAV 14 do not know themselves
         self.decoder = _alpha_decoder(stream, limits)
 
     @property
@@ -102,6 +103,7 @@ class Track:
         """To the last key frame at or before a time; to the beginning for 0, and where the container cannot tell."""
         import av
 
+        self._lasting.clear()
         if self.decoder is not None and self.decoder.is_open:
             self.decoder.flush_buffers()
         try:
@@ -119,6 +121,8 @@ class Track:
 
         good = bad = 0
         for packet in self.container.demux(self.stream):
+            if packet.pts is not None and packet.duration:
+                self._lasting[packet.pts] = packet.duration
             try:
                 frames = packet.decode() if self.decoder is None else self.decoder.decode(packet if packet.size else None)
             except av.error.FFmpegError:
@@ -130,6 +134,12 @@ class Track:
                 good += 1
                 self.count(1)
                 yield frame
+
+    def lasts(self, frame: Any) -> float:
+        """Seconds for which a decoded frame is shown by what its packet says, or usually, where that says nothing or nonsense."""
+        told = self._lasting.pop(frame.pts, 0) if frame.pts is not None else 0
+        seconds = (getattr(frame, "duration", None) or told) * self.base
+        return seconds if 0 < seconds < 3600 else self.nominal
 
     def count(self, frames: int) -> None:
         """Raises CoDiError where the reading has gone through more frames than the limit."""

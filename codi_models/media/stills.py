@@ -110,7 +110,8 @@ def animation(source: Source) -> Animation | None:
 def _open(source: Source) -> Any:
     from PIL import Image
 
-    return Image.open(source, formats=DECODERS)
+    Image.init()  # before, it knows a part of its decoders only
+    return Image.open(source, formats=[name for name in DECODERS if name in Image.OPEN])  # AVIF came with Pillow 11.3
 
 
 def _check(source: Source, file: Any) -> None:

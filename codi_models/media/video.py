@@ -133,6 +133,9 @@ def _from(frames: Any, moment: float) -> Iterator[Shown]:
     yield from frames.since(0.0)
 
 
+_BT709, _BT601 = 1, 5  # as FFmpeg numbers them, in frames and in conversions
+
+
 class _Frames:
     """Frames of a stream with the times that they are shown."""
 
@@ -155,8 +158,7 @@ class _Frames:
         self._moved = True
         base, waiting = self.track.base, None
         for frame in self.track.decoded():
-            lasts = (frame.duration or 0) * base
-            lasts = lasts if 0 < lasts < 3600 else self.track.nominal
+            lasts = self.track.lasts(frame)
             time = None if frame.pts is None else frame.pts * base - self.track.origin
             if waiting is None:
                 time = begin if time is None else time
@@ -172,7 +174,9 @@ class _Frames:
         self.limits.check("pixels", frame.width * frame.height, name_of(self.source))
         transparent = frame.format.name == "pal8" or any(part.is_alpha for part in frame.format.components)
         wide = max(1, round(frame.width * self._aspect))
-        pixels = frame.to_ndarray(format="rgba" if transparent else "rgb24", width=wide, height=frame.height)
+        # PyAV 14 heeds the frame's own only where another one is asked for; RGB has none.
+        colours = {"dst_colorspace": _BT601} if frame.colorspace == _BT709 else {}
+        pixels = frame.to_ndarray(format="rgba" if transparent else "rgb24", width=wide, height=frame.height, **colours)
         if transparent:
             alpha = pixels[..., 3:].astype(np.uint16)
             pixels = ((pixels[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)

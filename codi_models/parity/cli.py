@@ -5,7 +5,6 @@ within its tolerance, 1 where anything is not or was skipped, 2 for a folder wit
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..cli.parser import THREADS, Parser, place, whole
 from ..errors import CoDiError
 from ..files import write_text
 from .autoencoders import check_audio, check_image, check_mel, check_vocoder
@@ -64,16 +64,14 @@ BY_FIELD: tuple[tuple[str, Runner], ...] = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status. Raises CoDiError for a folder or names that cannot be used."""
-    parser = argparse.ArgumentParser(prog="python -m codi_models parity", description=__doc__, allow_abbrev=False)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of fixtures, <name>.json and <name>.safetensors")
+    parser = Parser(prog="python -m codi_models parity", description=__doc__, allow_abbrev=False)
+    parser.add_argument("folder", type=place, metavar="DIR", help="folder of fixtures, <name>.json and <name>.safetensors")
     parser.add_argument("--only", action="append", metavar="NAME", help="this fixture alone; may be repeated")
-    parser.add_argument("--vocabularies", type=Path, metavar="DIR", help="folder with the published tokenizers' vocabulary files")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to this file")
+    parser.add_argument("--vocabularies", type=place, metavar="DIR", help="folder with the published tokenizers' vocabulary files")
+    parser.add_argument("--threads", type=whole(1, THREADS), metavar="N", help="threads of torch")
+    parser.add_argument("--json", type=place, metavar="FILE", help="also write the rows to this file")
     options = parser.parse_args(argv)
     if options.threads is not None:
-        if options.threads < 1:
-            raise CoDiError(f"--threads {options.threads}: give 1 or more")
         torch.set_num_threads(options.threads)
     begin = time.monotonic()
     report = run_folder(options.folder, options.only, vocabularies=options.vocabularies, tell=lambda row: print(row, flush=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..checkpoints import read_weights
 from ..errors import CoDiError
+from ..files import read_json
 
 INPUT = "in/"
 """Prefix of the tensors that a run starts from; it is held against all others: `out/`, `mid/` and labelled variants."""
@@ -65,8 +65,8 @@ def read_fixture(folder: Path, name: str) -> Fixture:
     if not path.is_file():
         raise CoDiError(f"{name}.safetensors has no {path.name} beside it that says what it is")
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        info = read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
         raise CoDiError(f"{path.name} is not whole JSON: {error}") from error
     if not isinstance(info, dict):
         raise CoDiError(f"{path.name} holds a {type(info).__name__} instead of an object")

@@ -9,9 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..cli.parser import THREADS, Parser, number, place, whole
 from ..errors import CoDiError
 from . import STAGES
 from .dataset import NAMED
+from .recipe import EXAMPLES, SEED, STEPS
+
+MINUTES = 1e6
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,35 +35,33 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m codi_models train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="python -m codi_models train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="the same as --base")
-    parser.add_argument("--recipe", type=Path, help="networks and runs of a model to train from nothing")
+    parser.add_argument("--recipe", type=place, help="networks and runs of a model to train from nothing")
     parser.add_argument(
         "--data",
         help="folder with manifest.jsonl, with files that share a name or with webdataset tars; or one tar; "
         f"or {', '.join(NAMED)}; or module:class of a Dataset (default: the recipe's own)",
     )
-    parser.add_argument("--out", type=Path, help="model folder to fill (default: runs/NAME/model)")
-    parser.add_argument("--runs", type=Path, help="states, logs and encoded data (default: beside --out)")
+    parser.add_argument("--out", type=place, help="model folder to fill (default: runs/NAME/model)")
+    parser.add_argument("--runs", type=place, help="states, logs and encoded data (default: beside --out)")
     parser.add_argument("--only", action="append", default=[], help="only this run of the recipe, may be repeated")
-    parser.add_argument("--pause-after", type=float, help="save and stop after this many minutes; the same command goes on from there")
+    parser.add_argument("--pause-after", type=number(0, MINUTES), help="minutes to save and stop after; the same command goes on")
     parser.add_argument("--again", action="store_true", help="train finished runs further, starting from their weights")
-    parser.add_argument("--samples", type=float, default=10.0, help="minutes between samples in the log; 0 for none (default: %(default)s)")
+    parser.add_argument("--samples", type=number(0, MINUTES), default=10.0, help="minutes from sample to sample in the log, or 0")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out media that cannot be read instead of stopping")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=whole(1, THREADS), help="CPU threads")
     parser.add_argument("--report", metavar="MODEL", help="train nothing: what the denoisers of a model know at each noise level")
     own = parser.add_argument_group("one run on top of a finished model")
     own.add_argument("--base", help="model to start from, a name or a folder (default: codi-mini)")
     own.add_argument("--stage", choices=STAGES, help="what to train (default: alignment)")
     own.add_argument("--modality", help="of the stage denoiser: image, video, audio or text")
     own.add_argument("--pairs", default="", help="of the stage alignment, such as image+text,audio+video (default: the paper's)")
-    own.add_argument("--steps", type=int, default=1000, help="(default: %(default)s)")
-    own.add_argument("--batch", type=int, default=8, help="examples of a batch (default: %(default)s)")
+    own.add_argument("--steps", type=whole(1, STEPS), default=1000, help="(default: %(default)s)")
+    own.add_argument("--batch", type=whole(1, EXAMPLES), default=8, help="examples of a batch (default: %(default)s)")
     own.add_argument("--learning-rate", type=float, help="default: 1e-5 for bridging, else 1e-4")
-    own.add_argument("--seed", type=int, default=0)
-    own.add_argument("--batches", "--shards", type=int, help="batches of a step, shared among the processes (default: one for each)")
+    own.add_argument("--seed", type=whole(0, SEED), default=0)
+    own.add_argument("--batches", "--shards", type=whole(1, EXAMPLES), help="of a step, for all processes (default: one for each)")
     own.add_argument("--bf16", action="store_true", help="compute in bfloat16; weights that stay are kept in it")
     own.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass: less memory, more time")
     own.add_argument("--memory", action="store_true", help="only say how much memory latent alignment needs; MODEL may be official")

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 from ..config import CoDiConfig
 from ..errors import CoDiError
 from ..files import remove_leftovers, temporary_of, whole_file
+from ..locks import is_lock
 from ..modalities import MODALITIES, denoisers_of
 from ..model import find_model
 from . import STAGES
 from .alignment import pairs_of
 from .dataset import Dataset, FolderDataset, Progress, open_dataset
 from .memory import alignment_memory, describe
-from .recipe import Run
-from .run import Say, train_run
+from .recipe import EXAMPLES, Run
+from .run import Say, holding, train_run
 from .workspace import Workspace
 
 if TYPE_CHECKING:
@@ -58,8 +59,7 @@ class Finetune:
         checks = [
             (self.stage in STAGES, f"unknown stage {self.stage!r}: give one of {', '.join(STAGES)}"),
             (self.stage != "denoiser" or self.modality in MODALITIES, f"stage denoiser needs a modality: one of {', '.join(MODALITIES)}"),
-            (self.steps >= 1, f"steps {self.steps} must be 1 or more"),
-            (self.batch >= 1, f"batch {self.batch} must be 1 or more"),
+            (1 <= self.batch <= EXAMPLES, f"batch {self.batch} must be 1 to {EXAMPLES}"),
             (self.stage != "bridging" or self.batch >= 2, "bridging compares examples with each other: give a batch of 2 or more"),
             (self.learning_rate is None or 0 < self.learning_rate < 1, f"learning rate {self.learning_rate} must lie between 0 and 1"),
             (all(len(p) == 2 and p[0] != p[1] and set(p) <= set(MODALITIES) for p in self.pairs),
@@ -70,6 +70,7 @@ class Finetune:
                 raise CoDiError(message)
         if any(len(denoisers_of(pair)) < 2 for pair in self.pairs):
             raise CoDiError("image and video share a denoiser: they cannot be aligned with each other")
+        self.run.check()
 
     @property
     def run(self) -> Run:
@@ -96,7 +97,7 @@ def finetune(
     """Train; the same call goes on from where it was interrupted. Returns False if it paused before the end.
 
     encoding, progress: as for `run.train_run`; how: as for `loop.train`. Raises CoDiError for settings and data that cannot be used, and
-    where `out` cannot become a model folder."""
+    where `out` cannot become a model folder or another process writes to it."""
     what.check()
     start = find_model(what.model)
     data = open_dataset(what.data, CoDiConfig.load(start / "config.json"), skip_unreadable=what.skip_unreadable)
@@ -107,28 +108,30 @@ def finetune(
         data.pairs_only()
     if what.stage == "denoiser" and what.modality not in data.has:
         raise CoDiError(f"no example has {what.modality}; the data have {', '.join(data.has)}")
-    with accelerator.main_process_first():
-        if accelerator.is_main_process:
-            take_over(start, what.out)
-    data.check(encoding)
-    space = Workspace(what.out, accelerator.device)
-    if what.stage == "alignment":
-        _tell_memory(what, space, data, say)
-    return train_run(
-        what.run, space, data, what.runs, accelerator=accelerator, again=what.again, say=say, encoding=encoding, progress=progress, **how
-    )  # fmt: skip
+    _check_target(start, what.out)
+    with holding(accelerator, what.out):
+        with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                take_over(start, what.out)
+        data.check(encoding)
+        space = Workspace(what.out, accelerator.device)
+        if what.stage == "alignment":
+            _tell_memory(what, space, data, say)
+        return train_run(
+            what.run, space, data, what.runs, accelerator=accelerator, again=what.again, say=say, encoding=encoding, progress=progress,
+            **how,
+        )  # fmt: skip
 
 
 def take_over(start: Path, out: Path) -> None:
     """Make `out` a model folder like `start`; one that is there already is trained further. Weights are linked where the disk allows it,
     for they are only ever replaced as whole files. Raises CoDiError where `out` is `start`, or holds something else."""
-    if out.exists() and out.resolve() == start.resolve():
-        raise CoDiError(f"{out} is the model to start from: give another folder to write to")
+    _check_target(start, out)
     if (out / "config.json").is_file():
         return
     files = sorted((p for p in start.iterdir() if p.is_file() and not p.name.startswith(".")), key=lambda p: p.name == "config.json")
     names = {file.name for file in files}
-    if out.exists() and (not out.is_dir() or any(not _copied(path, start, names) for path in out.iterdir())):
+    if out.exists() and any(not _copied(path, start, names) for path in out.iterdir() if not is_lock(path)):
         raise CoDiError(f"{out} holds something that is no CoDi model: give a new or empty folder")
     if out.exists():
         remove_leftovers(out, names)
@@ -140,6 +143,13 @@ def take_over(start: Path, out: Path) -> None:
                 os.link(file, temporary)
             except OSError:
                 shutil.copyfile(file, temporary)
+
+
+def _check_target(start: Path, out: Path) -> None:
+    if out.exists() and out.resolve() == start.resolve():
+        raise CoDiError(f"{out} is the model to start from: give another folder to write to")
+    if out.exists() and not out.is_dir():
+        raise CoDiError(f"{out} is a file: give a new or empty folder")
 
 
 def _copied(path: Path, start: Path, names: set[str]) -> bool:

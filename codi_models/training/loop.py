@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CoDiError
+from ..errors import CoDiError, WriteError
+from ..files import unwritable
 from .recipe import Run
 
 if TYPE_CHECKING:
@@ -61,17 +62,16 @@ class _Average:
 
 def step_generator(device: torch.device, seed: int, step: int, shard: int) -> torch.Generator:
     """Random stream of one batch of one step, so that a resumed run sees the batches it would have seen."""
-    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) * 1009 + shard)
+    return torch.Generator(device).manual_seed(((seed * 1_000_003 + step) * 1009 + shard) % (1 << 64))
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Errors of the disk inside the block become CoDiError."""
+    """Errors of the disk inside the block become WriteError."""
     try:
         yield
     except OSError as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CoDiError(f"cannot write {path} ({reason}): make room; the same command goes on from the last whole checkpoint") from error
+        raise WriteError(f"{unwritable(path, error)}; the same command then goes on from the last whole checkpoint") from error
 
 
 def _save(path: Path, state: dict[str, object]) -> None:
@@ -82,8 +82,9 @@ def _save(path: Path, state: dict[str, object]) -> None:
             with open(partial, "wb") as file:
                 try:
                     torch.save(state, file)
-                except RuntimeError as error:  # how torch reports a full disk
-                    raise OSError(str(error).splitlines()[0]) from error
+                except RuntimeError as error:  # how torch reports a full disk: what the disk said comes before it
+                    said = [cause for cause in (error.__cause__, error.__context__) if isinstance(cause, OSError)]
+                    raise (said or [OSError(str(error).splitlines()[0])])[0] from error
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
@@ -125,7 +126,8 @@ def _log(folder: Path) -> Any:
     except ImportError:
         print("no log is written: it needs the package tensorboard", flush=True)
         return None
-    return SummaryWriter(str(folder))
+    with _writing(folder):
+        return SummaryWriter(str(folder))
 
 
 def _shards(count: int, processes: int, process: int) -> range:
@@ -145,11 +147,12 @@ def train(
     the objective's samples (every `samples_every` minutes and at the end; 0 for none) to `folder` in TensorBoard's format, and a line to
     `say`. progress: called after every step with the steps done and the loss; an exception that it raises ends the run after saving its
     state, with the averaged weights of that step in `objective`.
-    Raises CoDiError for a loss that is not finite (before it reaches the weights), a full disk, and the state of another configuration.
+    Raises CoDiError for a loss that is not finite (before it reaches the weights), and the state of another configuration; WriteError.
     """
     from accelerate.utils import broadcast
 
-    folder.mkdir(parents=True, exist_ok=True)
+    with _writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     device, state_file = accelerator.device, folder / "state.pt"
     objective.to(device).train()
     parameters = objective.trainable()
@@ -262,7 +265,8 @@ def train(
     settle()
     show()
     if writer:
-        writer.close()
+        with _writing(folder):
+            writer.close()
     accelerator.unwrap_model(model).eval()
     say(f"{run.name}: done after {step} steps, {elapsed / 60:.1f} minutes")
     return True

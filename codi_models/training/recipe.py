@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 import typing
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..config import CoDiConfig, _build
 from ..errors import CoDiError
+from ..files import PLAIN, plain_name, read_json
 
 KINDS = {
     "autoencoder": (".autoencoding", "Autoencoding"),
@@ -22,6 +22,10 @@ KINDS = {
     "alignment": (".alignment", "LatentAlignment"),
 }
 """Kind of a run -> module and class of its objective, whose `Options` are the run's own fields."""
+
+
+STEPS, EXAMPLES, SEED = 10_000_000, 65_536, 2**64 - 1
+"""The most steps of a run, examples of a batch (and batches of a step), and the largest seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +52,16 @@ class Run:
         """Raises CoDiError for numbers that cannot be used."""
         for good, message in (
             (self.kind in KINDS, f"unknown kind {self.kind!r}: give one of {', '.join(KINDS)}"),
-            (self.steps >= 1, f"steps {self.steps} must be 1 or more"),
+            (plain_name(self.name), f"its name becomes a folder's: {PLAIN}"),
+            (1 <= self.steps <= STEPS, f"steps {self.steps} must be 1 to {STEPS}"),
+            (0 <= self.seed <= SEED, f"seed {self.seed} must be 0 or more and below 2**64"),
+            (self.warmup >= 1, f"warmup {self.warmup} must be 1 or more"),
+            (1 <= (1 if self.batches is None else self.batches) <= EXAMPLES, f"batches {self.batches} must be 1 to {EXAMPLES}"),
             (0 < self.learning_rate < 1, f"learning rate {self.learning_rate} must lie between 0 and 1"),
             (0 <= self.ema < 1, f"ema {self.ema} must lie in 0..1, 1 excluded"),
         ):
             if not good:
-                raise CoDiError(f"run {self.name!r}: {message}")
+                raise CoDiError(f"run {self.name[:100]!r}: {message}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +78,8 @@ class Recipe:
 
         Raises CoDiError naming the file and the field where it is not such a file."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
+            data = read_json(path)
+        except (OSError, ValueError, RecursionError) as error:
             raise CoDiError(f"{path} is not a readable recipe: {error}") from error
         if not isinstance(data, dict) or not isinstance(data.get("runs"), list) or set(data) - {"networks", "runs", "data", "about"}:
             raise CoDiError(f"{path} is no recipe: it is an object with the fields networks, runs, and if you like data and about")

@@ -113,7 +113,7 @@ def _prompt(kind: str, path: Path) -> Prompt:
 
 def _caption_of(content: bytes, source: object) -> str:
     try:
-        text = content.decode("utf-8").strip()
+        text = content.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise CoDiError(f"{source} cannot be read as a caption ({error}): give UTF-8 text") from error
     if not text:
@@ -129,11 +129,15 @@ def find_records(data: str | Path) -> list[Record]:
     are files, relative to the manifest and below its folder. A field "name" is optional.
     Raises CoDiError where nothing is found, where a line cannot be understood or names a file that is not there."""
     path = Path(data)
-    if path.is_file() and tarfile.is_tarfile(path):
+    try:
+        tar, folder = path.is_file() and tarfile.is_tarfile(path), path.is_dir()
+    except OSError:  # a name too long, a folder that may not be looked into
+        tar = folder = False
+    if tar:
         return _from_tar(path)
-    if not path.is_dir():
+    if not folder:
         raise CoDiError(
-            f"no data at {path}: give a folder with {MANIFEST}, with files that share a name, or with webdataset tars; or one tar"
+            f"no data at {str(path)[:300]}: give a folder with {MANIFEST}, with files that share a name or with webdataset tars, or a tar"
         )
     if (path / MANIFEST).is_file():
         found = _from_manifest(path / MANIFEST)
@@ -207,8 +211,8 @@ def _from_tar(path: Path) -> list[Record]:
 
 def _caption(content: bytes) -> str:
     try:
-        data = json.loads(content)
-    except ValueError:
+        data = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
         return ""
     values = [data.get(name) for name in _CAPTION_FIELDS] if isinstance(data, dict) else []
     return next((v.strip() for v in values if isinstance(v, str) and v.strip()), "")
@@ -225,7 +229,7 @@ def _from_manifest(path: Path) -> list[Record]:
             continue
         try:
             data = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CoDiError(f"{path}, line {number} is no JSON ({error}): give one object a line") from error
         unknown = sorted(set(data) - {*PROMPT_KINDS, "name"}) if isinstance(data, dict) else []
         if not isinstance(data, dict) or unknown or not all(isinstance(v, str) for v in data.values()):

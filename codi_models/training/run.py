@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..files import write_text, writing
+from ..locks import sole_writer
 from .dataset import Dataset, Progress
 from .loop import Objective, train
 from .recipe import KINDS, Recipe, Run, build
@@ -28,12 +30,15 @@ def train_recipe(
 ) -> bool:  # fmt: skip
     """Train the runs of a recipe, or `only` those named, into the model folder `out`; states and logs lie in `runs`.
 
-    A run that is done is not trained again unless `again` is asked for. how: as for `loop.train`. Returns False if it paused."""
+    A run that is done is not trained again unless `again` is asked for. how: as for `loop.train`. Returns False if it paused.
+    Several processes may train different runs of a recipe beside each other. Raises Busy where one trains the same run."""
     with accelerator.main_process_first():
         space = Workspace(out, accelerator.device, recipe.networks, data)
     for run in recipe.runs:
         if not only or run.name in only:
-            if not train_run(run, space, data, runs, accelerator=accelerator, again=again, say=say, **how):
+            with holding(accelerator, out, run.name):
+                finished = train_run(run, space, data, runs, accelerator=accelerator, again=again, say=say, **how)
+            if not finished:
                 return False
     return True
 
@@ -45,7 +50,20 @@ def train_run(
     """Train one run and write its components into the model folder. Returns False if it paused before the end.
 
     An exception that `progress` raises ends the run; the next call goes on from there, and the weights so far are in the model folder.
-    encoding: called with the media encoded so far and all of them, before the first step."""
+    encoding: called with the media encoded so far and all of them, before the first step. Raises Busy where another process trains it."""
+    with holding(accelerator, runs, run.name):
+        return _trained(run, space, data, runs, accelerator, again, say, encoding, progress, how)
+
+
+def holding(accelerator: Accelerator, folder: Path, part: str = "") -> contextlib.AbstractContextManager[None]:
+    """`sole_writer` for the processes of one training together."""
+    return sole_writer(folder, part) if accelerator.is_main_process else contextlib.nullcontext()
+
+
+def _trained(
+    run: Run, space: Workspace, data: Dataset, runs: Path, accelerator: Accelerator, again: bool, say: Say, encoding: Progress,
+    progress: Callable[[int, float], None] | None, how: dict[str, Any],
+) -> bool:  # fmt: skip
     folder = runs / run.name
     done = folder / "done"
     if done.exists():
@@ -54,7 +72,8 @@ def train_run(
             return True
         with accelerator.main_process_first():
             if accelerator.is_main_process:
-                shutil.rmtree(folder)
+                with writing(folder):
+                    shutil.rmtree(folder)
     with accelerator.main_process_first(), seeded(run.seed):
         objective = make_objective(run, space, data, runs / "cache", encoding=encoding, say=say)
     prepare(objective, run, accelerator.device)
@@ -78,7 +97,7 @@ def train_run(
     if accelerator.is_main_process:
         objective.eval()
         objective.write()
-        done.write_text("finished\n", encoding="utf-8")
+        write_text(done, "finished\n")
         (folder / "state.pt").unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return True

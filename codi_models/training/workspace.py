@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from ..components import COMPONENTS, build_component, component_path, load_compo
 from ..config import CoDiConfig
 from ..encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from ..errors import CoDiError
-from ..files import whole_file
+from ..files import writing
 from ..libraries import stored_state
 from .dataset import Dataset
 
@@ -28,10 +30,9 @@ class Workspace:
         self.folder, self.device = folder, device
         if config is None or data is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             if not (folder / "config.json").exists():
-                self._write_config(config)
+                config.save(self.folder / "config.json")
             if not (folder / "clip_bpe.txt.gz").exists() and "text" in data.has:
                 from ..autoencoders.tokenizers import build_vocabularies
                 from ..encoders.tokenizer import build_clip_vocabulary
@@ -40,14 +41,19 @@ class Workspace:
                 build_vocabularies(texts, folder, text.encoder_vocab, text.decoder_vocab)
                 build_clip_vocabulary(texts, folder, vocab_size=config.clip.vocab_size)
 
-    def _lock(self) -> Any:
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Waits for its turn: runs of one recipe may be trained beside each other. Raises WriteError."""
         from filelock import FileLock
 
-        return FileLock(str(self.folder / ".lock"))
-
-    def _write_config(self, config: CoDiConfig) -> None:
-        with whole_file(self.folder / "config.json") as temporary:
-            config.save(temporary)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(str(self.folder / ".lock"))
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     @property
     def config(self) -> CoDiConfig:
@@ -84,7 +90,7 @@ class Workspace:
             if scale is not None:
                 part = dataclasses.replace(getattr(config, component), scale=round(scale, 5))
                 config = dataclasses.replace(config, **{component: part})
-                self._write_config(config)
+                config.save(self.folder / "config.json")
             save_component(component, network, config, self.folder, dtype=torch.float16)
 
     def save_learnt(self, component: str, network: nn.Module) -> None:

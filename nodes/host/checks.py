@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from ...codi_models.errors import CoDiError
 from ...codi_models.media import SAMPLE_RATES
 from .handle import CoDiHandle
+
+LAST_PLACE = 65_535
+"""The largest number of a batch_index."""
 
 FILES = ("name", "file", "order")
 """Combos whose nodes look for themselves: their options change while the host runs, or had other names once."""
@@ -112,7 +115,19 @@ def _latent(value: Any, name: str, _: Any = None) -> dict:
         raise CoDiError(f"{name}: the parts of this LATENT are {sizes}: each must hold the same number of samples, one or more")
     for tensor in (*parts, *_tensors(value.get("noise_mask"))):
         _finite(tensor, name, "LATENT", "lower cfg or the alignment where it was sampled, or load the model as fp32")
+    if (numbers := value.get("batch_index")) is not None:
+        return {**value, "batch_index": batch_index(numbers, name)}
     return dict(value)
+
+
+def batch_index(value: Any, name: str) -> list[int]:
+    """The places in a batch that samples had, from which the host draws their noise: it draws that of all places before, too.
+
+    Raises CoDiError for other than whole numbers from 0 to `LAST_PLACE`."""
+    numbers = value.tolist() if isinstance(value, Tensor) else value
+    if not isinstance(numbers, (list, tuple)) or not all(isinstance(n, Integral) and 0 <= int(n) <= LAST_PLACE for n in numbers):
+        raise CoDiError(f"{name}: the batch_index of this LATENT is {str(value)[:80]}: it must be a list of numbers from 0 to {LAST_PLACE}")
+    return [int(n) for n in numbers]
 
 
 def _tensors(value: Any) -> list[Tensor]:

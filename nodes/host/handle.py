@@ -11,6 +11,7 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
+from ...codi_models import memory
 from ...codi_models.checkpoints import read_weights
 from ...codi_models.components import build_component, check_component
 from ...codi_models.libraries import taken_apart
@@ -19,7 +20,6 @@ from .folders import model_folder
 
 _ENCODERS = ("clip", "clap")
 _SOUND = ("audio_autoencoder", "vocoder")
-_COPIES = 8  # widest feature maps that an autoencoder holds at once, rounded up
 _ACTIVATIONS = 256 << 20  # bytes that the other networks compute in at most, at official sizes
 _opened: weakref.WeakValueDictionary[tuple, CoDiHandle] = weakref.WeakValueDictionary()
 
@@ -56,8 +56,7 @@ class HostedCoDi(CoDi):
 
     def activations(self, name: str, places: int) -> int:
         """Bytes that an autoencoder computes so many pixels (or mel bins) in."""
-        autoencoder = self.config.image_autoencoder if name == "image_autoencoder" else self.config.audio_autoencoder
-        return places * autoencoder.model_channels * _COPIES * self.precision(name).itemsize
+        return memory.coding(self.config, name, places, self.precision(name).itemsize)
 
     def precision(self, name: str) -> torch.dtype:
         """Dtype of a component, chosen as the host chooses for text encoders and for VAEs: float32 on a CPU; on a GPU half precision,
@@ -104,7 +103,7 @@ class CoDiHandle:
 def fingerprint(name: str) -> tuple:
     """Changes when a file of the model folder does. Raises CoDiError where there is no such folder."""
     folder = model_folder(name)
-    files = sorted(p for p in folder.iterdir() if p.is_file())
+    files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))  # others come and go while it is written
     return (str(folder), *((p.name, p.stat().st_mtime_ns, p.stat().st_size) for p in files))
 
 

@@ -18,6 +18,7 @@ from ...codi_models.conversion.download import Progress, check_room, fetch, want
 from ...codi_models.conversion.hub import Hub
 from ...codi_models.conversion.install import install, needed_room
 from ...codi_models.errors import CoDiError, out_of_memory
+from ...codi_models.locks import sole_writer
 from .folders import missing_parts, official_folder, unconverted
 
 EVENT = "codi.install"
@@ -73,7 +74,8 @@ class Job:
         out = official_folder()
         try:
             progress = _Meter(self)
-            work(out, _config(out), progress)
+            with sole_writer(out):
+                work(out, _config(out), progress)
             self._become("done")
         except Stopped:
             self._become("stopped")

@@ -15,6 +15,7 @@ from ...codi_models.checkpoints import read_metadata, read_weights, save_weights
 from ...codi_models.config import CoDiConfig
 from ...codi_models.errors import CoDiError
 from ...codi_models.modalities import MODALITIES
+from .checks import batch_index
 from .folders import inside
 from .joining import take_apart
 from .masks import masks_of, with_masks
@@ -42,7 +43,7 @@ def save(latent: Mapping[str, Any], prefix: str, config: CoDiConfig) -> tuple[st
         counter += 1
     metadata = {"kind": _FORMAT, "model": config.name, "sample_rate": str(config.mel.sample_rate)}
     if (numbers := latent.get("batch_index")) is not None:
-        metadata["batch_index"] = json.dumps(list(numbers))
+        metadata["batch_index"] = json.dumps(batch_index(numbers, "latent"))
     save_weights(tensors, Path(folder) / file, metadata=metadata)
     return file, subfolder
 
@@ -81,6 +82,16 @@ def load(name: str, config: CoDiConfig) -> dict[str, Any]:
         raise CoDiError(f"{name} holds no LATENT of {config.name}: it was made with {metadata.get('model')}")
     out: dict[str, Any] = {"samples": join(parts), "type": "codi", "sample_rate": config.mel.sample_rate}
     if "batch_index" in metadata:
-        out["batch_index"] = json.loads(metadata["batch_index"])
+        out["batch_index"] = _places(metadata["batch_index"], len(next(iter(parts.values()))), name)
     masks = {m: tensors[f"mask.{m}"] for m in parts if f"mask.{m}" in tensors}
     return with_masks(out, parts, masks) if len(masks) == len(parts) else out
+
+
+def _places(text: str, count: int, name: str) -> list[int]:
+    try:
+        numbers = batch_index(json.loads(text), name)
+    except (ValueError, RecursionError) as error:
+        raise CoDiError(f"{name}: its batch_index {text[:80]!r} cannot be read: save the LATENT again") from error
+    if len(numbers) != count:
+        raise CoDiError(f"{name}: its batch_index has {len(numbers)} numbers for {count} samples: save the LATENT again")
+    return numbers

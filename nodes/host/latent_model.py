@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import torch
 from comfy.nested_tensor import NestedTensor
 from torch import Tensor, nn
 
+from ...codi_models import memory
 from ...codi_models.alignment import Alignment
 from ...codi_models.components import COMPONENTS
 from ...codi_models.errors import CoDiError
@@ -38,7 +38,6 @@ FRAMES = "codi_frames"
 """Key of CONDITIONING for what each frame of a clip adds to the prompt, (B, F, k, D): sums, so that stock nodes that change the prompt
 change every frame. The network gets the prompts of the frames under the same key, (B, F, n, D)."""
 GIVEN, GIVEN_EMBEDDINGS = "codi_given", "codi_given_embeddings"
-_BYTES_PER_CHANNEL = 33  # activations of one latent element, per model channel and byte of the dtype; as the host reckons for SD 1.5
 
 
 class ScheduleConfig(comfy.supported_models_base.BASE):
@@ -257,10 +256,8 @@ class LatentModel(comfy.model_base.BaseModel):
 
     def memory_required(self, input_shape: Sequence[int], cond_shapes: Any = None) -> float:
         """Bytes for one call; `input_shape` is packed, (B, 1, N)."""
-        shapes = self.latent_shapes or [tuple(input_shape)]
-        elements = sum(math.prod(s[2:]) for s in shapes)
-        channels = self.codi.config.vision_denoiser.model_channels
-        return input_shape[0] * elements * channels * mm.dtype_size(self.compute_dtype) * _BYTES_PER_CHANNEL
+        shapes = [(input_shape[0], *shape[1:]) for shape in self.latent_shapes or [tuple(input_shape)]]
+        return memory.denoising(self.codi.config, shapes, mm.dtype_size(self.compute_dtype))
 
 
 def _frame_prompts(context: Tensor, frames: Tensor) -> Tensor:

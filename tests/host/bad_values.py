@@ -78,6 +78,7 @@ BAD: dict[str, list[Callable[[], Any]]] = {
         lambda: {"samples": nested((1, 4, 8, 8), (1, 4, 8, 8))}, lambda: {"samples": torch.zeros(3, 4, 8, 8)},
         lambda: {"samples": torch.zeros(1, 4, 8, 8), "noise_mask": torch.full((1, 1, 8, 8), NAN)},
         lambda: {"samples": torch.zeros(1, 8, 16, 8), "noise_mask": torch.zeros(3, 1, 5, 5)},
+        *[(lambda n=n: {"samples": torch.zeros(1, 4, 8, 8), "batch_index": n}) for n in ("x", {}, 3, [10**12], [-1], [0.5], [[0]])],
     ],
     "CONDITIONING": [
         lambda: "x", list, dict, lambda: [[None, {}]], lambda: [[torch.zeros(1, 1, 128)]], lambda: [[torch.zeros(1, 1, 128), {}, 1]],

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...cli.parser import THREADS, Parser, place, whole
 from ...errors import CoDiError
-from ...files import write_text
+from ...files import output_folder, write_text
+from ...locks import sole_writer
 from .sections import SECTIONS, Report, table
 
 SAMPLES, QUICK_SAMPLES = 72, 4
@@ -23,17 +25,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(options.threads)
+    with sole_writer(output_folder(options.out)):
+        _evaluate(options)
+    print(f"written to {options.out}")
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from ...modalities import MODALITIES
     from ...pipeline import CoDiPipeline
+    from ...settings import MOST_SAMPLES, Settings
     from .cells import Laboratory
     from .plots import save
 
     wanted = chosen(options.only)
     samples = options.samples if options.samples is not None else (QUICK_SAMPLES if options.quick else SAMPLES)
-    if samples < 1:
-        raise CoDiError(f"--samples {samples}: give 1 or more")
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise CoDiError(f"--samples {samples}: give 1 to {MOST_SAMPLES}")
     names = ("steps", "cfg", "sampler", "scheduler", "wiring", "alignment_guidance")
     overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     pipe = CoDiPipeline.from_pretrained(options.model, device=options.device, dtype="fp32")
+    Settings.resolve(pipe.model.config, tuple(MODALITIES), **overrides)  # what is mistyped is told before the first section
     lab = Laboratory(
         pipe, options.out / "readings.json.gz", samples=samples, seed=options.seed, overrides=overrides, log=lambda s: print(s, flush=True)
     )  # fmt: skip
@@ -49,17 +61,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.out / "results.json", json.dumps({**facts, "sections": {n: as_json(r) for n, r in reports.items()}}, indent=1) + "\n"
     )
     write_text(options.out / "README.md", page(reports, facts))
-    print(f"written to {options.out}")
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m codi_models evaluate", description=__doc__)
+    parser = Parser(prog="python -m codi_models evaluate", description=__doc__)
     parser.add_argument("--model", default="codi-mini", help="shipped model or folder (default: %(default)s)")
     parser.add_argument("--only", action="append", help="sections, comma-separated: " + ", ".join(SECTIONS))
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_SAMPLES} samples a cell")
     parser.add_argument("--samples", type=int, help=f"a cell (default: {SAMPLES})")
-    parser.add_argument("--seed", type=int, default=1000, help="of scenes, prompts and noise (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0, 2**64 - 1), default=1000, help="of scenes, prompts and noise (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="denoising steps (default: the model's)")
     parser.add_argument("--sampler", help="default: the model's")
     parser.add_argument("--scheduler", help="default: the model's")
@@ -67,8 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--wiring", help="of latent alignment (default: the model's)")
     parser.add_argument("--alignment-guidance", type=float, help="default: the model's; 1 is the paper")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
-    parser.add_argument("--out", type=Path, default=Path("docs/evaluation"), help="folder of the results (default: %(default)s)")
+    parser.add_argument("--threads", type=whole(1, THREADS), help="CPU threads (default: all)")
+    parser.add_argument("--out", type=place, default=Path("docs/evaluation"), help="folder of the results (default: %(default)s)")
     return parser
 
 
