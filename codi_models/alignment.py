@@ -11,9 +11,8 @@ from torch import Tensor
 from .errors import CoDiError
 from .modalities import MODALITIES
 
-WIRINGS = ("cross", "self", "prompt", "off")
-"""cross: each output attends to all the others (the paper). self: each to itself (as published). prompt: what each shows so far is a prompt
-of the others, see `prompt_alignment`; no connector takes part. off: no latent alignment."""
+WIRINGS = ("cross", "self", "off")
+"""cross: each output attends to all the others (the paper). self: each to itself (as published). off: no latent alignment."""
 
 COMBINATIONS = ("attention", "sum")
 """Of several sources. attention: the connectors attend to all of them at once (the paper). sum: a pass for each by itself, and what each
@@ -30,8 +29,7 @@ class Alignment:
     wiring: one of WIRINGS. strength: of the connectors, 1 as trained, 0 leaves them out; a number or (B,).
     guidance g: weight of the aligned prediction against the one without alignment, see `guidance.combine`; 1 takes no extra pass.
     start, end: the part of the run with alignment, 0 the first timestep and 1 the last. directions: strength of single directions in
-    wirings cross and prompt, times `strength`. combine: one of COMBINATIONS. every: steps from one reading of the outputs to the next, in
-    wiring prompt. Raises CoDiError for values outside of these."""
+    wiring cross, times `strength`. combine: one of COMBINATIONS. Raises CoDiError for values outside of these."""
 
     wiring: str = "cross"
     strength: float | Tensor = 1.0
@@ -40,7 +38,6 @@ class Alignment:
     end: float = 1.0
     directions: Directions = field(default_factory=dict, hash=False)
     combine: str = "attention"
-    every: int = 2
 
     def __post_init__(self) -> None:
         for what, value, known in (("wiring", self.wiring, WIRINGS), ("combination", self.combine, COMBINATIONS)):
@@ -50,8 +47,6 @@ class Alignment:
         for name, number in numbers.items():
             if not math.isfinite(number):
                 raise CoDiError(f"{name} {number} must be a finite number")
-        if not 1 <= self.every <= 1000:
-            raise CoDiError(f"outputs read every {self.every} steps: give 1 to 1000")
         if not 0 <= self.start <= self.end <= 1:
             raise CoDiError(
                 f"alignment from {self.start} to {self.end}: start and end are parts of the run, 0 to 1, and start comes before end"
@@ -74,18 +69,11 @@ class Alignment:
         return self if self.start <= done and (done < self.end or self.end >= 1) else self.off()
 
     def sources(self, target: str, outputs: Collection[str]) -> dict[str, float]:
-        """Source -> strength of what a target's connectors attend to; empty where that is nothing. A single output has no alignment."""
-        if self.wiring == "self" and not self.disabled and len(outputs) > 1:
-            return {target: 1.0}
-        return self._others(target, outputs) if self.wiring == "cross" else {}
-
-    def prompt_sources(self, target: str, outputs: Collection[str]) -> dict[str, float]:
-        """The same of what a target's prompt is made of, beside the user's own."""
-        return self._others(target, outputs) if self.wiring == "prompt" else {}
-
-    def _others(self, target: str, outputs: Collection[str]) -> dict[str, float]:
-        if self.disabled or len({*outputs, target}) < 2:
+        """Source -> strength of what a target attends to; empty where it attends to nothing. A single output has no alignment."""
+        if self.disabled or len(outputs) < 2:
             return {}
+        if self.wiring == "self":
+            return {target: 1.0}
         strengths = {source: float(self.directions.get((target, source), 1.0)) for source in outputs if source != target}
         return {source: strength for source, strength in strengths.items() if strength > 0}
 

@@ -17,7 +17,6 @@ from .alignment import Alignment
 from .denoisers.layers import Context
 from .diffusion import Latents, NoiseSchedule
 from .joint import JointDenoiser
-from .prompt_alignment import PromptAlignment
 
 
 @dataclass(frozen=True)
@@ -62,44 +61,35 @@ class GuidedDenoiser:
     """The joint denoiser under guidance, as a sampler calls it: (x, sigma) -> expected s x0, modality -> (B, ...).
 
     cond, uncond: prompts (B, n, D). guidance: of every output. alignment: its range is followed here. scales: s of every modality.
-    given: environment embeddings (B, 1, connector_dim) of finished outputs. dtype: of the networks; arithmetic stays in float32.
-    heard: what the outputs show of each other, for wiring prompt; c is the prediction with it, c_off the one without."""
+    given: environment embeddings (B, 1, connector_dim) of finished outputs. dtype: of the networks; arithmetic stays in float32."""
 
     def __init__(
         self, joint: JointDenoiser, schedule: NoiseSchedule, cond: Tensor, uncond: Tensor, guidance: Mapping[str, Guidance],
         alignment: Alignment, *, scales: Mapping[str, float], given: Mapping[str, Tensor] | None = None, dtype: torch.dtype = torch.float32,
-        heard: PromptAlignment | None = None,
     ) -> None:  # fmt: skip
         self.joint, self.schedule, self.alignment = joint, schedule, alignment
         self.guidance, self.scales, self.given, self.dtype = guidance, scales, dict(given or {}), dtype
         self._prompts = {"u": uncond, "c": cond, "c_off": cond}
-        self.heard = heard
         self._folded: dict[tuple[str, tuple[str, ...]], Context] = {}
 
     def __call__(self, x: Latents, sigma: float, targets: Collection[str] | None = None) -> Latents:
         """Of the targets; by default of all outputs."""
         wanted = [m for m in x if targets is None or m in targets]
-        timestep = float(self.schedule.timestep(sigma))
-        alignment = self.alignment.at(timestep)
+        alignment = self.alignment.at(float(self.schedule.timestep(sigma)))
         outputs = {**x, **self.given}
-        mixed = {m: self.heard.prompt(m, self._prompts["c"], alignment, timestep) for m in wanted} if self.heard else {}
-        aligned = [m for m in wanted if alignment.sources(m, outputs) or mixed.get(m) is not None]
-        guidance = {m: self.guidance[m] if m in aligned else replace(self.guidance[m], alignment=1.0) for m in wanted}
+        guidance = {m: self.guidance[m] if alignment.sources(m, outputs) else replace(self.guidance[m], alignment=1.0) for m in wanted}
         inputs = {m: self.schedule.network_input(part, sigma, self.scales[m]).to(self.dtype) for m, part in x.items()}
         embeddings = self._environment(inputs, sigma, alignment, [m for m in wanted if guidance[m].weights.keys() != {"c_off"}])
         denoised: dict[str, Latents] = {m: {} for m in wanted}
-        for names, passed, wiring in _passes(guidance, alignment):
+        for names, passed, aligned in _passes(guidance, alignment):
             rows = {m: part.repeat(len(names), *[1] * (part.ndim - 1)) for m, part in inputs.items()}
             known = {m: e.repeat(len(names), 1, 1) for m, e in embeddings.items()}
-            contexts = {m: self._context(m, names, mixed.get(m)) for m in passed}
-            predictions = self.joint(rows, self._timesteps(rows, sigma), contexts, alignment=wiring, targets=passed, given=known)
+            contexts = {m: self._context(m, names) for m in passed}
+            predictions = self.joint(rows, self._timesteps(rows, sigma), contexts, alignment=aligned, targets=passed, given=known)
             for m, prediction in predictions.items():
                 for name, part in zip(names, prediction.float().chunk(len(names)), strict=True):
                     denoised[m][name] = self.schedule.denoised(part, x[m], sigma, self.scales[m])
-        guided = {m: guidance[m].combine(x[m], denoised[m]) for m in wanted}
-        if self.heard:
-            self.heard.update({m: part / self.scales[m] for m, part in guided.items()}, alignment)
-        return guided
+        return {m: guidance[m].combine(x[m], denoised[m]) for m in wanted}
 
     def _environment(self, inputs: Latents, sigma: float, alignment: Alignment, targets: Collection[str]) -> dict[str, Tensor]:
         """Environment embeddings of all that some target attends to: once a step, for every pass of it."""
@@ -111,11 +101,8 @@ class GuidedDenoiser:
     def _timesteps(self, rows: Mapping[str, Tensor], sigma: float) -> dict[str, Tensor]:
         return {m: self.schedule.timestep(sigma, self.scales[m]).to(part.device).expand(len(part)) for m, part in rows.items()}
 
-    def _context(self, modality: str, names: tuple[str, ...], mixed: Tensor | None = None) -> Context:
-        """Prompts of a pass, one block of rows for each prediction, folded once per run; with `mixed` in place of the user's."""
-        if mixed is not None and "c" in names:
-            prompts = self._prompts | {"c": mixed}
-            return self.joint.denoiser(modality).fold_context(torch.cat([prompts[name] for name in names]))
+    def _context(self, modality: str, names: tuple[str, ...]) -> Context:
+        """Prompts of a pass, one block of rows for each prediction, folded once per run."""
         if (modality, names) not in self._folded:
             prompts = torch.cat([self._prompts[name] for name in names])
             self._folded[modality, names] = self.joint.denoiser(modality).fold_context(prompts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -152,18 +152,13 @@ def decode_pixels(model: CoDi, latents: Tensor) -> Tensor:
 @torch.inference_mode()
 def decode_audio(model: CoDi, latents: Tensor) -> Tensor:
     """(B, C, T / f, M / f) in diffusion space -> (B, N), float32 in -1..1, N = hop_length * T, at `config.mel.sample_rate`."""
-    sounds = []
-    for logmel in decode_logmel(model, latents):
-        sounds.append(_finite(model.vocoder(logmel.to(model.precision("vocoder"))).float(), "audio").clamp(-1, 1))
-    return torch.cat(sounds)
-
-
-def decode_logmel(model: CoDi, latents: Tensor) -> Iterator[Tensor]:
-    """(B, C, T / f, M / f) in diffusion space -> log-mel (b, 1, T, M), so many rows at a time."""
     z = (latents / model.config.audio_autoencoder.scale).to(model.precision("audio_autoencoder"))
     bins = z.shape[-2] * z.shape[-1] * model.audio_autoencoder.factor**2
+    sounds = []
     for part in z.split(max(1, BINS_AT_ONCE // bins)):
-        yield model.audio_autoencoder.decode(part)
+        logmel = model.audio_autoencoder.decode(part)  # (b, 1, T, M)
+        sounds.append(_finite(model.vocoder(logmel.to(model.precision("vocoder"))).float(), "audio").clamp(-1, 1))
+    return torch.cat(sounds)
 
 
 @torch.inference_mode()

@@ -22,8 +22,6 @@ from .latents import Note, decode_audio, decode_pixels, decode_text, encode_medi
 from .media import Progress
 from .modalities import MODALITIES, denoisers_of
 from .model import CoDi
-from .prompt_alignment import PromptAlignment
-from .reading import LatentReader
 from .settings import Settings, latent_shapes, snr_scales, unusual_sizes
 
 Callback = Callable[[int, int], None]
@@ -174,8 +172,6 @@ class CoDiPipeline:
         names.update(MODALITIES[output].autoencoder for output in settings.given)
         decoded = set(settings.outputs) - set(settings.unchanged)
         names.update(component for output in decoded for component in MODALITIES[output].decoders)
-        if settings.alignment.wiring == "prompt" and len(settings.outputs) > 1:
-            names.update(component for output in settings.outputs for component in LatentReader.components(output))
         for name in sorted(names):
             self.model.component(name)
         if "text" in settings.outputs:
@@ -217,14 +213,10 @@ class CoDiPipeline:
                 callback(ran, steps * len(stages))
 
             aligned = len(stage) + len(finished) > 1 and not settings.alignment.disabled
-            heard = PromptAlignment(LatentReader(model)) if aligned and settings.alignment.wiring == "prompt" else None
-            if heard:
-                heard.finish(finished)
-            environment = {m: x.to(model.dtype) for m, x in finished.items()} if aligned and not heard else {}
+            environment = {m: x.to(model.dtype) for m, x in finished.items()} if aligned else {}
             guided = GuidedDenoiser(
                 joint, schedule, prompt, empty, settings.guidance(prompted=uncond is not None), settings.alignment, scales=scales,
                 given=joint.environment_embeddings(environment, torch.zeros(batch, device=model.device)), dtype=model.dtype,
-                heard=heard,
             )  # fmt: skip
             strength = dict(settings.strength)
             start = {m: clean[m] for m in stage if m in clean and strength[m] < 1}  # at 1 nothing of it is left

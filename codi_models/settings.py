@@ -26,7 +26,7 @@ Pairs = str | Directions
 OVERRIDES: dict[str, Any] = {
     "steps": int, "cfg": Each, "cfg_rescale": float, "sampler": str, "scheduler": str, "wiring": str, "alignment": float,
     "alignment_guidance": float, "alignment_directions": Pairs, "alignment_start": float, "alignment_end": float,
-    "alignment_combine": str, "alignment_every": int, "schedule": str, "strength": Each, "mix": str, "frames": int, "size": int,
+    "alignment_combine": str, "schedule": str, "strength": Each, "mix": str, "frames": int, "size": int,
 }  # fmt: skip
 """What a run's settings may be told instead of the model's defaults, with their types."""
 
@@ -76,7 +76,6 @@ class Settings:
         alignment_start: float | None = None,
         alignment_end: float | None = None,
         alignment_combine: str | None = None,
-        alignment_every: int | None = None,
         schedule: str | None = None,
         given: Collection[str] = (),
         strength: Each | None = None,
@@ -123,7 +122,6 @@ class Settings:
                 told.get("alignment_end", 1.0),
                 parse_directions(directions) if isinstance(directions, str) else directions,
                 told.get("alignment_combine", usual.alignment_combine),
-                told.get("alignment_every", Alignment.every),
             ),
             schedule=told.get("schedule", usual.schedule),
             given=known,
@@ -167,7 +165,6 @@ class Settings:
         found |= {"wiring": one.wiring, "alignment": one.strength, "alignment_guidance": one.guidance, "alignment_combine": one.combine}
         found |= {"alignment_start": one.start} if one.start else {}
         found |= {"alignment_end": one.end} if one.end != 1 else {}
-        found |= {"alignment_every": one.every} if one.every != Alignment.every else {}
         if one.directions:
             found["alignment_directions"] = ", ".join(f"{target}<{source}={value}" for (target, source), value in one.directions.items())
         found["cfg"] = next(iter(dict(self.cfg).values())) if len({scale for _, scale in self.cfg}) == 1 else dict(self.cfg)

@@ -8,7 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .bounce_scene import BounceScene
 from .coherence import Coherence, EncodeOutputs, PickBest
-from .compose import AlignmentMatrix, Compose, SetAlignment
+from .compose import Alignment, AlignmentMatrix, Compose
 from .decode import DecodeAudio, DecodeImage, DecodeText, DecodeVideo
 from .encode import EncodeAudio, EncodeImage, EncodeText, EncodeVideo
 from .former import BatchLatents, RepeatLatent, SharedSpacePlot, ShowText
@@ -30,7 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
     Load,
     Denoiser,
     Compose,
-    SetAlignment,
+    Alignment,
     AlignmentMatrix,
     LoadVAE,
     EncodeText,

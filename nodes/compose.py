@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..codi_models.alignment import COMBINATIONS, WIRINGS, Alignment
+from ..codi_models.alignment import COMBINATIONS, WIRINGS
 from ..codi_models.config import SamplingConfig
 from ..codi_models.modalities import MODALITIES
 from .host import compose
@@ -23,8 +23,7 @@ def alignment_inputs() -> list[Any]:
             options=[MODELS_OWN, *WIRINGS],
             default=MODELS_OWN,
             tooltip="cross: every output attends to all the others (the paper), so that they fit each other. self: each to itself, as the "
-            "official model was published: nothing crosses between outputs. prompt: what each shows so far, read by the prompt encoders, is a "
-            "prompt of the others; needs no trained alignment. off: no alignment.",
+            "official model was published: nothing crosses between outputs. off: no alignment.",
         ),
         io.Float.Input(
             "alignment",
@@ -58,31 +57,20 @@ def alignment_inputs() -> list[Any]:
     ]
 
 
-def late_inputs() -> list[Any]:
-    """The last widgets of the latent alignment: they stand at the end, for saved workflows keep widgets by their place."""
-    return [
-        io.Combo.Input(
-            "alignment_combine",
-            options=[MODELS_OWN, *COMBINATIONS],
-            default=MODELS_OWN,
-            optional=True,
-            extra_dict=ADVANCED,
-            tooltip="Of several sources. attention: all at once (the paper). sum: each in a pass of its own, what they change is added up.",
-        ),
-        io.Int.Input(
-            "alignment_every",
-            default=Alignment.every,
-            min=1,
-            max=1000,
-            optional=True,
-            extra_dict=ADVANCED,
-            tooltip="Steps from one reading of the outputs to the next, in wiring prompt: fewer agree better and take longer.",
-        ),
-    ]
+def combine_input() -> Any:
+    """The last widget of the latent alignment: it stands at the end, for saved workflows keep widgets by their place."""
+    return io.Combo.Input(
+        "alignment_combine",
+        options=[MODELS_OWN, *COMBINATIONS],
+        default=MODELS_OWN,
+        optional=True,
+        extra_dict=ADVANCED,
+        tooltip="Of several sources. attention: all at once (the paper). sum: each in a pass of its own, what they change is added up.",
+    )
 
 
 def alignment_settings(
-    usual: SamplingConfig, wiring: str, alignment: float, alignment_guidance: float, start: float, end: float, combine: str, every: int
+    usual: SamplingConfig, wiring: str, alignment: float, alignment_guidance: float, start: float, end: float, combine: str
 ) -> dict[str, Any]:
     """The widgets of `alignment_inputs` as fields of Alignment, with the model's defaults filled in."""
     return {
@@ -92,7 +80,6 @@ def alignment_settings(
         "start": start,
         "end": end,
         "combine": own(combine, usual.alignment_combine),
-        "every": every,
     }
 
 
@@ -111,7 +98,7 @@ class Compose(Node):
             inputs=[
                 io.Autogrow.Input("models", template=template, tooltip="MODELs from CoDi Denoiser, each denoiser once."),
                 *alignment_inputs(),
-                *late_inputs(),
+                combine_input(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="Joint MODEL.")],
         )
@@ -125,18 +112,15 @@ class Compose(Node):
         alignment_start: float = 0.0,
         alignment_end: float = 1.0,
         alignment_combine: str = MODELS_OWN,
-        alignment_every: int = Alignment.every,
         models: dict | None = None,
     ) -> io.NodeOutput:
         model = compose.compose([m for m in (models or {}).values() if m is not None])
         usual = model.model.codi.config.sampling
-        settings = alignment_settings(
-            usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end, alignment_combine, alignment_every
-        )
+        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end, alignment_combine)
         return io.NodeOutput(compose.align(model, **settings))
 
 
-class SetAlignment(Node):
+class Alignment(Node):
     """Latent alignment of a joint MODEL, for use with the stock samplers."""
 
     @classmethod
@@ -147,7 +131,7 @@ class SetAlignment(Node):
             category=SAMPLING,
             description="Sets which output of a joint MODEL attends to which, and how strongly. The stock samplers follow it.",
             search_aliases=["latent alignment", "wiring", "cross-attention"],
-            inputs=[io.Model.Input("model", tooltip="A joint MODEL."), *alignment_inputs(), *late_inputs()],
+            inputs=[io.Model.Input("model", tooltip="A joint MODEL."), *alignment_inputs(), combine_input()],
             outputs=[io.Model.Output(display_name="model", tooltip="The same MODEL with these settings.")],
         )
 
@@ -161,12 +145,9 @@ class SetAlignment(Node):
         alignment_start: float = 0.0,
         alignment_end: float = 1.0,
         alignment_combine: str = MODELS_OWN,
-        alignment_every: int = Alignment.every,
     ) -> io.NodeOutput:
         usual = compose.sampling_of(model)
-        settings = alignment_settings(
-            usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end, alignment_combine, alignment_every
-        )
+        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end, alignment_combine)
         return io.NodeOutput(compose.align(model, **settings))
 
 

@@ -9,9 +9,8 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..codi_models import version_0_3
-from ..codi_models.alignment import Alignment
 from ..codi_models.stages import SCHEDULES
-from .compose import alignment_inputs, alignment_settings, late_inputs
+from .compose import alignment_inputs, alignment_settings, combine_input
 from .guide import negative_input
 from .host import compose
 from .host.stages import sample_in_stages
@@ -89,7 +88,7 @@ class JointSampler(Node):
                     extra_dict=ADVANCED,
                     tooltip="Stages of your own, such as: video, audio+text. Used instead of the order where it is not empty.",
                 ),
-                *late_inputs(),
+                combine_input(),
             ],
             outputs=[
                 io.Latent.Output(display_name="latent", tooltip="All parts, for CoDi Preview or the Decode nodes."),
@@ -123,7 +122,6 @@ class JointSampler(Node):
         alignment_start: float = 0.0,
         alignment_end: float = 1.0,
         alignment_combine: str = MODELS_OWN,
-        alignment_every: int = Alignment.every,
         independent: bool = False,
         order: str = MODELS_OWN,
         stages: str = "",
@@ -135,9 +133,7 @@ class JointSampler(Node):
         steps, cfg = own(steps, usual.steps), own(cfg, usual.cfg)
         sampler_name, scheduler = own(sampler_name, usual.sampler), own(scheduler, usual.scheduler)
         schedule = stages.strip() or own(version_0_3.schedule(order), usual.schedule)
-        settings = alignment_settings(
-            usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end, alignment_combine, alignment_every
-        )
+        settings = alignment_settings(usual, wiring, alignment, alignment_guidance, alignment_start, alignment_end, alignment_combine)
 
         def run(**changes: Any) -> Any:
             aligned = compose.align(model, **{**settings, **changes})

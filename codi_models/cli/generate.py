@@ -199,8 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--cfg-rescale", type=float, metavar="R", help="takes back what guidance adds to contrast, 0 none (default) to 1 all")
     add("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)} (default: the model's)")
     add("--scheduler", metavar="NAME", help=f"how noise falls from step to step: one of {', '.join(SCHEDULERS)} (default: the model's)")
-    add("--wiring", metavar="cross|self|prompt|off",
-        help="what outputs attend to: each other, themselves (as published), prompts made of what the others show so far, nothing")  # fmt: skip
+    add("--wiring", metavar="cross|self|off", help="what outputs attend to: each other, themselves (as published), nothing")
     add("--alignment", type=float, metavar="STRENGTH", help="strength of latent alignment; 0 is none, 1 as trained")
     add("--alignment-guidance", type=float, metavar="G", help="weight of the aligned prediction against the one without; 1 is none")
     add("--alignment-directions", "--alignment-pairs", dest="alignment_directions", metavar="T<S=X,...",
@@ -208,7 +207,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--alignment-start", type=float, metavar="P", help="part of the run at which alignment begins, 0 (default) to 1")
     add("--alignment-end", type=float, metavar="P", help="part of the run at which it ends (default 1)")
     add("--alignment-combine", metavar="attention|sum", help="several sources at once (the paper), or one by one and added up")
-    add("--alignment-every", type=int, metavar="K", help="steps from one reading of outputs to the next, in wiring prompt")
     add("--schedule", "--order", dest="schedule", help='which outputs are denoised together: "together", "sequential", or stages such as '
                                                        '"video, audio+text" (default: the model\'s)')  # fmt: skip
     add("--mix", default=DEFAULT_MIX, metavar="|".join(MIX_METHODS), help=f"how prompts are mixed (default {DEFAULT_MIX}, as published)")

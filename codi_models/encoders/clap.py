@@ -115,8 +115,5 @@ class CLAPEncoder(Borrowed):
                 f"CLAP got a waveform of shape {tuple(waveform.shape)}; it takes (batch, {self.clip_samples}): "
                 f"{self.config.clip_seconds} s at {self.config.sample_rate} Hz (encoders.preprocess.encode_audio takes any length)"
             )
-        return self.encode_decibels(self.mel(waveform))
-
-    def encode_decibels(self, decibels: Tensor) -> Tensor:
-        """What `PowerMel` makes of a waveform, (B, clip_samples // hop + 1, n_mels), to (B, 1, D)."""
-        return F.normalize(self.network(input_features=decibels[:, None]).audio_embeds, dim=-1)[:, None]
+        decibels = self.mel(waveform)[:, None]  # (B, 1, T, n_mels), float32
+        return F.normalize(self.network(input_features=decibels).audio_embeds, dim=-1)[:, None]

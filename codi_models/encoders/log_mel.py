@@ -36,16 +36,6 @@ def _fourier_basis(config: CLAPConfig) -> Tensor:
         return (torch.cat([angle.cos(), -angle.sin()]) * window).float()[:, None]
 
 
-def mel_filters(config: CLAPConfig, device: torch.device) -> Tensor:
-    """Slaney's mel filters (n_fft / 2 + 1, n_mels)."""
-    return _tables(config, device)[1]
-
-
-def decibels(power: Tensor) -> Tensor:
-    """10 log10, at least -100 dB."""
-    return 10 * torch.log10(power.clamp(min=1e-10))
-
-
 class PowerMel(nn.Module):
     """Waveform (B, N) at the config's sample rate to 10 log10 of mel power (B, N // hop + 1, n_mels), at least -100 dB.
 
@@ -63,7 +53,7 @@ class PowerMel(nn.Module):
             by_convolution = waveform.device.type == "cpu" and not self.training
             real, imaginary = self._convolved(waveform) if by_convolution else self._transformed(waveform)
             power = (real.square() + imaginary.square()).transpose(1, 2)
-            return decibels(power @ mel_filters(self.config, waveform.device))
+            return 10 * torch.log10((power @ _tables(self.config, waveform.device)[1]).clamp(min=1e-10))
 
     def _convolved(self, waveform: Tensor) -> tuple[Tensor, Tensor]:
         half = self.config.n_fft // 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,6 @@ from torch import Tensor
 from ...codi_models.alignment import Alignment
 from ...codi_models.config import SamplingConfig
 from ...codi_models.guidance import alignment_term
-from .hearing import note, telling
 from .parts import weighted
 from .streamwise import REMEMBERED, streamwise
 from .targets import TARGETS, with_options
@@ -45,29 +44,14 @@ def around_predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_optio
 
     c is caught on its way from the network to the guider, so only c_off costs a pass, of the outputs that attend to others."""
     guider, options = executor.class_obj, model_options or {}
-    model = guider.inner_model
+    model, positive = guider.inner_model, guider.conds.get("positive")
+    shapes = model.latent_shapes or [x.shape]
     options = streamwise(model, with_options(options, **{REMEMBERED: model.remembered}), guider.model_options, x, timestep)
     alignment = model.alignment_at(timestep, options)
-    if model.heard is None:
-        return _guided(executor, x, timestep, options, seed, alignment)
-    tell = telling(model, guider.conds.get("positive"), alignment, timestep)
-    guided = _guided(executor, x, timestep, options, seed, alignment, tell)
-    note(model, guided, alignment)
-    return guided
-
-
-def _guided(
-    executor: Any, x: Tensor, timestep: Tensor, options: dict, seed: int | None, alignment: Alignment,
-    aligning: Callable[[dict], dict] = lambda options: options,
-) -> Tensor:  # fmt: skip
-    """What the guider makes of its own passes, and the guidance of the alignment. aligning: what options become for passes with it."""
-    guider, model = executor.class_obj, executor.class_obj.inner_model
-    positive, shapes = guider.conds.get("positive"), model.latent_shapes or [x.shape]
     names = model.check(shapes)
-    aligned = {m for m in names if alignment.sources(m, names) or (model.heard and model.heard.heard(m, alignment) is not None)}
-    targets = [] if alignment.guidance == 1 or positive is None else [m for m in names if m in aligned]
+    targets = [] if alignment.guidance == 1 or positive is None else [m for m in names if alignment.sources(m, names)]
     if not targets:
-        return executor(x, timestep, aligning(options), seed)
+        return executor(x, timestep, options, seed)
     off = with_options(options, **{ALIGNMENT: alignment.off()})
     if alignment.guidance == 0 and _is_conditional_alone(guider, options):
         return executor(x, timestep, off, seed)
@@ -80,8 +64,8 @@ def _guided(
 
     watched = create_model_options_clone(options)
     comfy.patcher_extension.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "codi", catch, watched, is_model_options=True)
-    guided = executor(x, timestep, aligning(watched), seed)
-    c = caught[0] if caught else predict(model, [positive], x, timestep, aligning(options))[0]
+    guided = executor(x, timestep, watched, seed)
+    c = caught[0] if caught else predict(model, [positive], x, timestep, options)[0]
     (c_off,) = predict(model, [positive], x, timestep, with_options(off, **{TARGETS: targets}))
     return guided + weighted(shapes, [float(m in targets) for m in names], x) * alignment_term(c, c_off, alignment.guidance)
 

@@ -85,14 +85,12 @@ class JointNetwork(nn.Module):
 
     def step(
         self, x: Any, timesteps: Tensor, context: Any, options: dict[str, Any], *,
-        codi_frames: Tensor | None = None, codi_given: tuple[str, ...] = (), codi_given_embeddings: Tensor | None = None,
-        codi_heard: Tensor | None = None, codi_heard_share: Tensor | None = None, **_: Any,
+        codi_frames: Tensor | None = None, codi_given: tuple[str, ...] = (), codi_given_embeddings: Tensor | None = None, **_: Any,
     ) -> Any:  # fmt: skip
         """List of latents at unit variance -> list of predictions, same shapes; one tensor where one was given.
 
         codi_frames: prompts of the frames of a video, (B, F, n, D). codi_given: outputs that are given, which nothing is predicted for
-        (zeros are returned); codi_given_embeddings: their environment embeddings, (B, given, C). codi_heard, codi_heard_share: what each
-        part hears in wiring prompt, (B, parts, D), and how much of the prompt it is, (B, parts, 1)."""
+        (zeros are returned); codi_given_embeddings: their environment embeddings, (B, given, C)."""
         parts = x if isinstance(x, list) else [x]
         names = modalities_of([p.shape for p in parts], self.codi.config)
         latents = {n: network_form(n, p) for n, p in zip(names, parts, strict=True)}
@@ -106,11 +104,6 @@ class JointNetwork(nn.Module):
         }  # fmt: skip
         given |= self._environment(latents, own, targets, alignment, given, len(options.get("cond_or_uncond") or [0]))
         contexts = {n: codi_frames if n == "video" and codi_frames is not None else context for n in names}
-        if codi_heard is not None and codi_heard_share is not None:
-            for i, n in enumerate(names):
-                shape = (-1, *[1] * (contexts[n].ndim - 2), codi_heard.shape[-1])
-                heard, share = codi_heard[:, i].view(shape), codi_heard_share[:, i].view(shape[:-1] + (1,))
-                contexts[n] = torch.lerp(contexts[n], heard.to(contexts[n]), share.to(contexts[n]))
         if patched(options) & KNOWN and any(MODALITIES[n].denoiser != "vision_denoiser" for n in targets):
             say("model patches of blocks act on image and video only: they go to the vision denoiser")
         remembered = options.get(REMEMBERED)

@@ -38,17 +38,13 @@ class HostedCoDi(CoDi):
 
     def component(self, name: str) -> torch.nn.Module:
         """The network of that name, on its compute device. Raises CoDiError as CoDi.component does."""
-        patcher = self.patcher(name)
-        mm.load_models_gpu([patcher], memory_required=self._working.get(name, _ACTIVATIONS))
-        return patcher.model
-
-    def patcher(self, name: str) -> Any:
-        """The network of that name as the host moves it, wherever it lies now. Raises CoDiError as CoDi.component does."""
         if name not in self.patchers:
             rest = mm.text_encoder_offload_device() if name in _ENCODERS else mm.vae_offload_device()
             # The plain patcher: these networks are small beside the denoisers and are used in one piece.
             self.patchers[name] = comfy.model_patcher.ModelPatcher(self._read(name), load_device=self.place(name), offload_device=rest)
-        return self.patchers[name]
+        patcher = self.patchers[name]
+        mm.load_models_gpu([patcher], memory_required=self._working.get(name, _ACTIVATIONS))
+        return patcher.model
 
     def reserve(self, name: str, places: int) -> None:
         """Tells how many pixels (or mel bins) an autoencoder works on next, so that the host makes room for its activations."""

@@ -23,15 +23,13 @@ from ...codi_models.alignment import Alignment
 from ...codi_models.components import COMPONENTS
 from ...codi_models.errors import CoDiError
 from ...codi_models.modalities import MODALITIES
-from ...codi_models.prompt_alignment import PromptAlignment
 from ...codi_models.settings import snr_scales
 from .alignment import alignment_of
 from .handle import CoDiHandle
-from .hearing import HEARD, SHARE
 from .latent_format import CoDiLatentFormat
 from .lora import key_map_config, refuse_others, with_other_names
 from .model_sampling import model_sampling, model_type
-from .parts import modalities_of, network_form, weighted
+from .parts import modalities_of, weighted
 from .streamwise import Remembered
 
 FRAMES = "codi_frames"
@@ -75,8 +73,6 @@ class LatentModel(comfy.model_base.BaseModel):
         """Parts of the sampler's latest guess, in diffusion space, while the host's callback looks at it."""
         self.remembered: Remembered | None = None
         """What model patches keep from call to call, while a run is under way."""
-        self.heard: PromptAlignment | None = None
-        """What the outputs of a run hear of each other, in wiring prompt, while it is under way."""
         self._masks: dict[str, Any] = {}  # of that run, as the host hands them to `extra_conds`
 
     def begin(self, shapes: Sequence[tuple[int, ...]], options: Mapping[str, Any]) -> None:
@@ -87,7 +83,7 @@ class LatentModel(comfy.model_base.BaseModel):
         """Called once after a run."""
         if self.remembered is not None:
             self.remembered.of(None)
-        self.remembered, self.heard, self._masks = None, None, {}
+        self.remembered, self._masks = None, {}
 
     def apply_model(self, x: Tensor, t: Tensor, *args: Any, **kw: Any) -> Tensor:
         """As the host's; within it `latent_shapes` are those of what is given, which may be a window of the whole."""
@@ -114,7 +110,7 @@ class LatentModel(comfy.model_base.BaseModel):
         """Prompts of single frames for a window of them; the other conds have no frames."""
         if cond_key == FRAMES:
             return comfy.conds.CONDRegular(window.get_tensor(cond_value.cond, device, dim=1))
-        return cond_value if cond_key in ("c_crossattn", GIVEN_EMBEDDINGS, HEARD, SHARE) else None
+        return cond_value if cond_key in ("c_crossattn", GIVEN_EMBEDDINGS) else None
 
     def alignment_at(self, sigma: Tensor, model_options: Mapping[str, Any]) -> Alignment:
         """The Alignment that these options carry, as it is in force at a noise level (B,)."""
@@ -243,8 +239,6 @@ class LatentModel(comfy.model_base.BaseModel):
         if given and (latent := kwargs.get("latent_image")) is not None:
             parts = comfy.utils.unpack_latents(latent, shapes) if len(shapes) > 1 else [latent]
             clean = {m: part / self.snr_scales[m] for m, part in zip(asked, parts, strict=True) if m in given}
-            if self.heard is not None and not self.heard.finished:  # the host asks once for every CONDITIONING
-                self.heard.finish({m: network_form(m, part).float() for m, part in clean.items()})
             embeddings = self.environment_embeddings(clean)
             if embeddings is not None:
                 out[GIVEN_EMBEDDINGS] = comfy.conds.CONDRegular(embeddings)

@@ -14,9 +14,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...codi_models.errors import CoDiError
-from .alignment import alignment_of, around_predict_noise
+from .alignment import around_predict_noise
 from .block_patches import OVERRIDE
-from .hearing import ready
 from .latent_model import LatentModel
 from .model_sampling import ShiftedSampling
 from .parts import modalities_of
@@ -42,8 +41,6 @@ def around_sampling(
     model.check(shapes)
     _check_patches(model, guider)
     model.begin(shapes, guider.model_options)
-    alignment = alignment_of(guider.model_options, model.codi.config.sampling)
-    model.heard = ready(guider.model_patcher, model.codi, alignment, model.check(shapes))
     _check_room(model, noise.shape, guider.model_patcher.load_device)
     if any("area" in c or "mask" in c for conds in guider.conds.values() for c in conds):
         raise CoDiError("CONDITIONING with an area or a mask cannot be used with CoDi: its prompts are one vector for the whole output")
