@@ -1,4 +1,6 @@
-"""One writer to a folder at a time: whoever comes second is told who writes there, instead of both mixing their files."""
+"""One writer to a folder at a time: whoever comes second is told who writes there, instead of both mixing their files.
+
+Not by the package filelock, which training waits for its turn with: it does not tell who holds a file, and leaves it in the folder."""
 
 from __future__ import annotations
 

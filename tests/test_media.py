@@ -12,6 +12,7 @@ import torch
 from codi.codi_models import media
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.files import write_text
+from codi.codi_models.media import container
 from PIL import Image
 
 COLOURS = torch.tensor(
@@ -158,6 +159,19 @@ def test_unusable_files_are_named_with_what_is_accepted(tmp_path, kind, content)
     with pytest.raises(CoDiError) as error:
         read(path)
     assert path.name in str(error.value) and "give" in str(error.value).lower()
+
+
+@pytest.mark.parametrize("kind", ["audio", "video"])
+def test_nothing_is_remembered_of_packets_that_were_read(tmp_path, kind):
+    path = tmp_path / "clip.mp4"
+    media.write_mp4(path, torch.rand(24, 3, 64, 64), 8.0, torch.rand(48000) - 0.5, 16000)
+    with container.opened(path, kind) as track:
+        most = count = 0
+        for frame in track.decoded():
+            seconds = track.lasts(frame) if kind == "video" else track.nominal
+            count, most = count + 1, max(most, len(track._lasting))
+            assert seconds > 0
+        assert count >= 24 and most <= (8 if kind == "video" else 0) and not track._lasting  # as many as a decoder holds back
 
 
 def test_a_three_hour_wav_is_refused_before_it_is_decoded(tmp_path):

@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from ..errors import CoDiError
 
@@ -16,9 +16,6 @@ THREADS = 1024
 
 class Parser(argparse.ArgumentParser):
     """As argparse has it, with a message of one line instead of the list of all options."""
-
-    def __init__(self, **how: Any) -> None:
-        super().__init__(**{"allow_abbrev": False, **how})
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and exit with status 2."""

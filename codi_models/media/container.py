@@ -121,7 +121,7 @@ class Track:
 
         good = bad = 0
         for packet in self.container.demux(self.stream):
-            if packet.pts is not None and packet.duration:
+            if self.kind == "video" and packet.pts is not None and packet.duration:
                 self._lasting[packet.pts] = packet.duration
             try:
                 frames = packet.decode() if self.decoder is None else self.decoder.decode(packet if packet.size else None)
