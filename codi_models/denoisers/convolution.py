@@ -5,6 +5,7 @@ Only `_conv_forward` of a layer is exchanged, so that injected operations still 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -63,13 +64,26 @@ def _convolve_and_delay(x: Tensor, weight: Tensor, bias: Tensor, *_: Any, **__: 
     batch, frames = x.shape[:2]
     partly = x.device.type == "cpu" and not torch.is_grad_enabled() and weight.shape[0] >= _WIDE and weight.shape[0] % SHIFTS == 0
     group = _GROUP if partly else SHIFTS
-    late = []
+    parts = []
     for first, (part, shift) in enumerate(zip(weight.chunk(SHIFTS // group), bias.chunk(SHIFTS // group), strict=True)):
         seen = max(frames - first * group, 0)
         h = _convolve(x[:, :seen].flatten(0, 1), part, shift).unflatten(0, (batch, seen)).movedim(2, -1)  # (B, seen, H, W, C / groups)
-        for i, chunk in enumerate(h.chunk(group, dim=-1), start=first * group):
-            late.append(F.pad(chunk[:, : max(frames - i, 0)], (0, 0, 0, 0, 0, 0, min(i, frames), 0)))
-    return torch.cat(late, dim=-1).movedim(-1, 2)  # (B, F, C, H, W), channels last in memory
+        parts += h.chunk(group, dim=-1)
+    return delay(parts, range(SHIFTS), frames).movedim(-1, 2)  # (B, F, C, H, W), channels last in memory
+
+
+def delay(parts: Sequence[Tensor], by: Iterable[int], frames: int) -> Tensor:
+    """Put parts of the channels (B, up to F, ..., c) side by side, each later by so many frames; zeros come in -> (B, F, ..., C).
+
+    Each number is written once: padding and joining would copy all of them twice."""
+    batch, _, *inner, _ = parts[0].shape
+    late, first = parts[0].new_empty(batch, frames, *inner, sum(part.shape[-1] for part in parts)), 0
+    for part, shift in zip(parts, by, strict=True):
+        shift, last = min(shift, frames), first + part.shape[-1]
+        place, first = late[..., first:last], last
+        place[:, :shift] = 0
+        place[:, shift:] = part[:, : frames - shift]
+    return late
 
 
 def before_delay(layer: Any, x: Tensor, result: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CoDiError
-from .convolution import delayed, pointwise
+from .convolution import delay, delayed, pointwise
 from .layers import group_norm
 
 HEADS = 8
@@ -165,9 +165,8 @@ class TemporalFeedForward(nn.Module):
         """(B*F, C, H, W) -> (B*F, C, H, W)"""
         widen, gate = self.proj_in
         h = gate(widen(x[:, :, None]))  # (B*F, C', 1, H, W)
-        kept, late = h.movedim(1, -1).unflatten(0, (-1, frames)).chunk(2, dim=-1)  # (B, F, 1, H, W, C'/2)
-        late = F.pad(late[:, :-1], (0, 0, 0, 0, 0, 0, 0, 0, 1, 0))  # frame 0 gets zeros
-        h = torch.cat([kept, late], dim=-1).flatten(0, 1).movedim(-1, 1)  # (B*F, C', 1, H, W), channels last in memory
+        halves = h.movedim(1, -1).unflatten(0, (-1, frames)).chunk(2, dim=-1)  # (B, F, 1, H, W, C'/2)
+        h = delay(halves, (0, 1), frames).flatten(0, 1).movedim(-1, 1)  # (B*F, C', 1, H, W), channels last in memory
         return self.proj_out[1](self.proj_out[0](h).to(x.dtype))[:, :, 0]
 
 
