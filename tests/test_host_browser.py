@@ -30,6 +30,7 @@ _SHOWN = """() => (app.canvas.graph ?? app.graph)._nodes.filter(n => n.codiView)
 _PLAYABLE = (
     "kind => [...document.querySelectorAll('.codi-results ' + kind)].some(e => e.checkVisibility() && e.readyState >= 1 && e.duration > 1)"
 )
+_SENT = "async () => (await app.graphToPrompt()).output"
 _SET = """([name, value]) => {
   const found = app.graph._nodes.flatMap(n => (n.widgets ?? []).map(w => [n, w])).filter(([, w]) => w.name.split(': ').pop() == name);
   for (const [node, widget] of found) { widget.value = value; widget.callback?.(value, app.canvas, node); }
@@ -57,7 +58,7 @@ def shown(page: Page, least: int) -> list[dict]:
 
 
 @BOTH
-def test_templates_and_subgraphs_open_without_overlap(server, nodes2):
+def test_templates_and_subgraphs_open_save_and_load_without_overlap(server, nodes2):
     graphs = {name: shipped("example_workflows", template(name)) for name in NAMES}
     graphs |= {b.name: shipped("subgraphs", b.name) for b in BLUEPRINTS}
     with open_page(server.url, nodes2=nodes2) as page:
@@ -65,12 +66,16 @@ def test_templates_and_subgraphs_open_without_overlap(server, nodes2):
             page.open(graph, wait=700)
             assert page.page.evaluate("() => app.graph._nodes.length") == len(graph["nodes"]), name
             assert_apart(page, name)
+            sent = page.page.evaluate(_SENT)
+            page.open(page.page.evaluate("() => JSON.parse(JSON.stringify(app.graph.serialize()))"), wait=300)
+            assert sent and page.page.evaluate(_SENT) == sent, f"{name}: saved and loaded"
+            assert_apart(page, f"{name}, saved and loaded")
         for saved in sorted((SAVED / "graphs").glob("*.json")):  # as version 0.3 left them
             graph = json.loads(saved.read_text(encoding="utf-8"))
             page.open(graph, wait=300)
             assert page.page.evaluate("() => app.graph._nodes.length") == len(graph["nodes"]), saved.stem
             links = {link: (str(source), slot) for link, source, slot, *_ in graph["links"]}
-            sent = page.page.evaluate("async () => (await app.graphToPrompt()).output")
+            sent = page.page.evaluate(_SENT)
             for entry in graph["nodes"]:  # every link leads to the input that it led to, wherever that stands on its node
                 for given in entry.get("inputs", []) if str(entry["id"]) in sent else ():
                     if given.get("link") is not None:

@@ -1,6 +1,6 @@
-"""Writes the pictures of the nodes' help pages, web/docs/images: each node photographed in a graph in the real front end.
+"""Writes the pictures of the nodes' help pages, web/docs/images, and README's of the first graph: photographed in the real front end.
 
-    python tests/host/make_help.py [node ...]
+    python tests/host/make_help.py [node or "README" ...]
 
 A node stands in a template or in a workflow of version 0.3, which is run where the node shows what it made; others stand in a small graph.
 Needs a ComfyUI (found as in the tests) and Chromium. Run it again when a node's looks change."""
@@ -25,6 +25,7 @@ from host.setting import HOST, PACK, import_pack, make_base  # noqa: E402
 
 TARGET = PACK / "web" / "docs" / "images"
 SIZE = (440, 440)
+README, FIRST, WIDE = "README", "text_to_everything", (1200, 900)
 _SHOWN_IN = {  # nodes that show what they made, and the workflow that is run for them
     "CoDiBounceScene": "image_and_audio_to_video",
     "CoDiCoherence": "best_of_batch",
@@ -86,7 +87,7 @@ def main() -> None:
     """Command line."""
     import_pack()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("nodes", nargs="*", default=sorted(p.stem for p in (PACK / "web" / "docs").glob("*.md")))
+    parser.add_argument("nodes", nargs="*", default=[README, *sorted(p.stem for p in (PACK / "web" / "docs").glob("*.md"))])
     kinds = parser.parse_args().nodes
     if HOST is None:
         raise SystemExit("no ComfyUI found: set COMFYUI_PATH to its folder")
@@ -101,6 +102,12 @@ def main() -> None:
 
 def shoot(page: Any, kinds: list[str]) -> None:
     """Pictures of these nodes."""
+    if README in kinds:
+        page.open(json.loads((PACK / "example_workflows" / f"{template(FIRST)}.json").read_text(encoding="utf-8")))
+        if page.run(600) != "execution_success":
+            raise SystemExit(f"{FIRST}: {page.complaints()}")
+        photograph(page, PACK / "docs" / "images" / "first_graph.jpg", WIDE, wait=8000)
+    kinds = [kind for kind in kinds if kind != README]
     by_workflow = places(kinds)
     for name, here in by_workflow.items():
         if name in NAMES:
