@@ -18,7 +18,7 @@ from codi.codi_models.errors import CoDiError
 from codi.codi_models.model import CoDi
 from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.training import cli
-from codi.codi_models.training.alignment import pairs_of
+from codi.codi_models.training.alignment import LatentAlignment, pairs_of
 from codi.codi_models.training.bridging import contrastive
 from codi.codi_models.training.dataset import open_dataset
 from codi.codi_models.training.denoising import Noising
@@ -113,6 +113,22 @@ def test_latent_alignment_trains_environment_encoders_and_connectors_alone(train
         changed = {key for key, value in after.items() if not torch.equal(value, before.get(path.stem, read_weights(path)[0])[key])}
         assert all(key.startswith(ALIGNMENT_PREFIXES) for key in changed)
         assert bool(changed) == path.stem.endswith("denoiser")
+
+
+def test_outputs_of_a_pair_cannot_be_told_by_their_noise_level_alone(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Embeddings that show nothing but the noise level, which both outputs of a row share, do not lower the contrastive loss."""
+    space = Workspace(trained / "model", torch.device("cpu"))
+    options = LatentAlignment.Options(batch=16, pairs=(("image", "text"),), variants=2)
+    data = BounceWorld(space.config, items=24)
+    aligning = LatentAlignment(space, LatentAlignment.encode(space, data, options, trained / "runs" / "cache", lambda *_: None), options)
+    for net in aligning.nets.values():
+
+        def level(x: torch.Tensor, timesteps: torch.Tensor, size: int = net.config.connector_dim) -> torch.Tensor:
+            return torch.nn.functional.one_hot(timesteps.argsort().argsort(), size).float()[:, None]
+
+        monkeypatch.setattr(net, "environment_embedding", level)
+    _, logs = aligning(0, torch.Generator().manual_seed(0))
+    assert logs["contrastive"] > 1
 
 
 def test_the_same_recipe_and_seed_give_the_same_weights(tmp_path: Path, accelerator: Any) -> None:

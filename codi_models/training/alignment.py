@@ -98,7 +98,7 @@ class EnvironmentEncoding(_Aligning):
 
 class LatentAlignment(_Aligning):
     """Denoising error of both outputs of a pair at the same noise level, each attending to the other's environment embedding, plus the
-    contrastive loss between the two embeddings.
+    contrastive loss between embeddings of the two, there at noise levels of their own.
 
     Connectors that were never trained start as copies of the frozen prompt attention, which reads what environment encoders write."""
 
@@ -146,7 +146,10 @@ class LatentAlignment(_Aligning):
             (net(n.x, n.timesteps, context, environment=other).float() - n.target).square().mean()
             for net, n, other in zip(nets, noisy, reversed(environment), strict=True)
         ]
-        apart = contrastive(environment[0][:, 0].float(), environment[1][:, 0].float(), SHARPNESS, rows.to(level.device))
+        # Told from others by what it shows: at its own level, the partner could be told by the level alone.
+        again = self.noisy(pair[1], rows, self.noising.levels(options.batch, generator), generator)
+        partner = nets[1].environment_embedding(again.x, again.timesteps)
+        apart = contrastive(environment[0][:, 0].float(), partner[:, 0].float(), SHARPNESS, rows.to(level.device))
         logs = {f"{kind} of {'+'.join(pair)}": error for kind, error in zip(pair, errors, strict=True)}
         return errors[0] + errors[1] + options.contrastive * apart, {**logs, "contrastive": apart}
 
