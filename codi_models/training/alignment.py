@@ -146,10 +146,10 @@ class LatentAlignment(_Aligning):
             (net(n.x, n.timesteps, context, environment=other).float() - n.target).square().mean()
             for net, n, other in zip(nets, noisy, reversed(environment), strict=True)
         ]
-        # Told from others by what it shows: at its own level, the partner could be told by the level alone.
-        again = self.noisy(pair[1], rows, self.noising.levels(options.batch, generator), generator)
-        partner = nets[1].environment_embedding(again.x, again.timesteps)
-        apart = contrastive(environment[0][:, 0].float(), partner[:, 0].float(), SHARPNESS, rows.to(level.device))
+        # Told from others by what it shows: at the level that the two share, the level alone would tell. The first of a pair costs less.
+        again = self.noisy(pair[0], rows, self.noising.levels(options.batch, generator), generator)
+        own = nets[0].environment_embedding(again.x, again.timesteps)
+        apart = contrastive(own[:, 0].float(), environment[1][:, 0].float(), SHARPNESS, rows.to(level.device))
         logs = {f"{kind} of {'+'.join(pair)}": error for kind, error in zip(pair, errors, strict=True)}
         return errors[0] + errors[1] + options.contrastive * apart, {**logs, "contrastive": apart}
 
