@@ -10,10 +10,13 @@ from torch.nn.functional import normalize
 
 from .conditioning import Prompt, encode_prompt
 from .errors import CoDiError
+from .media import Progress
 from .model import CoDi
 
 
-def encode_outputs(model: CoDi, outputs: Mapping[str, Sequence | Tensor]) -> dict[str, Tensor]:
+def encode_outputs(
+    model: CoDi, outputs: Mapping[str, Sequence | Tensor], progress: Progress = lambda _: None
+) -> dict[str, Tensor]:
     """Decoded outputs back to the shared space: modality -> (B, 1, D), unit length.
 
     image (B, 3, H, W) and video (B, F, 3, H, W) in 0..1, audio (B, N) in -1..1 at `config.mel.sample_rate`, text B strings.
@@ -21,8 +24,11 @@ def encode_outputs(model: CoDi, outputs: Mapping[str, Sequence | Tensor]) -> dic
     rate = model.config.mel.sample_rate
     points = {}
     for kind, rows in outputs.items():
-        values = [(row, rate) if kind == "audio" else row for row in rows]
-        points[kind] = torch.cat([encode_prompt(model, Prompt(kind, value)) for value in values])
+        made = []
+        for number, row in enumerate(rows):
+            progress(number / len(rows))
+            made.append(encode_prompt(model, Prompt(kind, (row, rate) if kind == "audio" else row)))
+        points[kind] = torch.cat(made)
     return points
 
 

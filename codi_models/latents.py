@@ -137,25 +137,30 @@ def _finite(decoded: Tensor, output: str) -> Tensor:
 
 
 @torch.inference_mode()
-def decode_pixels(model: CoDi, latents: Tensor) -> Tensor:
+def decode_pixels(model: CoDi, latents: Tensor, progress: Progress = lambda _: None) -> Tensor:
     """(B, 4, h, w) or (B, 4, F, h, w) in diffusion space -> (B, 3, H, W) or (B, F, 3, H, W), float32 in 0..1."""
     autoencoder, scale = model.image_autoencoder, model.config.image_autoencoder.scale
     z = (latents / scale).to(model.precision("image_autoencoder"))
     frames = z if z.ndim == 4 else z.transpose(1, 2).flatten(0, 1)  # (B * F, 4, h, w)
     size = frames.shape[-2] * frames.shape[-1] * autoencoder.factor**2
     parts = frames.split(max(1, PIXELS_AT_ONCE // size))
-    pixels = torch.cat([_finite(autoencoder.decode(part).float(), "image" if z.ndim == 4 else "video") for part in parts])
-    pixels = pixels if latents.ndim == 4 else pixels.unflatten(0, (latents.shape[0], latents.shape[2]))
-    return ((pixels + 1) / 2).clamp(0, 1)
+    decoded = []
+    for number, part in enumerate(parts):
+        progress(number / len(parts))
+        pixels = _finite(autoencoder.decode(part).float(), "image" if z.ndim == 4 else "video")
+        decoded.append(pixels.add_(1).div_(2).clamp_(0, 1))
+    pixels = torch.cat(decoded)
+    return pixels if latents.ndim == 4 else pixels.unflatten(0, (latents.shape[0], latents.shape[2]))
 
 
 @torch.inference_mode()
-def decode_audio(model: CoDi, latents: Tensor) -> Tensor:
+def decode_audio(model: CoDi, latents: Tensor, progress: Progress = lambda _: None) -> Tensor:
     """(B, C, T / f, M / f) in diffusion space -> (B, N), float32 in -1..1, N = hop_length * T, at `config.mel.sample_rate`."""
     z = (latents / model.config.audio_autoencoder.scale).to(model.precision("audio_autoencoder"))
     bins = z.shape[-2] * z.shape[-1] * model.audio_autoencoder.factor**2
-    sounds = []
-    for part in z.split(max(1, BINS_AT_ONCE // bins)):
+    sounds, parts = [], z.split(max(1, BINS_AT_ONCE // bins))
+    for number, part in enumerate(parts):
+        progress(number / len(parts))
         logmel = model.audio_autoencoder.decode(part)  # (b, 1, T, M)
         sounds.append(_finite(model.vocoder(logmel.to(model.precision("vocoder"))).float(), "audio").clamp(-1, 1))
     return torch.cat(sounds)

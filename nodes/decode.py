@@ -17,7 +17,7 @@ from torch import Tensor
 from ..codi_models.errors import CoDiError
 from ..codi_models.latents import decode_text
 from ..codi_models.media import LONGER_AUDIO, allowed_rate, fit_lengths, resample, write_mp4
-from .host.frames import reading
+from .host.frames import working
 from .host.handle import CoDiHandle
 from .host.media import Note
 from .host.parts import check_room, take
@@ -210,5 +210,5 @@ def saved_video(video: Any, node: type[io.ComfyNode]) -> ui.SavedResult:
     audio = {} if parts.audio is None else {"audio": parts.audio["waveform"][0], "sample_rate": parts.audio["sample_rate"]}
     name = f"codi_{uuid.uuid4().hex}.mp4"
     path = os.path.join(folder_paths.get_temp_directory(), name)
-    write_mp4(path, parts.images.movedim(-1, 1), float(parts.frame_rate), **audio, metadata=metadata, progress=reading())
+    write_mp4(path, parts.images.movedim(-1, 1), float(parts.frame_rate), **audio, metadata=metadata, progress=working())
     return ui.SavedResult(name, "", io.FolderType.temp)

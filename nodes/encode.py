@@ -13,7 +13,7 @@ from ..codi_models.conditioning import Prompt, encode_prompt
 from ..codi_models.encoders.preprocess import resize_image
 from ..codi_models.errors import CoDiError
 from ..codi_models.media import Audio, Limits, Span
-from .host.frames import Frames, reading
+from .host.frames import Frames, working
 from .host.handle import CoDiHandle
 from .host.unconditional import marked
 from .keep import span_inputs
@@ -34,7 +34,7 @@ def _schema(kind: str, description: str, *prompt: Any, aliases: list[str]) -> io
 
 def _conditioning(codi: CoDiHandle, prompts: list[Prompt]) -> io.NodeOutput:
     """One row per prompt of a kind: (B, 1, D). Progress and interrupt between prompts, and between parts of a long one."""
-    rows, progress = [], reading()
+    rows, progress = [], working()
     for number, prompt in enumerate(prompts):
 
         def part(done: float, before: int = number) -> None:
@@ -114,7 +114,7 @@ class EncodeVideo(Node):
         def fit(frame: Tensor) -> Tensor:
             return resize_image(frame[None], codi.config.clip.image_size)[0]
 
-        read = Frames(video, usual.frame_rate).read(usual.frames, rate=None, span=span, fit=fit, progress=reading())
+        read = Frames(video, usual.frame_rate).read(usual.frames, rate=None, span=span, fit=fit, progress=working())
         return _conditioning(codi, [Prompt("video", read)])
 
 

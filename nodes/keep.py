@@ -14,7 +14,7 @@ from ..codi_models.media import Span, moments_at_rate
 from ..codi_models.modalities import MODALITIES
 from ..codi_models.settings import unusual_sizes
 from .host import parts as latents
-from .host.frames import Frames, reading
+from .host.frames import Frames, working
 from .host.handle import CoDiHandle
 from .host.masks import masks_of, spatial, with_masks
 from .host.media import Note, encode_part
@@ -107,7 +107,7 @@ class MediaToLatent(Node):
         if "video" in given:
             given["video"] = Frames(given["video"], rate)
             most = codi.config.vision_denoiser.max_frames
-            shown = min(span.end, given["video"].seconds(reading())) - start
+            shown = min(span.end, given["video"].seconds(working())) - start
             frames = min(most, len(moments_at_rate(rate, most, shown)))
             if shown > most / rate:  # audio of the same span
                 seconds = min(seconds, most / rate)

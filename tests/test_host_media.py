@@ -158,7 +158,7 @@ def test_reading_ends_where_the_user_interrupts(session, pack, monkeypatch):
 
     monkeypatch.setattr(mm, "throw_exception_if_processing_interrupted", interrupt)
     with pytest.raises(mm.InterruptProcessingException):
-        pack.frames.Frames(pack.video, RATE).read(8, rate=None, span=pack.media.Span(), fit=same, progress=pack.frames.reading())
+        pack.frames.Frames(pack.video, RATE).read(8, rate=None, span=pack.media.Span(), fit=same, progress=pack.frames.working())
     assert len(calls) == 3
 
 

@@ -56,3 +56,38 @@ def test_attention_of_the_autoencoder_runs_on_the_fused_kernel(vae):
     """Elsewhere it would hold a matrix of all pairs of positions, 2 GB at 512 pixels."""
     with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
         assert torch.isfinite(vae.decode(torch.randn(1, 4, 16, 16))).all()
+
+
+@pytest.mark.parametrize("what", ["decode images", "decode a clip", "decode sounds", "encode images", "encode sounds", "encode outputs"])
+def test_long_work_ends_where_the_user_interrupts(session, vae, monkeypatch, what):
+    import comfy.model_management as mm
+
+    host, latents = session.pack.nodes.host, session.pack.codi_models.latents
+    for module in (latents, host.vae):
+        monkeypatch.setattr(module, "PIXELS_AT_ONCE", 1)
+        monkeypatch.setattr(module, "BINS_AT_ONCE", 1)
+    sounds, channels = host.vae.AudioVAE(vae.codi), vae.codi.config.audio_autoencoder.latent_channels
+    work = {
+        "decode images": lambda: vae.decode(torch.zeros(9, 4, 8, 8)),
+        "decode a clip": lambda: vae.decode(torch.zeros(1, 4, 9, 8, 8)),
+        "decode sounds": lambda: sounds.decode(torch.zeros(9, channels, 16, 8)),
+        "encode images": lambda: vae.encode(torch.zeros(9, 64, 64, 3)),
+        "encode sounds": lambda: sounds.encode(torch.zeros(9, 16000, 1)),
+        "encode outputs": lambda: host.shared.encode_parts(vae.codi, {"samples": torch.zeros(9, 4, 8, 8)}),
+    }[what]
+    asked = []
+
+    def interrupt():
+        asked.append(1)
+        if len(asked) == 5:
+            raise mm.InterruptProcessingException
+
+    monkeypatch.setattr(mm, "throw_exception_if_processing_interrupted", interrupt)
+    with pytest.raises(mm.InterruptProcessingException):
+        work()
+
+
+def test_pictures_that_no_memory_holds_are_refused_before_they_are_decoded(session, vae):
+    endless = torch.zeros(1, 4, 1, 1).expand(1, 4, 1 << 20, 1 << 20)
+    with pytest.raises(session.pack.codi_models.errors.CoDiError, match="decoding 1 pictures of .* lower the batch, the size"):
+        vae.decode(endless)

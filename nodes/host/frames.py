@@ -18,7 +18,7 @@ from .checks import image
 _PATIENCE = 2.0  # seconds of work without a progress bar
 
 
-def reading() -> Progress:
+def working() -> Progress:
     """Progress of what takes long, on the node that runs; ends it where the user interrupts."""
     begin, bars = time.monotonic(), list[Any]()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...codi_models.errors import CoDiError
 from ...codi_models.media import Audio, Span, fill, partly, resample, rgb
-from .frames import Frames, reading
+from .frames import Frames, working
 from .handle import CoDiHandle
 from .parts import mel_frames
 from .vae import AudioVAE, ImageVAE
@@ -46,7 +46,7 @@ def encode_part(
 
 
 def _video(codi: CoDiHandle, media: Any, count: int, size: tuple[int, int], last: int, span: Span, note: Note) -> Tensor:
-    rate, progress = codi.config.sampling.frame_rate, reading()
+    rate, progress = codi.config.sampling.frame_rate, working()
     frames = media if isinstance(media, Frames) else Frames(media, rate)
     if last:
         end = min(span.end, frames.seconds(progress))

@@ -14,6 +14,7 @@ from ...codi_models.coherence import encode_outputs
 from ...codi_models.errors import CoDiError
 from ...codi_models.latents import decode_text
 from ...codi_models.modalities import MODALITIES
+from .frames import working
 from .handle import CoDiHandle
 from .parts import split
 from .vae import AudioVAE, ImageVAE
@@ -62,8 +63,7 @@ def encode_parts(codi: CoDiHandle, latent: Mapping[str, Any]) -> dict[str, Tenso
         decoded[modality] = decoded[modality].movedim(-1, -3)
     found = {}
     for modality, rows in decoded.items():
-        mm.throw_exception_if_processing_interrupted()
-        found[modality] = encode_outputs(codi.model, {modality: rows})[modality].to(mm.intermediate_device())
+        found[modality] = encode_outputs(codi.model, {modality: rows}, working())[modality].to(mm.intermediate_device())
     return found
 
 

@@ -13,8 +13,9 @@ from ...codi_models.errors import CoDiError
 from ...codi_models.latents import BINS_AT_ONCE, PIXELS_AT_ONCE, decode_audio, decode_pixels
 from ...codi_models.libraries import stored_state
 from ...codi_models.media import rgb
+from .frames import working
 from .handle import CoDiHandle
-from .parts import mel_frames
+from .parts import check_room, mel_frames
 from .said import say
 
 TILE, OVERLAP = 64, 16  # latent elements
@@ -30,9 +31,12 @@ class ImageVAE:
     def decode(self, z: Any) -> Tensor:
         """(B, C, h, w) -> (B, H, W, 3); (B, C, F, h, w) -> (B, F, H, W, 3); values 0..1. Of a joint latent, its first part.
 
-        Where memory is short for one picture it is decoded in tiles, as the host's VAEs do."""
+        Where memory is short for one picture it is decoded in tiles, as the host's VAEs do. May be interrupted between pictures and
+        tiles. Raises CoDiError for pictures that would not fit into the machine's memory."""
         z = self._first(z)
         height, width = (side * self.codi.config.image_autoencoder.downsampling for side in z.shape[-2:])
+        count = len(z) * (1 if z.ndim == 4 else z.shape[2])
+        check_room(count * height * width * 3, f"decoding {count} pictures of {width} x {height} pixels")
         model, device = self.codi.model, self.codi.model.place("image_autoencoder")
         if min(z.shape[-2:]) > TILE and model.activations("image_autoencoder", height * width) > mm.get_free_memory(device):
             say(f"memory is short for {width} x {height} pixels: they are decoded in tiles")
@@ -56,7 +60,7 @@ class ImageVAE:
         z = z.to(self.codi.model.place("image_autoencoder"), torch.float32) * self.codi.config.image_autoencoder.scale
         scaled_by = self.codi.config.image_autoencoder.downsampling
         self._reserve(z.shape[-2] * scaled_by, z.shape[-1] * scaled_by)
-        pixels = decode_pixels(self.codi.model, z)  # (B, 3, H, W) or (B, F, 3, H, W)
+        pixels = decode_pixels(self.codi.model, z, working())  # (B, 3, H, W) or (B, F, 3, H, W)
         return pixels.movedim(-3, -1).to(mm.intermediate_device())
 
     @torch.inference_mode()
@@ -152,7 +156,7 @@ class AudioVAE:
         for name in ("audio_autoencoder", "vocoder"):
             self.codi.model.reserve(name, self._bins(z.shape[0], z.shape[2] * self.codi.config.audio_autoencoder.downsampling))
         z = z.to(self.codi.model.place("audio_autoencoder"), torch.float32) * self.codi.config.audio_autoencoder.scale
-        return decode_audio(self.codi.model, z).unsqueeze(-1).to(mm.intermediate_device())
+        return decode_audio(self.codi.model, z, working()).unsqueeze(-1).to(mm.intermediate_device())
 
     @torch.inference_mode()
     def encode(self, samples: Tensor) -> Tensor:
@@ -162,7 +166,11 @@ class AudioVAE:
         bins = self._bins(sound.shape[0], frames)
         self.codi.model.reserve("audio_autoencoder", bins)
         autoencoder, at_once = self.codi.model.audio_autoencoder, max(1, bins // (frames * self.codi.config.mel.n_mels))
-        return torch.cat([autoencoder.encode(part, frames=frames) for part in sound.split(at_once)]).to(mm.intermediate_device())
+        parts = []
+        for part in sound.split(at_once):
+            mm.throw_exception_if_processing_interrupted()
+            parts.append(autoencoder.encode(part, frames=frames))
+        return torch.cat(parts).to(mm.intermediate_device())
 
     def decode_tiled(self, z: Any, **_: Any) -> Tensor:
         """As `decode`: these sounds are short enough to be decoded whole."""

@@ -2,8 +2,8 @@
 
     python tests/campaign [--tries 20000] [--seed 0] [--only graphs,requests,files,checkpoints,stops,media] [--keep FOLDER]
 
-Each part is a stream of tries (`parts.py`), run in processes whose memory and time are bounded. A try ends sound, with a clear error, or
-wrong: obscure error, hang, crash, too much memory, half a file. Prints a table and every wrong one; ends with 1 where there is any. Not
+Each part is a stream of tries (`parts.py`), run in processes whose memory and time are bounded. A try ends sound, with a clear error,
+stopped (a node that worked long, ended by the host's interrupt), or wrong: obscure error, hang, crash, too much memory, half a file. Prints a table and every wrong one; ends with 1 where there is any. Not
 part of the tests: 20,000 tries take hours."""
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ SHARES = {"graphs": 0.5, "requests": 0.2, "files": 0.15, "checkpoints": 0.04, "s
 SECONDS = {"stops": 240.0}  # a try may take; others 30
 BYTES = 3 << 30  # resident, of a process that has torch and a host loaded
 AT_ONCE = 500  # tries of a process
-KINDS = ("sound", "clear", "obscure", "hang", "crash", "memory", "half file")
+SOUND = ("sound", "clear", "stopped")
+KINDS = (*SOUND, "obscure", "hang", "crash", "memory", "half file")
 
 
 def child(part: str, seed: int, tries: int, skip: int) -> None:
@@ -80,10 +81,10 @@ def watch(part: str, seed: int, tries: int, counts: Counter, wrong: list[tuple[s
                 elif "kind" in told:
                     began, done, kind = False, done + 1, told["kind"]
                     deadline = time.monotonic() + 300
-                    if kind in ("sound", "clear") and told["peak"] > BYTES:
+                    if kind in SOUND and told["peak"] > BYTES:
                         kind, ended = "memory", "restart"
                     counts[part, kind] += 1
-                    if kind not in ("sound", "clear"):
+                    if kind not in SOUND:
                         wrong.append((part, kind, f"{what}: {told['said']}"))
         process.kill()
         code = process.wait()

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import random
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from outcomes import Obscure
+from outcomes import Obscure, Stopped
 
 POOL = 24  # values of a type that are kept for later nodes
+LONG = 15.0  # seconds after which a user would interrupt: a large latent takes its time, and must let itself be stopped
 _LIMIT = 48 << 20  # elements of a result that is kept
 
 
@@ -75,12 +78,30 @@ def tries(seed: int) -> Iterator[tuple[str, Callable[[], Any]]]:
             missing = [n for n, entry in rig.declared(kind).items() if n not in inputs and not entry.optional]
             if missing or not _admitted(rig.declared(kind), inputs):
                 return  # the host refuses this before the node is called
-            result = rig.called(kind, inputs)
+            with _interrupted_after(LONG):
+                result = rig.called(kind, inputs)
             if not sound(result):
                 raise Obscure("a result that is not finite")
             keep(kind, result)
 
         yield f"{kind}({', '.join(f'{n}={_short(v)}' for n, v in inputs.items())})", attempt
+
+
+@contextmanager
+def _interrupted_after(seconds: float) -> Iterator[None]:
+    """Press the host's interrupt then. Raises Stopped where it ended the work."""
+    import comfy.model_management as mm
+
+    timer = threading.Timer(seconds, mm.interrupt_current_processing)
+    timer.start()
+    try:
+        yield
+    except mm.InterruptProcessingException as error:
+        raise Stopped from error
+    finally:
+        timer.cancel()
+        timer.join()
+        mm.interrupt_current_processing(False)
 
 
 def _admitted(declared: dict[str, Any], inputs: dict[str, Any]) -> bool:

@@ -9,6 +9,10 @@ class Obscure(Exception):
     """An answer that is neither sound nor a clear error."""
 
 
+class Stopped(Exception):
+    """Work that was long, and ended when the user's interrupt was asked for."""
+
+
 class HalfFile(Exception):
     """Something is left that is no whole file."""
 

@@ -10,7 +10,7 @@ import files
 import graphs
 import requests_
 import stops
-from outcomes import HalfFile, Obscure
+from outcomes import HalfFile, Obscure, Stopped
 
 Try = tuple[str, Callable[[], Any]]
 
@@ -25,6 +25,8 @@ def outcome(attempt: Callable[[], Any]) -> tuple[str, str]:
         attempt()
     except HalfFile as error:
         return "half file", str(error)
+    except Stopped:
+        return "stopped", ""
     except Obscure as error:
         return "obscure", str(error)
     except MemoryError:
