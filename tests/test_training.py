@@ -21,7 +21,7 @@ from codi.codi_models.training import cli
 from codi.codi_models.training.alignment import LatentAlignment, pairs_of
 from codi.codi_models.training.bridging import contrastive
 from codi.codi_models.training.dataset import open_dataset
-from codi.codi_models.training.denoising import Noising
+from codi.codi_models.training.denoising import Denoising, Noising
 from codi.codi_models.training.encoded import Encoded, draw_prompts, encode_dataset, jittered
 from codi.codi_models.training.recipe import Recipe
 from codi.codi_models.training.run import train_recipe
@@ -39,7 +39,7 @@ RUNS: list[dict[str, Any]] = [
     {"name": "audio_denoiser", "kind": "denoiser", "modalities": ["audio"], "batch": {"audio": 4}, "variants": 2},
     {"name": "text_denoiser", "kind": "denoiser", "modalities": ["text"], "batch": {"text": 4}, "variants": 2},
     {"name": "environment", "kind": "environment", "batch": {"image": 4, "video": 2, "audio": 4, "text": 4}, "variants": 2},
-    {"name": "alignment", "kind": "alignment", "batch": 2, "variants": 2},
+    {"name": "alignment", "kind": "alignment", "batch": {"image": 3, "text": 4, "audio": 3, "video": 2}, "variants": 2},
 ]
 
 
@@ -129,6 +129,17 @@ def test_outputs_of_a_pair_cannot_be_told_by_their_noise_level_alone(trained: Pa
         monkeypatch.setattr(net, "environment_embedding", level)
     _, logs = aligning(0, torch.Generator().manual_seed(0))
     assert logs["contrastive"] > 1
+
+
+def test_a_modality_without_a_batch_is_told(trained: Path) -> None:
+    space, data = Workspace(trained / "model", torch.device("cpu")), BounceWorld(CoDiConfig.load(trained / "model" / "config.json"), items=24)
+    for cls, options in (
+        (LatentAlignment, {"batch": {"image": 2, "text": 2}, "pairs": (("image", "text"), ("text", "audio"))}),
+        (Denoising, {"batch": {"text": 2}, "modalities": ("audio",)}),
+    ):
+        chosen = cls.Options(**options, variants=2)
+        with pytest.raises(CoDiError, match="no number for audio"):
+            cls(space, cls.encode(space, data, chosen, trained / "runs" / "cache", lambda *_: None), chosen)
 
 
 def test_the_same_recipe_and_seed_give_the_same_weights(tmp_path: Path, accelerator: Any) -> None:
@@ -239,6 +250,8 @@ def test_users_words_are_whole_words_of_the_tokenizers(trained: Path) -> None:
     ({"runs": [{"name": "a", "kind": "dream", "steps": 1}]}, "unknown kind 'dream'"),
     ({"runs": [{"name": "a", "kind": "vocoder", "steps": 0}]}, "steps 0"),
     ({"runs": [{"name": "a", "kind": "vocoder", "steps": 1.5}]}, "steps cannot be 1.5"),
+    ({"runs": [{"name": "a", "kind": "vocoder", "steps": 1, "batch": 0}]}, "batch 0 must be 1"),
+    ({"runs": [{"name": "a", "kind": "bridging", "steps": 1, "batch": {"image": -4}}]}, "batch .* must be 1"),
     ({"runs": [{"name": "a", "kind": "vocoder", "steps": 1}] * 2}, "two runs are called 'a'"),
     ({"networks": {"name": "x"}}, "networks: missing fields"),
 ])  # fmt: skip

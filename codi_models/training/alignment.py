@@ -18,7 +18,7 @@ from ..errors import CoDiError
 from ..modalities import MODALITIES, denoisers_of
 from .bridging import contrastive
 from .dataset import Dataset, Progress
-from .denoising import SHOWN, Noising, Noisy, prompt_weights, sample_latents
+from .denoising import SHOWN, Noising, Noisy, batch_of, prompt_weights, sample_latents
 from .encoded import Encoded, draw_prompts, encode_dataset
 from .loop import Objective
 from .sheets import decoded
@@ -104,7 +104,7 @@ class LatentAlignment(_Aligning):
 
     @dataclass(frozen=True, kw_only=True)
     class Options:
-        batch: int
+        batch: int | dict[str, int]  # examples of every pair, or of each modality: a pair takes the smaller number of its two
         pairs: tuple[tuple[str, str], ...] = ()  # in turns; those of the paper that the data have, else all that they have
         empty: float = 0.6
         contrastive: float = 0.02  # weight of the contrastive loss
@@ -120,7 +120,7 @@ class LatentAlignment(_Aligning):
             Dataset.rows(encoded, pair, 1, torch.Generator())  # type: ignore[arg-type]
         frozen = torch.bfloat16 if options.half else torch.float32
         super().__init__(space, encoded, tuple(kind for pair in self.pairs for kind in pair), frozen)
-        self.options = options
+        self.options, self.batches = options, [batch_of(options.batch, pair) for pair in self.pairs]
         for net in self.nets.values():
             if _untrained(net) and net.config.connector_dim == net.config.context_dim:
                 copy_prompt_attention_into_connectors(net)
@@ -133,9 +133,10 @@ class LatentAlignment(_Aligning):
         return encode_dataset(space, data, prompts, kinds, cache, variants=options.variants, progress=progress)
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        pair, options = self.pairs[step % len(self.pairs)], self.options
+        options, turn = self.options, step % len(self.pairs)
+        pair, batch = self.pairs[turn], self.batches[turn]
         with torch.no_grad():
-            level = self.noising.levels(options.batch, generator)
+            level = self.noising.levels(batch, generator)
             rows = self.encoded.rows(pair, len(level), generator)
             noisy = [self.noisy(kind, rows, level, generator) for kind in pair]
             weights = {k: w for kind in pair for k, w in prompt_weights(kind).items() if k in ("text", *pair)}
@@ -147,7 +148,7 @@ class LatentAlignment(_Aligning):
             for net, n, other in zip(nets, noisy, reversed(environment), strict=True)
         ]
         # Told from others by what it shows: at the level that the two share, the level alone would tell. The first of a pair costs less.
-        again = self.noisy(pair[0], rows, self.noising.levels(options.batch, generator), generator)
+        again = self.noisy(pair[0], rows, self.noising.levels(batch, generator), generator)
         own = nets[0].environment_embedding(again.x, again.timesteps)
         apart = contrastive(own[:, 0].float(), environment[1][:, 0].float(), SHARPNESS, rows.to(level.device))
         logs = {f"{kind} of {'+'.join(pair)}": error for kind, error in zip(pair, errors, strict=True)}

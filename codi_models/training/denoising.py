@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,15 @@ def prompt_weights(modality: str) -> dict[str, float]:
     return dict(text=2, image=1, audio=1, video=1) if modality == "text" else {"text": 3, modality: 2}
 
 
+def batch_of(batch: int | Mapping[str, int], kinds: Sequence[str]) -> int:
+    """Examples of a batch that takes all these modalities: the smallest of their numbers. Raises CoDiError for one without a number."""
+    if isinstance(batch, int):
+        return batch
+    if missing := [kind for kind in kinds if kind not in batch]:
+        raise CoDiError(f"batch {dict(batch)} has no number for {missing[0]}: give one for each modality that the run takes")
+    return min(batch[kind] for kind in kinds)
+
+
 class Denoising(Objective):
     """One denoiser. Its connectors and environment encoder stay as they are: latent alignment trains these, and only these."""
 
@@ -80,6 +89,7 @@ class Denoising(Objective):
         self.workspace, self.encoded, self.options = space, encoded, options
         self.config, self.noising = space.config, Noising(space.config)
         self.kinds = [kind for kind in options.modalities if kind in encoded.latents for _ in range(options.turns.get(kind, 1))]
+        self.batches = {kind: batch_of(options.batch, [kind]) for kind in self.kinds}
         self.component = _component(options.modalities)
         if not self.kinds:
             raise CoDiError(f"no example has {' or '.join(options.modalities)}; the data have {', '.join(encoded.has)}")
@@ -97,7 +107,7 @@ class Denoising(Objective):
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         kind = self.kinds[step % len(self.kinds)]
         with torch.no_grad():
-            level = self.noising.levels(self.options.batch[kind], generator)
+            level = self.noising.levels(self.batches[kind], generator)
             rows = self.encoded.rows([kind], len(level), generator)
             noisy = self.noising(kind, self.encoded.latent(kind, rows, generator.device), level, generator)
             context = draw_prompts(

@@ -50,6 +50,8 @@ class Run:
 
     def check(self) -> None:
         """Raises CoDiError for numbers that cannot be used."""
+        batch = self.options.get("batch", 1)
+        examples = list(batch.values()) if isinstance(batch, dict) else [batch]
         for good, message in (
             (self.kind in KINDS, f"unknown kind {self.kind!r}: give one of {', '.join(KINDS)}"),
             (plain_name(self.name), f"its name becomes a folder's: {PLAIN}"),
@@ -57,6 +59,7 @@ class Run:
             (0 <= self.seed <= SEED, f"seed {self.seed} must be 0 or more and below 2**64"),
             (self.warmup >= 1, f"warmup {self.warmup} must be 1 or more"),
             (1 <= (1 if self.batches is None else self.batches) <= EXAMPLES, f"batches {self.batches} must be 1 to {EXAMPLES}"),
+            (all(1 <= n <= EXAMPLES for n in examples if isinstance(n, int)), f"batch {batch} must be 1 to {EXAMPLES}"),
             (0 < self.learning_rate < 1, f"learning rate {self.learning_rate} must lie between 0 and 1"),
             (0 <= self.ema < 1, f"ema {self.ema} must lie in 0..1, 1 excluded"),
         ):
