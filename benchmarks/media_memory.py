@@ -107,7 +107,7 @@ def read(path: Path, what: str) -> str:
     from codi_models.latents import fitted
 
     how, kind = what.split()
-    config = CoDiConfig.mini()
+    config = CoDiConfig.load(ROOT / "weights" / "codi-mini" / "config.json")
     warm(path.parent)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before, begin = peak_bytes(), clock()

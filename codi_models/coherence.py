@@ -14,9 +14,7 @@ from .media import Progress
 from .model import CoDi
 
 
-def encode_outputs(
-    model: CoDi, outputs: Mapping[str, Sequence | Tensor], progress: Progress = lambda _: None
-) -> dict[str, Tensor]:
+def encode_outputs(model: CoDi, outputs: Mapping[str, Sequence | Tensor], progress: Progress = lambda _: None) -> dict[str, Tensor]:
     """Decoded outputs back to the shared space: modality -> (B, 1, D), unit length.
 
     image (B, 3, H, W) and video (B, F, 3, H, W) in 0..1, audio (B, N) in -1..1 at `config.mel.sample_rate`, text B strings.

@@ -255,42 +255,6 @@ class CoDiConfig:
             sampling=SamplingConfig(wiring="self"),  # what its weights were published with
         )
 
-    @staticmethod
-    def mini() -> CoDiConfig:
-        """codi-mini, trained on Bounce World: 64 px, 8 frames, 1.28 s of sound."""
-        levels = dict(channel_mult=(1, 2), num_blocks=(1, 1), with_attention=(True, False), with_connector=(True, True),
-                      connector_blocks=(1, 1), connector_dim=128, context_dim=128, norm_groups=8)  # fmt: skip
-        return CoDiConfig(
-            name="codi-mini",
-            clip=CLIPConfig(
-                projection_dim=128, vocab_size=640, text_dim=128, text_layers=2, text_heads=4, text_mlp=256, text_positions=32,
-                vision_dim=64, vision_layers=3, vision_heads=4, vision_mlp=256, image_size=64, patch_size=8,
-            ),
-            clap=CLAPConfig(
-                projection_dim=128, hidden_dim=128, embed_dim=24, depths=(1, 1, 2, 1), num_heads=(2, 2, 4, 4), spec_size=128,
-                num_classes=18, sample_rate=16000, n_fft=1024, hop_length=160, f_min=50.0, f_max=8000.0, clip_seconds=1.28,
-            ),
-            image_autoencoder=AutoencoderConfig(
-                in_channels=3, latent_channels=4, model_channels=16, channel_mult=(1, 2, 3, 4), num_blocks=1, norm_groups=8, scale=1.0
-            ),
-            audio_autoencoder=AutoencoderConfig(
-                in_channels=1, latent_channels=8, model_channels=16, channel_mult=(1, 1, 2, 4), num_blocks=1, norm_groups=8, scale=1.0
-            ),
-            mel=MelConfig(frames=128, normalize=False),
-            vocoder=SpectrumVocoderConfig(),
-            text_autoencoder=OptimusConfig(
-                latent_dim=64, encoder_vocab=256, encoder_dim=128, encoder_layers=2, encoder_heads=4, encoder_mlp=256, encoder_positions=64,
-                decoder_vocab=512, decoder_dim=128, decoder_layers=2, decoder_heads=4, decoder_positions=64, temperature=0.0, scale=1.0,
-            ),
-            vision_denoiser=UNetConfig(
-                in_channels=4, model_channels=48, num_heads=4, temporal=True, connector_mult=(2, 4), **levels,  # type: ignore[arg-type]
-            ),
-            audio_denoiser=UNetConfig(in_channels=8, model_channels=48, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
-            text_denoiser=TextUNetConfig(in_channels=64, model_channels=32, num_heads=4, connector_mult=(1, 2), **levels),  # type: ignore[arg-type]
-            sampling=SamplingConfig(image_size=64, video_size=64, frames=8, frame_rate=6.25, sampler="dpmpp_2m", scheduler="sgm_uniform",
-                                    steps=8, cfg=3.0, alignment_guidance=3.0, schedule="sequential"),
-        )  # fmt: skip
-
     def save(self, path: str | Path) -> None:
         """Write as JSON, whole or not at all. Raises WriteError."""
         write_text(path, json.dumps(dataclasses.asdict(self), indent=2) + "\n")

@@ -2,14 +2,14 @@
 
 from codi.codi_models.bounce_world.world import ALL_CAPTIONS
 from codi.codi_models.components import save_component
-from codi.codi_models.config import CoDiConfig
 from codi.codi_models.model import CoDi
 from codi.codi_models.parity.recipe import fill
+from small import small_config
 
 
 def random_model(folder):
     """Write the folder; returns it."""
-    model = CoDi.create(CoDiConfig.mini(), folder, captions=ALL_CAPTIONS)
+    model = CoDi.create(small_config(), folder, captions=ALL_CAPTIONS)
     for name in ("vision_denoiser", "audio_denoiser", "text_denoiser", "clip"):
         save_component(name, fill(model.component(name), "random model"), model.config, folder)
     return folder

@@ -19,12 +19,13 @@ from codi.codi_models.autoencoders.spectrum import SpectrumVocoder, build_vocode
 from codi.codi_models.autoencoders.tokenizers import special_ids
 from codi.codi_models.autoencoders.vocoder import Vocoder
 from codi.codi_models.checkpoints import load_weights, read_weights, save_weights
-from codi.codi_models.config import CoDiConfig, VocoderConfig
+from codi.codi_models.config import VocoderConfig
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.libraries import stored_state
+from small import small_config
 from torch import Tensor, nn
 
-MINI = CoDiConfig.mini()
+MINI = small_config()
 
 
 def seeded(make: Callable[[], Any]) -> Any:

@@ -20,10 +20,10 @@ from codi.codi_models.__main__ import main
 from codi.codi_models.batch import store as stores
 from codi.codi_models.batch.manifest import read_manifest
 from codi.codi_models.batch.run import plan
-from codi.codi_models.config import CoDiConfig
 from codi.codi_models.pipeline import CoDiPipeline
 from host.setting import PACK
 from host.tiny import create_tiny
+from small import small_config
 
 STEPS = {"steps": 2}
 
@@ -235,7 +235,7 @@ def test_a_full_disk_stops_the_run_and_the_next_goes_on(batch, monkeypatch, caps
 def test_the_manifest_in_the_documentation_is_one(tmp_path):
     page = (PACK / "docs" / "scaling.md").read_text(encoding="utf-8")
     (tmp_path / "m.jsonl").write_text(page.split("```json\n")[1].split("```")[0])
-    found, broken = read_manifest(tmp_path / "m.jsonl", CoDiConfig.mini())
+    found, broken = read_manifest(tmp_path / "m.jsonl", small_config())
     assert not broken and [(len(item.prompts), len(item.settings.outputs)) for item in found] == [(2, 2), (1, 4)]
 
 
@@ -243,7 +243,7 @@ def test_groups_are_batched_and_spread_over_workers(tmp_path):
     lines = [json.dumps(entry(f"i{i}", seed=i, settings={"steps": 2 + i % 2})) for i in range(10)]
     lines += [json.dumps(entry(f"u{i}", prompts=[])) for i in range(3)]
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
-    found, broken = read_manifest(tmp_path / "m.jsonl", CoDiConfig.mini())
+    found, broken = read_manifest(tmp_path / "m.jsonl", small_config())
     assert not broken and found[10].settings.seed != found[11].settings.seed  # without a seed, the id makes one
     for workers, sizes in ((1, [5, 5, 3]), (2, [3, 2, 3, 2, 2, 1]), (100, [1] * 13)):
         batches = plan(found, batch_size=8, workers=workers)

@@ -27,6 +27,7 @@ from codi.codi_models.diffusion import (
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.guidance import Guidance, GuidedDenoiser
 from codi.codi_models.modalities import snr_scale
+from small import small_config
 from tiny_joint import SHAPES as LATENTS
 from tiny_joint import prompt, tiny_joint
 from torch import Tensor
@@ -278,7 +279,7 @@ def test_shifts_of_a_joint_denoiser_without_alignment(sampler: str, prediction: 
     """Every x in a joint run with shifts is s times that of a run of the modality alone, at sigma / s in the network's own scale."""
     shifts = {"image": 1.5, "text": -2.0, "audio": 0.7}
     diffusion = DiffusionConfig(prediction=prediction, shifts=shifts)
-    config = CoDiConfig(**{**vars(CoDiConfig.mini()), "diffusion": diffusion})
+    config = CoDiConfig(**{**vars(small_config()), "diffusion": diffusion})
     outputs = ("video", *shifts)
     scales = {m: snr_scale(config, m) for m in outputs}
     assert scales == {m: pytest.approx(math.exp(shifts.get(m, 0.0) / 2)) for m in outputs}

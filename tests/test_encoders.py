@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from codi.codi_models.checkpoints import load_weights, save_weights
-from codi.codi_models.config import CLIPConfig, CoDiConfig
+from codi.codi_models.config import CLIPConfig
 from codi.codi_models.encoders.clap import CLAPEncoder
 from codi.codi_models.encoders.clip import CLIPEncoder, library_config
 from codi.codi_models.encoders.preprocess import (
@@ -25,8 +25,9 @@ from codi.codi_models.encoders.preprocess import (
 from codi.codi_models.encoders.tokenizer import VOCABULARY_FILE, CLIPTokenizer, build_clip_vocabulary, encode_prompts
 from codi.codi_models.errors import CoDiError
 from safetensors import safe_open
+from small import small_config
 
-MINI = CoDiConfig.mini()
+MINI = small_config()
 CAPTIONS = [
     f"a {colour} {shape} bounces {beats}"
     for colour in ("red", "green", "blue") for shape in ("circle", "square", "star") for beats in ("once", "twice", "three times")

@@ -198,7 +198,7 @@ def test_prompts_are_mixed_alike_where_nothing_is_said(session):
     (method,) = [entry for entry in session.classes["CoDiConditionMixer"].GET_SCHEMA().inputs if entry.id == "method"]
     generate = importlib.import_module(f"{session.pack.__name__}.codi_models.cli.generate")
     asked = generate._parser().parse_args(["--model", "codi-mini", "--outputs", "image", "--out", "made"])
-    config = core.model.CoDiConfig.mini()
+    config = core.model.CoDiConfig.load(core.model.SHIPPED / "codi-mini" / "config.json")
     assert method.default == asked.mix == core.settings.Settings.resolve(config, ["image"]).mix == core.conditioning.DEFAULT_MIX
     a, b = torch.randn(2, 1, 1, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(core.conditioning.mix([a, b]), core.conditioning.mix([a, b], method=method.default))

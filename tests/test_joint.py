@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from codi.codi_models.alignment import Alignment
-from codi.codi_models.config import CoDiConfig
 from codi.codi_models.denoisers.alignment import alignment_parameters, copy_prompt_attention_into_connectors
 from codi.codi_models.denoisers.layers import FoldedContext
 from codi.codi_models.denoisers.unet import UNet
@@ -17,9 +16,10 @@ from codi.codi_models.denoisers.unet2d import UNet2D
 from codi.codi_models.denoisers.unet_text import TextUNet
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.joint import JointDenoiser
+from small import small_config
 from torch import Tensor, nn
 
-CONFIG = CoDiConfig.mini()
+CONFIG = small_config()
 WIDTH = CONFIG.vision_denoiser.context_dim
 
 

@@ -8,7 +8,7 @@ import torch
 from codi.codi_models import media
 from codi.codi_models.__main__ import main
 from codi.codi_models.conditioning import Prompt
-from codi.codi_models.config import CoDiConfig, DiffusionConfig
+from codi.codi_models.config import DiffusionConfig
 from codi.codi_models.diffusion import SAMPLERS, NoiseSchedule, run_sigmas, sample
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.joint import JointDenoiser
@@ -16,6 +16,7 @@ from codi.codi_models.latents import encode_media, fitted
 from codi.codi_models.pipeline import _partly_given
 from codi.codi_models.settings import Settings, parse_each
 from PIL import Image
+from small import small_config
 
 
 def drawn(*shape, seed=1):
@@ -185,7 +186,7 @@ def test_numbers_by_output():
     for text in ("", "one", "image=", "image=5=6", "smell=1", "1,2", "image=1,image=2", "image"):
         with pytest.raises(CoDiError, match="cfg"):
             parse_each("cfg", text)
-    settings = Settings.resolve(CoDiConfig.mini(), ["image", "text"], cfg="image=5")
+    settings = Settings.resolve(small_config(), ["image", "text"], cfg="image=5")
     assert dict(settings.cfg) == {"image": 5.0, "text": 3.0} and settings.to_dict()["cfg"] == {"image": 5.0, "text": 3.0}
 
 

@@ -14,19 +14,20 @@ from codi.codi_models.errors import CoDiError
 from codi.codi_models.files import sha256
 from codi.codi_models.model import CoDi
 from safetensors.torch import save_file
+from small import small_config
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    CoDi.create(CoDiConfig.mini(), path, captions=ALL_CAPTIONS, seed=3)
+    CoDi.create(small_config(), path, captions=ALL_CAPTIONS, seed=3)
     return path
 
 
 def test_a_created_folder_is_whole_and_seeded(folder, tmp_path):
     assert {p.stem for p in folder.glob("*.safetensors")} == set(COMPONENTS)
-    assert CoDiConfig.load(folder / "config.json") == CoDiConfig.mini()
-    CoDi.create(CoDiConfig.mini(), tmp_path, seed=3)
+    assert CoDiConfig.load(folder / "config.json") == small_config()
+    CoDi.create(small_config(), tmp_path, seed=3)
     assert sha256(tmp_path / "clap.safetensors") == sha256(folder / "clap.safetensors")
 
 
@@ -43,7 +44,7 @@ def test_only_what_is_read_is_loaded(folder):
 
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_every_component_comes_back_as_it_was_saved(folder, tmp_path, name):
-    config = CoDiConfig.mini()
+    config = small_config()
     network = load_component(name, config, folder / f"{name}.safetensors")
     save_component(name, network, config, tmp_path)
     again = load_component(name, config, tmp_path / f"{name}.safetensors", dtype=torch.float64)

@@ -16,6 +16,7 @@ from codi.codi_models.latents import decode_audio, encode_media
 from codi.codi_models.modalities import MODALITIES
 from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.settings import Settings, latent_shapes
+from small import small_config
 
 
 def prompt(kind):
@@ -205,8 +206,8 @@ def test_sizes_and_defaults():
     assert latent_shapes(CoDiConfig.official(), official) == {
         "video": (4, 8, 32, 32), "image": (4, 64, 64), "text": (768,), "audio": (8, 256, 16),
     }  # fmt: skip
-    mini = Settings.resolve(CoDiConfig.mini(), "video", frames=5, size=96)
-    assert latent_shapes(CoDiConfig.mini(), mini) == {"video": (4, 5, 12, 12)}
+    mini = Settings.resolve(small_config(), "video", frames=5, size=96)
+    assert latent_shapes(small_config(), mini) == {"video": (4, 5, 12, 12)}
 
 
 def test_other_sizes_come_out_as_asked(pipe):

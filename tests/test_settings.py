@@ -16,8 +16,9 @@ from codi.codi_models.guidance import Guidance
 from codi.codi_models.modalities import MODALITIES, Size
 from codi.codi_models.settings import OVERRIDES, Settings, image_unit, latent_shapes, own_size, parse_each, snr_scales, unusual_sizes
 from codi.codi_models.stages import SCHEDULES, SEQUENTIAL, TOGETHER, parse_schedule
+from small import small_config
 
-CONFIG = CoDiConfig.mini()
+CONFIG = small_config()
 
 
 def test_every_default_is_the_models() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from codi.codi_models.autoencoders.text_cleanup import clean_caption, merge_adjacent
 from codi.codi_models.autoencoders.tokenizers import BERT_VOCAB, GPT2_MERGES, GPT2_VOCAB, TextTokenizers, build_vocabularies
-from codi.codi_models.config import CoDiConfig, OptimusConfig
+from codi.codi_models.config import OptimusConfig
 from codi.codi_models.errors import CoDiError
+from small import small_config
 
 FACTS: dict[str, Any] = json.loads((Path(__file__).parent / "parity" / "text_io.json").read_text(encoding="utf-8"))
 CAPTIONS = [f"a {c} {s} bounces {n}" for c in ("red", "blue") for s in ("circle", "square") for n in ("once", "three times")]
-MINI = CoDiConfig.mini().text_autoencoder
+MINI = small_config().text_autoencoder
 
 PIECES = [  # tokens behind the ids of FACTS["gpt2_decode"], in order; "Ġ" is GPT-2's letter for a space
     "Ġa Ġman Ġrides Ġa Ġhorse",

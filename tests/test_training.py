@@ -28,6 +28,7 @@ from codi.codi_models.training.run import train_recipe
 from codi.codi_models.training.workspace import Workspace
 from host.setting import PACK
 from host.tiny import tiny_config
+from small import small_config
 
 RUNS: list[dict[str, Any]] = [
     {"name": "image_autoencoder", "kind": "autoencoder", "component": "image_autoencoder", "batch": 2, "detail": 4.0},
@@ -132,7 +133,8 @@ def test_outputs_of_a_pair_cannot_be_told_by_their_noise_level_alone(trained: Pa
 
 
 def test_a_modality_without_a_batch_is_told(trained: Path) -> None:
-    space, data = Workspace(trained / "model", torch.device("cpu")), BounceWorld(CoDiConfig.load(trained / "model" / "config.json"), items=24)
+    space = Workspace(trained / "model", torch.device("cpu"))
+    data = BounceWorld(space.config, items=24)
     for cls, options in (
         (LatentAlignment, {"batch": {"image": 2, "text": 2}, "pairs": (("image", "text"), ("text", "audio"))}),
         (Denoising, {"batch": {"text": 2}, "modalities": ("audio",)}),
@@ -275,7 +277,7 @@ def test_options_of_a_run_are_checked_before_it_starts(tmp_path: Path, accelerat
 
 
 def test_data_sets_have_names(tmp_path: Path) -> None:
-    config = CoDiConfig.mini()
+    config = small_config()
     assert len(open_dataset("bounce-world", config)) == 14400
     for wrong in ("codi_models.nowhere:World", str(tmp_path / "nothing")):
         with pytest.raises(CoDiError, match="no data"):

@@ -27,6 +27,7 @@ from codi.codi_models.training.finetune import Finetune, finetune, parse_pairs, 
 from codi.codi_models.training.memory import alignment_memory, checkpoint_blocks
 from codi.codi_models.training.workspace import Workspace
 from host.tiny import create_tiny, tiny_config
+from small import small_config
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_examples_are_found_in_manifests_folders_and_tars(pairs: Path, tmp_path:
         packed.write((tmp_path / "shard.tar").read_bytes())
     for data in (tmp_path / "shard.tar", tmp_path, tmp_path / "packed.tar.gz"):
         (record,) = records.find_records(data)
-        found = FolderDataset(data, CoDiConfig.mini())
+        found = FolderDataset(data, small_config())
         assert of([record]) == ["audio+image+text"] and found.texts([0], random.Random(0)) == ["a red circle"]
         assert found.media("image", [0]).shape == (1, 3, 64, 64) and found.media("audio", [0]).shape == (1, 20480)
 
@@ -99,7 +100,7 @@ def test_a_tar_is_opened_once_whatever_it_holds(pairs: Path, tmp_path: Path, mon
     opened: list[str] = []
     original = tarfile.open
     monkeypatch.setattr(records.tarfile, "open", lambda *a, **k: (opened.append(a[0]), original(*a, **k))[1])
-    found = FolderDataset(tmp_path / "many.tar", CoDiConfig.mini())
+    found = FolderDataset(tmp_path / "many.tar", small_config())
     found.check()
     assert len(found) == 20 and len(opened) <= 2  # is_tarfile looks too
     (tmp_path / "many.tar").write_bytes((tmp_path / "many.tar").read_bytes()[:20000])
@@ -110,7 +111,7 @@ def test_a_tar_is_opened_once_whatever_it_holds(pairs: Path, tmp_path: Path, mon
 def test_bad_data_are_told(pairs: Path, tmp_path: Path) -> None:
     def refused(data: Path, words: str) -> None:
         with pytest.raises(CoDiError, match=words):
-            FolderDataset(data, CoDiConfig.mini()).pairs_only()
+            FolderDataset(data, small_config()).pairs_only()
 
     refused(tmp_path / "nowhere", "no data at .*nowhere")
     (tmp_path / "empty").mkdir()

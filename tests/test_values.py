@@ -22,6 +22,7 @@ from codi.codi_models.training.recipe import Recipe, Run
 from codi.codi_models.training.records import find_records
 from host.tiny import create_tiny
 from PIL import Image
+from small import small_config
 
 LARGEST = 2**64 - 1
 
@@ -158,7 +159,7 @@ def test_a_batch_that_is_too_large_is_made_in_halves(tiny, tmp_path, monkeypatch
 
 
 def test_the_estimate_grows_with_what_is_asked_for_and_lets_the_usual_pass(tiny):
-    for config in (CoDiConfig.official(), CoDiConfig.mini()):
+    for config in (CoDiConfig.official(), small_config()):
         usual = Settings.resolve(config, list(MODALITIES))
         one = memory.making(config, latent_shapes(config, usual), 1, 4)
         assert 1e8 < one < 16e9 if config.name == "codi" else one < 2e9

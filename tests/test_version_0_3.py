@@ -16,6 +16,7 @@ from codi.codi_models.errors import CoDiError
 from codi.codi_models.files import sha256
 from codi.codi_models.model import CoDi
 from codi.codi_models.pipeline import CoDiPipeline
+from small import small_config
 
 FORMER = {"image_autoencoder": "picture_autoencoder", "audio_autoencoder": "sound_autoencoder"}
 SAMPLING = {
@@ -38,8 +39,8 @@ def load(path: Path, data: dict) -> CoDiConfig:
 
 
 def test_its_config(tmp_path: Path) -> None:
-    found = load(tmp_path / "config.json", of_0_3(CoDiConfig.mini()))
-    assert found == CoDiConfig.mini() and found.diffusion == DiffusionConfig()
+    found = load(tmp_path / "config.json", of_0_3(small_config()))
+    assert found == small_config() and found.diffusion == DiffusionConfig()
     assert (found.sampling.schedule, found.sampling.scheduler) == ("sequential", "sgm_uniform")
     found.save(tmp_path / "again.json")
     assert CoDiConfig.load(tmp_path / "again.json") == found
@@ -52,7 +53,7 @@ def test_its_config(tmp_path: Path) -> None:
     ("euler_ancestral", ("euler_ancestral", "sgm_uniform")), ("unipc", ("dpmpp_2m", "sgm_uniform")),
 ])  # fmt: skip
 def test_its_samplers(tmp_path: Path, sampler: str, expected: tuple[str, str]) -> None:
-    sampling = load(tmp_path / "c.json", of_0_3(CoDiConfig.mini(), {"sampler": sampler, "order": "(text), video, image"})).sampling
+    sampling = load(tmp_path / "c.json", of_0_3(small_config(), {"sampler": sampler, "order": "(text), video, image"})).sampling
     assert (sampling.sampler, sampling.scheduler) == expected and sampling.schedule == "text, video, image"
 
 
@@ -72,7 +73,7 @@ def test_a_config_without_sampling_has_the_published_one(tmp_path: Path) -> None
     (lambda data: data.pop("sound_autoencoder"), "missing fields.*audio_autoencoder"),
 ])  # fmt: skip
 def test_configs_that_are_none_are_named(tmp_path: Path, change, words: str) -> None:
-    data = of_0_3(CoDiConfig.mini())
+    data = of_0_3(small_config())
     change(data)
     with pytest.raises(CoDiError, match=words):
         load(tmp_path / "config.json", data)
@@ -86,7 +87,7 @@ def former(folder: Path, tmp_path: Path) -> Path:
         tensors, metadata = read_weights(tmp_path / "old" / f"{name}.safetensors")
         save_weights(tensors, tmp_path / "old" / f"{old}.safetensors", metadata={**metadata, "component": old})
         (tmp_path / "old" / f"{name}.safetensors").unlink()
-    (tmp_path / "old" / "config.json").write_text(json.dumps(of_0_3(CoDiConfig.mini())))
+    (tmp_path / "old" / "config.json").write_text(json.dumps(of_0_3(small_config())))
     return tmp_path / "old"
 
 

@@ -3,8 +3,8 @@
     python tests/campaign [--tries 20000] [--seed 0] [--only graphs,requests,files,checkpoints,stops,media] [--keep FOLDER]
 
 Each part is a stream of tries (`parts.py`), run in processes whose memory and time are bounded. A try ends sound, with a clear error,
-stopped (a node that worked long, ended by the host's interrupt), or wrong: obscure error, hang, crash, too much memory, half a file. Prints a table and every wrong one; ends with 1 where there is any. Not
-part of the tests: 20,000 tries take hours."""
+stopped (a node that worked long, ended by the host's interrupt), or wrong: obscure error, hang, crash, too much memory, half a file.
+Prints a table and every wrong one; ends with 1 where there is any. Not part of the tests: 20,000 tries take hours."""
 
 from __future__ import annotations
 

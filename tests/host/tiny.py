@@ -11,11 +11,12 @@ from codi.codi_models.components import save_component
 from codi.codi_models.config import CoDiConfig, DiffusionConfig
 from codi.codi_models.modalities import MODALITIES, denoisers_of
 from codi.codi_models.model import CoDi
+from small import small_config
 
 
 def tiny_config() -> CoDiConfig:
     """Latent sizes, prompt width and vocabularies of codi-mini; every network as small as its class allows."""
-    mini = CoDiConfig.mini()
+    mini = small_config()
     unet = dict(model_channels=16, num_heads=2, num_blocks=(1, 1), norm_groups=8)
     picture = dict(model_channels=8, norm_groups=4)
     text = dict(encoder_layers=1, encoder_mlp=64, decoder_layers=1, scale=3.0)
