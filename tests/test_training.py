@@ -13,7 +13,7 @@ import torch
 from codi.codi_models.bounce_world.dataset import BounceWorld
 from codi.codi_models.checkpoints import read_weights
 from codi.codi_models.config import CoDiConfig, DiffusionConfig
-from codi.codi_models.denoisers.alignment import ALIGNMENT_PREFIXES
+from codi.codi_models.denoisers.alignment import ALIGNMENT_PREFIXES, CONNECTOR_PREFIXES, ENVIRONMENT_PREFIXES
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.model import CoDi
 from codi.codi_models.pipeline import CoDiPipeline
@@ -130,6 +130,31 @@ def test_outputs_of_a_pair_cannot_be_told_by_their_noise_level_alone(trained: Pa
         monkeypatch.setattr(net, "environment_embedding", level)
     _, logs = aligning(0, torch.Generator().manual_seed(0))
     assert logs["contrastive"] > 1
+
+
+def test_beside_a_finished_output_only_the_other_is_predicted(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The source is clean, its environment encoder and the target's connectors learn, and the target attends to nothing else."""
+    space = Workspace(trained / "model", torch.device("cpu"))
+    options = LatentAlignment.Options(batch=4, pairs=(("text", "audio"),), variants=2, finished=1.0)
+    data = BounceWorld(space.config, items=24)
+    aligning = LatentAlignment(space, LatentAlignment.encode(space, data, options, trained / "runs" / "cache", lambda *_: None), options)
+    seen: list[torch.Tensor] = []
+    for net in aligning.nets.values():
+        encode = net.environment_embedding
+        monkeypatch.setattr(net, "environment_embedding", lambda x, t, encode=encode: (seen.append(t), encode(x, t))[1])
+    targets = set()
+    for step in range(8):
+        aligning.zero_grad()
+        seen.clear()
+        loss, logs = aligning(step, torch.Generator().manual_seed(step))
+        loss.backward()
+        (target,) = (kind for kind in ("text", "audio") if next(iter(logs)).startswith(f"{kind} beside"))
+        assert len(logs) == 1 and len(seen) == 1 and not seen[0].any()
+        for kind in ("text", "audio"):
+            moved = [n for n, p in aligning.net(kind).named_parameters() if p.grad is not None and p.grad.any()]
+            assert moved and all(n.startswith(CONNECTOR_PREFIXES if kind == target else ENVIRONMENT_PREFIXES) for n in moved)
+        targets.add(target)
+    assert targets == {"text", "audio"}
 
 
 def test_a_modality_without_a_batch_is_told(trained: Path) -> None:

@@ -98,7 +98,8 @@ class EnvironmentEncoding(_Aligning):
 
 class LatentAlignment(_Aligning):
     """Denoising error of both outputs of a pair at the same noise level, each attending to the other's environment embedding, plus the
-    contrastive loss between embeddings of the two, there at noise levels of their own.
+    contrastive loss between embeddings of the two, there at noise levels of their own. In a part of the steps one of them is finished, and
+    the other's error counts: outputs of the same level never show how to attend to one that is clear while one's own is not.
 
     Connectors that were never trained start as copies of the frozen prompt attention, which reads what environment encoders write."""
 
@@ -107,6 +108,9 @@ class LatentAlignment(_Aligning):
         batch: int | dict[str, int]  # examples of every pair, or of each modality: a pair takes the smaller number of its two
         pairs: tuple[tuple[str, str], ...] = ()  # in turns; those of the paper that the data have, else all that they have
         empty: float = 0.6
+        finished: float = (
+            0.0  # part of the steps in which one output of the pair is made already, as in completion and sequential schedules
+        )
         contrastive: float = 0.02  # weight of the contrastive loss
         variants: int = 8
         spread: float = 0.15
@@ -133,26 +137,45 @@ class LatentAlignment(_Aligning):
         return encode_dataset(space, data, prompts, kinds, cache, variants=options.variants, progress=progress)
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        options, turn = self.options, step % len(self.pairs)
-        pair, batch = self.pairs[turn], self.batches[turn]
+        turn = step % len(self.pairs)
         with torch.no_grad():
-            level = self.noising.levels(batch, generator)
+            chance = torch.rand(2, generator=generator, device=generator.device)
+            pair = self.pairs[turn] if chance[1] < 0.5 else self.pairs[turn][::-1]
+            level = self.noising.levels(self.batches[turn], generator)
             rows = self.encoded.rows(pair, len(level), generator)
-            noisy = [self.noisy(kind, rows, level, generator) for kind in pair]
             weights = {k: w for kind in pair for k, w in prompt_weights(kind).items() if k in ("text", *pair)}
-            context = draw_prompts(self.encoded, rows, weights, generator, empty=options.empty, spread=options.spread)
+            context = draw_prompts(
+                self.encoded, rows, weights, generator, empty=self.options.empty, spread=self.options.spread
+            )  # fmt: skip
+        if chance[0] < self.options.finished:
+            return self._beside_a_finished(*pair, rows, level, context, generator)
+        return self._together(self.pairs[turn], rows, level, context, generator)
+
+    def _together(
+        self, pair: tuple[str, str], rows: Tensor, level: Tensor, context: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         nets = [self.net(kind) for kind in pair]
+        noisy = [self.noisy(kind, rows, level, generator) for kind in pair]
         environment = [net.environment_embedding(n.x, n.timesteps) for net, n in zip(nets, noisy, strict=True)]  # (B, 1, C)
         errors = [
             (net(n.x, n.timesteps, context, environment=other).float() - n.target).square().mean()
             for net, n, other in zip(nets, noisy, reversed(environment), strict=True)
         ]
         # Told from others by what it shows: at the level that the two share, the level alone would tell. The first of a pair costs less.
-        again = self.noisy(pair[0], rows, self.noising.levels(batch, generator), generator)
+        again = self.noisy(pair[0], rows, self.noising.levels(len(level), generator), generator)
         own = nets[0].environment_embedding(again.x, again.timesteps)
         apart = contrastive(own[:, 0].float(), environment[1][:, 0].float(), SHARPNESS, rows.to(level.device))
         logs = {f"{kind} of {'+'.join(pair)}": error for kind, error in zip(pair, errors, strict=True)}
-        return errors[0] + errors[1] + options.contrastive * apart, {**logs, "contrastive": apart}
+        return errors[0] + errors[1] + self.options.contrastive * apart, {**logs, "contrastive": apart}
+
+    def _beside_a_finished(
+        self, target: str, source: str, rows: Tensor, level: Tensor, context: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        clean, noisy = self.encoded.latent(source, rows, generator.device), self.noisy(target, rows, level, generator)
+        environment = self.net(source).environment_embedding(clean, torch.zeros_like(level))  # (B, 1, C)
+        made = self.net(target)(noisy.x, noisy.timesteps, context, environment=environment)
+        error = (made.float() - noisy.target).square().mean()
+        return error, {f"{target} beside {source}": error}
 
     def samples(self) -> dict[str, Tensor | list[str]]:
         """Pairs made together without a prompt, so that they can only agree by latent alignment."""
