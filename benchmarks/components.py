@@ -11,7 +11,7 @@ import argparse
 import tempfile
 import time
 
-from measure import alternate, in_a_process, machine, peak_bytes, table
+from measure import CONFIGS, alternate, config_of, in_a_process, machine, peak_bytes, table
 
 import torch  # isort: skip
 from codi_models.config import CoDiConfig  # isort: skip
@@ -34,7 +34,7 @@ def measure_one(config: CoDiConfig, name: str, path: str, dtype: torch.dtype, co
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", choices=("mini", "official"), default="mini")
+    parser.add_argument("--config", choices=CONFIGS, default="mini")
     parser.add_argument("--only", default=",".join(COMPONENTS))
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp32")
     parser.add_argument("--compute", choices=tuple(DTYPES), help="precision of the passes (default that of the file)")
@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    config, compute = getattr(CoDiConfig, args.config)(), args.compute or args.dtype
+    config, compute = config_of(args.config), args.compute or args.dtype
     if args.measure_one:
         return measure_one(config, *args.measure_one, DTYPES[args.dtype], DTYPES[compute], args.repeats)
     print(f"{config.name}, file {args.dtype}, passes {compute}, {machine(torch.device('cpu'))}\n")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from measure import alternate, difference, machine, settle, table
+from measure import CONFIGS, alternate, config_of, difference, machine, settle, table
 
 from codi_models.components import build_component  # isort: skip
 from codi_models.conditioning import Prompt  # isort: skip
@@ -103,7 +103,7 @@ def steps(config: CoDiConfig, device: torch.device, gigabytes: float | None, rep
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("agreement", "step"))
-    parser.add_argument("--config", default="official", choices=("official", "mini"))
+    parser.add_argument("--config", default="official", choices=CONFIGS)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--gigabytes", type=float, help="device memory that the process may take")
     parser.add_argument("--repeats", type=int, default=5)
@@ -114,9 +114,7 @@ def main() -> None:
     settle(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     print(f"{machine(device)}\n")
-    good = (
-        agreement(device) if args.what == "agreement" else steps(getattr(CoDiConfig, args.config)(), device, args.gigabytes, args.repeats)
-    )
+    good = agreement(device) if args.what == "agreement" else steps(config_of(args.config), device, args.gigabytes, args.repeats)
     sys.exit(0 if good else 1)
 
 

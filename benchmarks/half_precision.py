@@ -14,17 +14,16 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from measure import machine, table
+from measure import CONFIGS, config_of, machine, table
 
 import torch  # isort: skip
-from codi_models.config import CoDiConfig  # isort: skip
 from codi_models.components import COMPONENTS  # isort: skip
 from codi_models.parity.half import half_errors, joint_errors  # isort: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", choices=("mini", "official"), default="mini")
+    parser.add_argument("--config", choices=CONFIGS, default="mini")
     parser.add_argument("--only", default=",".join([*COMPONENTS, "joint"]), help="components, and joint for all outputs together")
     parser.add_argument(
         "--clip-size", type=int, help="pixels of pictures and clips for clip, a multiple of its patch (default the config's)"
@@ -32,7 +31,7 @@ def main() -> None:
     parser.add_argument("--folder", help="existing folder that keeps the float32 weights for another run (default a temporary one)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    config, device = getattr(CoDiConfig, args.config)(), torch.device(args.device)
+    config, device = config_of(args.config), torch.device(args.device)
     if args.clip_size:
         config = replace(config, clip=replace(config.clip, image_size=args.clip_size))
     print(f"{config.name}, clip {config.clip.image_size} pixels, {machine(device)}\n", flush=True)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import measure
-from measure import compare, machine, table
+from measure import CONFIGS, compare, config_of, machine, table
 
 import torch  # isort: skip
 from torch import Tensor  # isort: skip
@@ -182,7 +182,7 @@ def eight_bit_operations() -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", choices=("official", "mini"), default="official")
+    parser.add_argument("--config", choices=CONFIGS, default="official")
     parser.add_argument("--output", choices=tuple(MODALITIES), default="image")
     parser.add_argument("--levers", default=",".join(LEVERS), help=f"some of {', '.join(LEVERS)}")
     parser.add_argument("--size", type=int, default=256, help="pixels")
@@ -197,7 +197,7 @@ def main() -> None:
     if args.cpu_time:
         measure.clock = time.process_time
     torch.set_grad_enabled(False)
-    config, device = getattr(CoDiConfig, args.config)(), torch.device(args.device)
+    config, device = config_of(args.config), torch.device(args.device)
     with without_random_init():
         net: Any = build_component(MODALITIES[args.output].denoiser, config, device=device)
     fill(net, "benchmark").eval().requires_grad_(False)

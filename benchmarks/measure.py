@@ -20,6 +20,15 @@ if str(ROOT) not in sys.path:
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
+CONFIGS = ("mini", "official")
+
+
+def config_of(name: str) -> Any:
+    """Configuration of one of `CONFIGS`: codi-mini's as it ships, or that of the published checkpoint."""
+    from codi_models.config import CoDiConfig
+
+    return CoDiConfig.official() if name == "official" else CoDiConfig.load(ROOT / "weights" / "codi-mini" / "config.json")
+
 
 def settle(threads: int) -> None:
     """Threads of torch (0 leaves its choice), no gradients, equal random numbers in every run."""

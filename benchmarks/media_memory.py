@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch
-from measure import ROOT, clock, in_a_process, machine, peak_bytes, table
+from measure import ROOT, clock, config_of, in_a_process, machine, peak_bytes, table
 
 CASES = {
     "720p.mp4": ("given video", "prompt video"), "1080p.mp4": ("given video", "prompt video"), "phone.mp4": ("given video", "prompt video"),
@@ -103,11 +103,10 @@ def read(path: Path, what: str) -> str:
     sys.path.insert(0, str(ROOT))
     torch.set_num_threads(2)
     from codi_models.conditioning import Prompt
-    from codi_models.config import CoDiConfig
     from codi_models.latents import fitted
 
     how, kind = what.split()
-    config = CoDiConfig.load(ROOT / "weights" / "codi-mini" / "config.json")
+    config = config_of("mini")
     warm(path.parent)
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before, begin = peak_bytes(), clock()

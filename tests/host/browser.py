@@ -66,7 +66,7 @@ class Page:
     def complaints(self) -> list[str]:
         """Texts of toasts and error overlays that stay. The front end's own first graph, whose models are missing, leaves some behind for a
         moment."""
-        for _ in range(20):
+        for _ in range(80):
             texts = self.page.locator(".p-toast-message, [data-testid='error-overlay-messages'], .p-dialog").all_inner_texts()
             if not (stay := [t for t in texts if t.strip()]):
                 return []
