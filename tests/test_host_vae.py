@@ -58,6 +58,26 @@ def test_attention_of_the_autoencoder_runs_on_the_fused_kernel(vae):
         assert torch.isfinite(vae.decode(torch.randn(1, 4, 16, 16))).all()
 
 
+def test_pictures_that_are_too_large_for_attention_are_taken_in_tiles(session, vae, latent, monkeypatch):
+    module, attended = session.pack.nodes.host.vae, []
+    pixels = torch.rand(2, 96, 160, 3, generator=torch.Generator().manual_seed(1))
+    whole = {"decode": vae.decode(latent), "encode": vae.encode(pixels)}
+    monkeypatch.setattr(module, "WHOLE", 64 * 64)
+    monkeypatch.setattr(module, "TILE", 8)
+    monkeypatch.setattr(module, "OVERLAP", 4)
+    plain = type(vae).decode_tiled
+    monkeypatch.setattr(type(vae), "decode_tiled", lambda self, z: plain(self, z, tile_x=8, tile_y=8, overlap=4))
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda q, *a, **k: (attended.append(q.shape[-2]), attend(q, *a, **k))[1]
+    )
+    for way, given in (("decode", latent), ("encode", pixels)):
+        attended.clear()
+        made = getattr(vae, way)(given)
+        assert attended and max(attended) <= 64 and made.shape == whole[way].shape
+        assert 0 < (made - whole[way]).abs().mean() < whole[way].std()
+
+
 @pytest.mark.parametrize("what", ["decode images", "decode a clip", "decode sounds", "encode images", "encode sounds", "encode outputs"])
 def test_long_work_ends_where_the_user_interrupts(session, vae, monkeypatch, what):
     import comfy.model_management as mm

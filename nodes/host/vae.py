@@ -19,6 +19,7 @@ from .parts import check_room, mel_frames
 from .said import say
 
 TILE, OVERLAP = 64, 16  # latent elements
+WHOLE = 2048 * 2048  # pixels of a picture that is taken in one piece: attention in the autoencoder grows with their square
 
 
 class ImageVAE:
@@ -31,13 +32,16 @@ class ImageVAE:
     def decode(self, z: Any) -> Tensor:
         """(B, C, h, w) -> (B, H, W, 3); (B, C, F, h, w) -> (B, F, H, W, 3); values 0..1. Of a joint latent, its first part.
 
-        Where memory is short for one picture it is decoded in tiles, as the host's VAEs do. May be interrupted between pictures and
-        tiles. Raises CoDiError for pictures that would not fit into the machine's memory."""
+        Where a picture has more than WHOLE pixels, or memory is short for it, it is decoded in tiles, as the host's VAEs do. May be
+        interrupted between pictures and tiles. Raises CoDiError for pictures that would not fit into the machine's memory."""
         z = self._first(z)
         height, width = (side * self.codi.config.image_autoencoder.downsampling for side in z.shape[-2:])
         count = len(z) * (1 if z.ndim == 4 else z.shape[2])
         check_room(count * height * width * 3, f"decoding {count} pictures of {width} x {height} pixels")
         model, device = self.codi.model, self.codi.model.place("image_autoencoder")
+        if height * width > WHOLE:
+            say(f"{width} x {height} pixels are decoded in tiles")
+            return self.decode_tiled(z)
         if min(z.shape[-2:]) > TILE and model.activations("image_autoencoder", height * width) > mm.get_free_memory(device):
             say(f"memory is short for {width} x {height} pixels: they are decoded in tiles")
             return self.decode_tiled(z)
@@ -66,7 +70,7 @@ class ImageVAE:
     @torch.inference_mode()
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, H, W, 1, 3 or 4) 0..1 -> (B, C, h, w), one row a frame; of clips (B, F, H, W, 3) too. Sides that are no multiple
-        of the compression lose their margins, as with the host's own VAEs.
+        of the compression lose their margins, as with the host's own VAEs. Pictures of more than WHOLE pixels are encoded in tiles.
 
         Raises CoDiError for other shapes, pictures smaller than one latent element, NaN and infinite values."""
         pixels = pixels.flatten(0, -4) if pixels.ndim > 4 else pixels
@@ -81,11 +85,16 @@ class ImageVAE:
         model, at_once = self.codi.model, self._reserve(height, width)
         device, dtype = model.place("image_autoencoder"), model.precision("image_autoencoder")
         autoencoder = model.image_autoencoder
-        parts = []
-        for part in pixels.split(at_once):
+
+        def encoded(part: Tensor) -> Tensor:
             mm.throw_exception_if_processing_interrupted()
-            parts.append(autoencoder.encode((part.to(device) * 2 - 1).to(dtype)).float())
-        return torch.cat(parts).to(mm.intermediate_device())
+            return autoencoder.encode((part.to(device) * 2 - 1).to(dtype)).float()
+
+        if height * width <= WHOLE:
+            return torch.cat([encoded(part) for part in pixels.split(at_once)]).to(mm.intermediate_device())
+        say(f"{width} x {height} pixels are encoded in tiles")
+        tile, overlap = TILE * unit, OVERLAP * unit
+        return comfy.utils.tiled_scale(pixels, encoded, tile, tile, overlap, 1 / unit, self.latent_channels, mm.intermediate_device())
 
     def _reserve(self, height: int, width: int) -> int:
         """Room for as many pictures as are worked on at once, and their number."""
