@@ -81,8 +81,8 @@ class ImageVAE:
             )
         height, width = (side // unit * unit for side in pixels.shape[1:3])
         top, left = (pixels.shape[1] - height) // 2, (pixels.shape[2] - width) // 2
-        pixels = rgb(pixels[:, top : top + height, left : left + width].movedim(-1, 1).float())
-        model, at_once = self.codi.model, self._reserve(height, width)
+        pictures = pixels[:, top : top + height, left : left + width].split(self._reserve(height, width))
+        model = self.codi.model
         device, dtype = model.place("image_autoencoder"), model.precision("image_autoencoder")
         autoencoder = model.image_autoencoder
 
@@ -90,11 +90,14 @@ class ImageVAE:
             mm.throw_exception_if_processing_interrupted()
             return autoencoder.encode((part.to(device) * 2 - 1).to(dtype)).float()
 
+        parts = (rgb(part.movedim(-1, 1).float()) for part in pictures)  # one after another: copies of all may not fit
         if height * width <= WHOLE:
-            return torch.cat([encoded(part) for part in pixels.split(at_once)]).to(mm.intermediate_device())
+            return torch.cat([encoded(part) for part in parts]).to(mm.intermediate_device())
         say(f"{width} x {height} pixels are encoded in tiles")
-        tile, overlap = TILE * unit, OVERLAP * unit
-        return comfy.utils.tiled_scale(pixels, encoded, tile, tile, overlap, 1 / unit, self.latent_channels, mm.intermediate_device())
+        tile, overlap, place = TILE * unit, OVERLAP * unit, mm.intermediate_device()
+        return torch.cat([
+            comfy.utils.tiled_scale(part, encoded, tile, tile, overlap, 1 / unit, self.latent_channels, place) for part in parts
+        ])  # fmt: skip
 
     def _reserve(self, height: int, width: int) -> int:
         """Room for as many pictures as are worked on at once, and their number."""

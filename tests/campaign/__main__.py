@@ -86,6 +86,8 @@ def watch(part: str, seed: int, tries: int, counts: Counter, wrong: list[tuple[s
                     counts[part, kind] += 1
                     if kind not in SOUND:
                         wrong.append((part, kind, f"{what}: {told['said']}"))
+                    if ended:
+                        break  # what it began since is tried again by the next process
         process.kill()
         code = process.wait()
         if began:
