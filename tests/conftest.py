@@ -72,6 +72,25 @@ def session(host: Path, base: Path):
     return Session(host, base, PACK)
 
 
+@pytest.fixture
+def interrupt_at(session, monkeypatch: pytest.MonkeyPatch):
+    """Makes the host's interrupt come when it is asked about for the nth time; returns a list that grows with every question."""
+    import comfy.model_management as mm
+
+    def prepare(nth: int) -> list[int]:
+        asked: list[int] = []
+
+        def ask() -> None:
+            asked.append(1)
+            if len(asked) == nth:
+                raise mm.InterruptProcessingException
+
+        monkeypatch.setattr(mm, "throw_exception_if_processing_interrupted", ask)
+        return asked
+
+    return prepare
+
+
 @pytest.fixture(scope="session")
 def rig(session):
     """Every node with inputs that suit it (host.rig.Rig)."""

@@ -146,17 +146,10 @@ def test_written_video_carries_prompt_and_workflow_and_audio_of_any_rate(session
         video.save_to(str(tmp_path / f"{rate}.mp4"))  # as the host's Save Video does
 
 
-def test_reading_ends_where_the_user_interrupts(session, pack, monkeypatch):
+def test_reading_ends_where_the_user_interrupts(pack, interrupt_at):
     import comfy.model_management as mm
 
-    calls = []
-
-    def interrupt():
-        calls.append(1)
-        if len(calls) == 3:
-            raise mm.InterruptProcessingException
-
-    monkeypatch.setattr(mm, "throw_exception_if_processing_interrupted", interrupt)
+    calls = interrupt_at(3)
     with pytest.raises(mm.InterruptProcessingException):
         pack.frames.Frames(pack.video, RATE).read(8, rate=None, span=pack.media.Span(), fit=same, progress=pack.frames.working())
     assert len(calls) == 3

@@ -79,7 +79,7 @@ def test_pictures_that_are_too_large_for_attention_are_taken_in_tiles(session, v
 
 
 @pytest.mark.parametrize("what", ["decode images", "decode a clip", "decode sounds", "encode images", "encode sounds", "encode outputs"])
-def test_long_work_ends_where_the_user_interrupts(session, vae, monkeypatch, what):
+def test_long_work_ends_where_the_user_interrupts(session, vae, monkeypatch, interrupt_at, what):
     import comfy.model_management as mm
 
     host, latents = session.pack.nodes.host, session.pack.codi_models.latents
@@ -95,14 +95,7 @@ def test_long_work_ends_where_the_user_interrupts(session, vae, monkeypatch, wha
         "encode sounds": lambda: sounds.encode(torch.zeros(9, 16000, 1)),
         "encode outputs": lambda: host.shared.encode_parts(vae.codi, {"samples": torch.zeros(9, 4, 8, 8)}),
     }[what]
-    asked = []
-
-    def interrupt():
-        asked.append(1)
-        if len(asked) == 5:
-            raise mm.InterruptProcessingException
-
-    monkeypatch.setattr(mm, "throw_exception_if_processing_interrupted", interrupt)
+    interrupt_at(5)
     with pytest.raises(mm.InterruptProcessingException):
         work()
 

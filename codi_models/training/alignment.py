@@ -108,9 +108,7 @@ class LatentAlignment(_Aligning):
         batch: int | dict[str, int]  # examples of every pair, or of each modality: a pair takes the smaller number of its two
         pairs: tuple[tuple[str, str], ...] = ()  # in turns; those of the paper that the data have, else all that they have
         empty: float = 0.6
-        finished: float = (
-            0.0  # part of the steps in which one output of the pair is made already, as in completion and sequential schedules
-        )
+        finished: float = 0.0  # part of the steps with one output made already, as in completion and sequential schedules
         contrastive: float = 0.02  # weight of the contrastive loss
         variants: int = 8
         spread: float = 0.15
@@ -137,17 +135,15 @@ class LatentAlignment(_Aligning):
         return encode_dataset(space, data, prompts, kinds, cache, variants=options.variants, progress=progress)
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        turn = step % len(self.pairs)
+        options, turn = self.options, step % len(self.pairs)
         with torch.no_grad():
             chance = torch.rand(2, generator=generator, device=generator.device)
             pair = self.pairs[turn] if chance[1] < 0.5 else self.pairs[turn][::-1]
             level = self.noising.levels(self.batches[turn], generator)
             rows = self.encoded.rows(pair, len(level), generator)
             weights = {k: w for kind in pair for k, w in prompt_weights(kind).items() if k in ("text", *pair)}
-            context = draw_prompts(
-                self.encoded, rows, weights, generator, empty=self.options.empty, spread=self.options.spread
-            )  # fmt: skip
-        if chance[0] < self.options.finished:
+            context = draw_prompts(self.encoded, rows, weights, generator, empty=options.empty, spread=options.spread)
+        if chance[0] < options.finished:
             return self._beside_a_finished(*pair, rows, level, context, generator)
         return self._together(self.pairs[turn], rows, level, context, generator)
 
