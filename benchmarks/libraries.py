@@ -22,9 +22,10 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parent.parent
 TOOLS = ("pytest", "pytest-xdist", "ray")  # which no model needs
 TESTS = (
-    "test_autoencoders", "test_encoders", "test_text_tokenizers", "test_half_precision", "test_parity_beyond",  # networks, tokenizers
+    "test_autoencoders", "test_vocoder", "test_encoders", "test_audio_encoder",
+    "test_text_tokenizers", "test_half_precision", "test_parity_beyond",  # networks, tokenizers
     "test_media", "test_media_damaged", "test_values", "test_cli",  # av, Pillow
-    "test_checkpoints", "test_convert", "test_download",  # safetensors, huggingface_hub
+    "test_checkpoints", "test_convert", "test_download", "test_download_known",  # safetensors, huggingface_hub
     "test_training_robust", "test_training_finetune",  # accelerate
 )  # fmt: skip
 _IMPORT = """

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from codi.codi_models.config import CoDiConfig
+from codi.codi_models.config import CoDiConfig, VocoderConfig
+
+HIFIGAN = VocoderConfig(initial_channels=128, resblock_kernels=(3, 7), resblock_dilations=(1, 3))
 
 
 def small_config() -> CoDiConfig:

@@ -15,14 +15,13 @@ from codi.codi_models.autoencoders.image import ImageAutoencoder
 from codi.codi_models.autoencoders.kl import sample_posterior
 from codi.codi_models.autoencoders.mel import LogMel
 from codi.codi_models.autoencoders.optimus import TextAutoencoder
-from codi.codi_models.autoencoders.spectrum import SpectrumVocoder, build_vocoder
+from codi.codi_models.autoencoders.spectrum import SpectrumVocoder
 from codi.codi_models.autoencoders.tokenizers import special_ids
 from codi.codi_models.autoencoders.vocoder import Vocoder
 from codi.codi_models.checkpoints import load_weights, read_weights, save_weights
-from codi.codi_models.config import VocoderConfig
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.libraries import stored_state
-from small import small_config
+from small import HIFIGAN, small_config
 from torch import Tensor, nn
 
 MINI = small_config()
@@ -177,46 +176,6 @@ def test_only_a_diverged_latent_is_clipped(sound: AudioAutoencoder) -> None:
     assert z[1].abs().max() > 10
     expected = torch.cat([sound.decode(z[:1].clamp(-10, 10)), sound.decode(z[1:])])
     torch.testing.assert_close(sound.decode(z), expected)
-
-
-HIFIGAN = VocoderConfig(initial_channels=128, resblock_kernels=(3, 7), resblock_dilations=(1, 3))
-
-
-@pytest.mark.parametrize("config", [HIFIGAN, MINI.vocoder], ids=["hifigan", "spectrum"])
-def test_vocoder_gives_one_hop_a_frame(config: Any) -> None:
-    net = seeded(lambda: build_vocoder(config)).requires_grad_(False)
-    mel = noise(2, 1, 128, 64)
-    wave = net(mel)
-    assert wave.shape == (2, 20480) and wave.abs().max() <= 1
-    assert torch.equal(net(mel[:, 0]), wave)
-    with pytest.raises(CoDiError, match=r"\(B, T, 64\)"):
-        net(noise(2, 64, 128))
-
-
-def test_phases_found_for_true_magnitudes_give_the_tone_back() -> None:
-    net = SpectrumVocoder(MINI.vocoder)
-    time = torch.arange(16000) / 16000
-    wave = 0.5 * (2 * torch.pi * 437.0 * time).sin()[None]  # no multiple of the frame rate
-    front = LogMel(MINI.mel)
-    magnitudes = front.magnitude(front.prepare(wave, 100, False))[..., :100]
-    net.log_magnitudes = lambda mel: (magnitudes + 1e-5).log()
-    again = net(front(wave, frames=100))[:, 2000:14000]
-    spectrum = torch.fft.rfft(again, n=1 << 17).abs()[0]
-    assert spectrum.argmax().item() * 16000 / (1 << 17) == pytest.approx(437.0, abs=5.0)  # a third of a bin of the transform
-    assert again.square().mean().sqrt().item() == pytest.approx(0.5**1.5, rel=0.1)
-
-
-def test_a_partial_that_the_network_leaves_out_comes_back_from_the_mel() -> None:
-    net = SpectrumVocoder(MINI.vocoder)
-    time = torch.arange(16000) / 16000
-    low, high = (0.4 * (2 * torch.pi * pitch * time).sin()[None] for pitch in (500.0, 4000.0))
-    front = LogMel(MINI.mel)
-    without = front.magnitude(front.prepare(low, 100, False))[..., :100]
-    net.log_magnitudes = lambda mel: (without + 1e-5).log()
-    mel = front(low + high, frames=100, normalize=False)
-    again = front(net(mel), frames=100, normalize=False)
-    loudest = torch.stack([mel[0, 0, 50, :40].argmax(), 40 + mel[0, 0, 50, 40:].argmax()])  # 500 Hz and 4 kHz
-    torch.testing.assert_close(again[0, 0, 20:80, loudest], mel[0, 0, 20:80, loudest], atol=0.5, rtol=0)
 
 
 # text
