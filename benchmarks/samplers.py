@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 
 from codi_models.bounce_world.evaluation import plots  # noqa: E402
-from codi_models.bounce_world.evaluation.cells import Cell, Laboratory, Part, Readings  # noqa: E402
+from codi_models.bounce_world.evaluation.cells import Cell, Part, Readings, Runner  # noqa: E402
 from codi_models.bounce_world.evaluation.sections import agree, right, share, table  # noqa: E402
 from codi_models.bounce_world.report import Share  # noqa: E402
 from codi_models.bounce_world.world import SEEN_IN  # noqa: E402
@@ -64,16 +64,16 @@ def shuffled(readings: Readings) -> Readings:
     return Readings(readings.scenes, {first: readings.outputs[first], **apart})
 
 
-def figures(lab: Laboratory, run: Run, outputs: Sequence[str], joint: bool) -> dict[str, Share]:
+def figures(runner: Runner, run: Run, outputs: Sequence[str], joint: bool) -> dict[str, Share]:
     """Column -> share."""
     found: dict[str, Share] = {}
     for output in outputs:
-        readings = lab.read(Cell((output,), (Part("text"),), settings=settings(run)))
+        readings = runner.read(Cell((output,), (Part("text"),), settings=settings(run)))
         found[output] = share(right(readings, output, SEEN_IN[output]))
     if outputs:
         found["all outputs"] = Share(sum(found[o].successes for o in outputs), sum(found[o].total for o in outputs))
     if joint:
-        readings = lab.read(Cell(JOINT, settings=settings(run)))
+        readings = runner.read(Cell(JOINT, settings=settings(run)))
         found["coherence"] = share(agree(readings, JOINT))
         found["coherence by chance"] = share(agree(shuffled(readings), JOINT))
     return found
@@ -107,8 +107,8 @@ def main() -> None:
     runs = list(dict.fromkeys([REFERENCE, *runs]))
     pipe = CoDiPipeline.from_pretrained(args.model, device=args.device, dtype="fp32")
     counts = {run: evaluations(run, pipe.model.config) for run in runs}
-    lab = Laboratory(pipe, args.out / "readings.json.gz", samples=args.samples, seed=args.seed, overrides={}, log=_log)
-    rows = {run: figures(lab, run, outputs, not args.no_joint) for run in runs}
+    runner = Runner(pipe, args.out / "readings.json.gz", samples=args.samples, seed=args.seed, overrides={}, log=_log)
+    rows = {run: figures(runner, run, outputs, not args.no_joint) for run in runs}
     shown = [column for column in COLUMNS if any(column in found for found in rows.values())]
     body = [[run[0], counts[run], *(str(found.get(c, "")) for c in shown)] for run, found in rows.items()]
     lines = [
@@ -123,7 +123,7 @@ def main() -> None:
     facts = [
         {"run": run[0], "evaluations": counts[run], **{c: [s.successes, s.total] for c, s in found.items()}} for run, found in rows.items()
     ]
-    write_text(args.out / "samplers.json", json.dumps({**lab.key, "rows": facts}, indent=1) + "\n")
+    write_text(args.out / "samplers.json", json.dumps({**runner.key, "rows": facts}, indent=1) + "\n")
     plots.save(args.out / "samplers.png", lambda figure: _draw(figure, rows, counts, judged))
 
 

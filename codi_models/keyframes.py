@@ -38,8 +38,8 @@ class Curve:
         if after in (0, len(self.places)):
             return self.values[max(0, after - 1)]
         left, right = self.places[after - 1], self.places[after]
-        share = (place - left) / (right - left)
-        return self.values[after - 1] * (1 - share) + self.values[after] * share
+        fraction = (place - left) / (right - left)
+        return self.values[after - 1] * (1 - fraction) + self.values[after] * fraction
 
     @staticmethod
     def parse(text: str) -> Curve | None:
@@ -56,12 +56,12 @@ class Curve:
     @staticmethod
     def of(values: Sequence[float]) -> Curve:
         """Values spread evenly from 0 to 1."""
-        values = [float(v) for v in values]
+        values = [float(value) for value in values]
         return Curve(tuple(i / max(1, len(values) - 1) for i in range(len(values))), tuple(values))
 
 
 @dataclass(frozen=True)
-class Voice:
+class WeightedPrompt:
     """One prompt of a mixture: embedding (B, 1, D), weight, the part of the run in which it counts, and a curve that its weight follows."""
 
     embedding: Tensor
@@ -81,7 +81,7 @@ class Voice:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class Segment:
     """The mixture in a part of the run: prompt (B, 1, D), and for clips what every frame adds to it (B, F, 1, D) or None."""
 
     start: float
@@ -91,7 +91,7 @@ class Stretch:
     weights: tuple[tuple[float, ...], ...]  # a row for every frame or sample
 
 
-def blend(voices: Sequence[Voice], method: str, over: str = "steps", count: int = 8) -> list[Stretch]:
+def blend(prompts: Sequence[WeightedPrompt], method: str, over: str = "steps", count: int = 8) -> list[Segment]:
     """Mixtures that cover the whole run, in order; those that are alike are one.
 
     over steps: the run is cut where prompts start and end, and where curves are given into `count` equal parts with their middles'
@@ -99,59 +99,59 @@ def blend(voices: Sequence[Voice], method: str, over: str = "steps", count: int 
     Raises CoDiError as `mix` does, naming the part of the run, and for batches of prompts that do not go together."""
     if over not in OVER:
         raise CoDiError(f"weights cannot change over {over!r}: give one of {', '.join(OVER)}")
-    if not voices:
+    if not prompts:
         raise CoDiError("nothing to mix: give at least one prompt")
     if count < 1:
         raise CoDiError(f"count {count} must be 1 or more")
-    curved = any(v.curve is not None for v in voices)
-    edges = {0.0, 1.0, *(v.start for v in voices), *(v.end for v in voices)}
+    curved = any(p.curve is not None for p in prompts)
+    edges = {0.0, 1.0, *(p.start for p in prompts), *(p.end for p in prompts)}
     if curved and over == "steps":
         edges |= {i / count for i in range(count + 1)}
     cuts = sorted(edges)
-    rows = max(v.embedding.shape[0] for v in voices)
+    rows = max(p.embedding.shape[0] for p in prompts)
     if curved and over == "batch":
         if rows not in (1, count):
             raise CoDiError(f"prompts of a batch of {rows} do not go with weights over a batch of {count}: set count to {rows}")
         rows = count
-    if wrong := sorted({v.embedding.shape[0] for v in voices} - {1, rows}):
+    if wrong := sorted({p.embedding.shape[0] for p in prompts} - {1, rows}):
         raise CoDiError(f"prompts of batches {wrong[0]} and {rows} do not go together: give single prompts, or as many of each")
-    embeddings = [v.embedding.expand(rows, -1, -1) for v in voices]
-    stretches: list[Stretch] = []
+    embeddings = [p.embedding.expand(rows, -1, -1) for p in prompts]
+    segments: list[Segment] = []
     for start, end in zip(cuts, cuts[1:], strict=False):
         middle = (start + end) / 2
         places = [middle] if over == "steps" or not curved else [i / max(1, count - 1) for i in range(count)]
-        weights = tuple(tuple(v.weight_at(middle, place) for v in voices) for place in places)
-        if stretches and stretches[-1].weights == weights:
-            stretches[-1] = replace(stretches[-1], end=end)
+        weights = tuple(tuple(p.weight_at(middle, place) for p in prompts) for place in places)
+        if segments and segments[-1].weights == weights:
+            segments[-1] = replace(segments[-1], end=end)
             continue
         try:
-            stretches.append(_stretch(start, end, embeddings, weights, method, over))
+            segments.append(_segment(start, end, embeddings, weights, method, over))
         except CoDiError as error:
             raise CoDiError(f"{start * 100:.0f} to {end * 100:.0f} % of the run: {error}") from error
-    return stretches
+    return segments
 
 
-def _stretch(start: float, end: float, embeddings: list[Tensor], weights: tuple[tuple[float, ...], ...], method: str, over: str) -> Stretch:
+def _segment(start: float, end: float, embeddings: list[Tensor], weights: tuple[tuple[float, ...], ...], method: str, over: str) -> Segment:
     if len(set(weights)) == 1:
-        return Stretch(start, end, mix(embeddings, weights[0], method), None, weights)
+        return Segment(start, end, mix(embeddings, weights[0], method), None, weights)
     if over == "batch":
         rows = [mix([e[i : i + 1] for e in embeddings], w, method) for i, w in enumerate(weights)]
-        return Stretch(start, end, torch.cat(rows), None, weights)
+        return Segment(start, end, torch.cat(rows), None, weights)
     frames = torch.stack([mix(embeddings, w, method) for w in weights], dim=1)  # (B, F, 1, D)
     middle = frames.mean(dim=1)  # what outputs without frames follow
-    return Stretch(start, end, middle, frames - middle[:, None], weights)
+    return Segment(start, end, middle, frames - middle[:, None], weights)
 
 
-def describe(stretches: Sequence[Stretch], voices: Sequence[Voice]) -> str:
+def describe(segments: Sequence[Segment], prompts: Sequence[WeightedPrompt]) -> str:
     """Length of the mixture and its similarity to each prompt, a line for every part of the run, frame or sample that differs."""
     lines = []
-    for stretch in stretches:
-        points = stretch.prompt[:1] if stretch.frames is None else (stretch.prompt[:1, None] + stretch.frames[:1])[0]
-        if stretch.frames is None and len(stretch.weights) > 1:
-            points = stretch.prompt
-        when = f"{stretch.start * 100:.0f}-{stretch.end * 100:.0f} %  " if len(stretches) > 1 else ""
+    for segment in segments:
+        points = segment.prompt[:1] if segment.frames is None else (segment.prompt[:1, None] + segment.frames[:1])[0]
+        if segment.frames is None and len(segment.weights) > 1:
+            points = segment.prompt
+        when = f"{segment.start * 100:.0f}-{segment.end * 100:.0f} %  " if len(segments) > 1 else ""
         for i, point in enumerate(points):  # (1, D)
-            near = [torch.cosine_similarity(point, v.embedding[min(i, len(v.embedding) - 1)]).item() for v in voices]
+            near = [torch.cosine_similarity(point, p.embedding[min(i, len(p.embedding) - 1)]).item() for p in prompts]
             which = f"{i + 1}  " if len(points) > 1 else ""
             lines.append(f"{when}{which}norm {float(point.norm()):.3f}  similarity {'  '.join(f'{s:.3f}' for s in near)}")
     return "\n".join(lines)

@@ -9,12 +9,12 @@ from comfy_api.latest import io, ui
 
 from ..codi_models.conditioning import DEFAULT_MIX, MIX_METHODS
 from ..codi_models.errors import CoDiError
-from ..codi_models.keyframes import OVER, Curve, Stretch, Voice, blend, describe
+from ..codi_models.keyframes import OVER, Curve, Segment, WeightedPrompt, blend, describe
 from .host.latent_model import FRAMES
 from .host.unconditional import UNCOND
 from .schema import ADVANCED, PROMPTS, Node, schema
 
-VOICE = "codi_voice"
+WEIGHTING = "codi_weighting"
 """Key of CONDITIONING under which Prompt Weight leaves what the mixer is to do with a prompt."""
 
 
@@ -94,12 +94,12 @@ class ConditionMixer(Node):
         if len(lines) > len(given) and any(lines[len(given) :]):
             raise CoDiError(f"keyframes have {len(lines)} lines for {len(given)} prompts: give one line per prompt")
         columns = [_column(name, text, len(given)) for name, text in (("weights", weights), ("starts", starts), ("ends", ends))]
-        voices = []
+        weighted = []
         for i, conditioning in enumerate(given):
-            own = conditioning[0][1].get(VOICE, {})
+            own = conditioning[0][1].get(WEIGHTING, {})
             weight, start, end = (column[i] if column else None for column in columns)
-            voices.append(
-                Voice(
+            weighted.append(
+                WeightedPrompt(
                     conditioning[0][0],
                     (1.0 if weight is None else weight) * own.get("weight", 1.0),
                     own.get("start", 0.0) if start is None else start,
@@ -107,7 +107,7 @@ class ConditionMixer(Node):
                     (lines[i] if i < len(lines) else None) or own.get("curve"),
                 )
             )
-        return _mixed(given, voices, method, over, count)
+        return _mixed(given, weighted, method, over, count)
 
 
 class PromptWeight(Node):
@@ -166,9 +166,9 @@ class PromptWeight(Node):
             track = _host_curve(curve)
         if floats:
             track = Curve.of(_numbers(floats))
-        Voice(prompt[0][0], weight, start, end, track)  # says what is wrong with the range
-        voice = {"weight": weight, "start": start, "end": end, "curve": track}
-        return [[tensor, {**extra, VOICE: voice}] for tensor, extra in prompt]
+        WeightedPrompt(prompt[0][0], weight, start, end, track)  # says what is wrong with the range
+        weighting = {"weight": weight, "start": start, "end": end, "curve": track}
+        return [[tensor, {**extra, WEIGHTING: weighting}] for tensor, extra in prompt]
 
 
 class PromptTravel(Node):
@@ -197,8 +197,8 @@ class PromptTravel(Node):
         if len(origin) != 1 or len(destination) != 1:
             raise CoDiError("Prompt Travel takes prompts from CoDi's Encode nodes; this CONDITIONING holds several")
         ways = [Curve((0.0, 1.0), (1.0, 0.0)), Curve((0.0, 1.0), (0.0, 1.0))]
-        voices = [Voice(c[0][0], curve=way) for c, way in zip((origin, destination), ways, strict=True)]
-        return _mixed([origin, destination], voices, method, over, count)
+        weighted = [WeightedPrompt(c[0][0], curve=way) for c, way in zip((origin, destination), ways, strict=True)]
+        return _mixed([origin, destination], weighted, method, over, count)
 
 
 def over_inputs(default: str = "steps") -> list[Any]:
@@ -222,25 +222,25 @@ def over_inputs(default: str = "steps") -> list[Any]:
     ]
 
 
-def _mixed(given: list[list], voices: list[Voice], method: str, over: str, count: int) -> io.NodeOutput:
+def _mixed(given: list[list], weighted: list[WeightedPrompt], method: str, over: str, count: int) -> io.NodeOutput:
     """The mixture of prompts as CONDITIONING: one entry for each part of the run, which stock nodes take like any other.
 
     What guidance leads away from is mixed in the same way, unless a prompt does not tell it or the weights may sum to 0."""
-    stretches = blend(voices, method, over, count)
-    own = {k: v for k, v in given[0][0][1].items() if k not in (VOICE, UNCOND, FRAMES)}
+    segments = blend(weighted, method, over, count)
+    own = {k: v for k, v in given[0][0][1].items() if k not in (WEIGHTING, UNCOND, FRAMES)}
     unconds = [c[0][1].get(UNCOND) for c in given]
-    away: list[Stretch] = []
+    away: list[Segment] = []
     if method != "add-subtract" and all(u is not None for u in unconds):
-        away = blend([replace(v, embedding=u) for v, u in zip(voices, unconds, strict=True)], method, over, count)
+        away = blend([replace(v, embedding=u) for v, u in zip(weighted, unconds, strict=True)], method, over, count)
     out = []
-    for i, stretch in enumerate(stretches):
-        more = dict(own) if stretch.frames is None else {**own, FRAMES: stretch.frames}
-        if len(stretches) > 1:
-            more |= {"start_percent": stretch.start, "end_percent": stretch.end}
+    for i, segment in enumerate(segments):
+        more = dict(own) if segment.frames is None else {**own, FRAMES: segment.frames}
+        if len(segments) > 1:
+            more |= {"start_percent": segment.start, "end_percent": segment.end}
         if away:
             more[UNCOND] = away[i].prompt
-        out.append([stretch.prompt, more])
-    return io.NodeOutput(out, ui=ui.PreviewText(describe(stretches, voices)))
+        out.append([segment.prompt, more])
+    return io.NodeOutput(out, ui=ui.PreviewText(describe(segments, weighted)))
 
 
 def _column(name: str, text: str, count: int) -> list[float] | None:

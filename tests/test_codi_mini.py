@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from codi.codi_models.bounce_world.evaluation.cells import Cell, Laboratory, Part
+from codi.codi_models.bounce_world.evaluation.cells import Cell, Part, Runner
 from codi.codi_models.bounce_world.evaluation.sections import right
 from codi.codi_models.components import COMPONENTS, component_path
 from codi.codi_models.config import CoDiConfig
@@ -16,10 +16,10 @@ FOLDER = SHIPPED / "codi-mini"
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     pipe = CoDiPipeline.from_pretrained("codi-mini", device="cpu", dtype="fp32")
     file: Path = tmp_path_factory.mktemp("readings") / "readings.json.gz"
-    return Laboratory(pipe, file, samples=16, seed=5, overrides={}, log=lambda _: None)
+    return Runner(pipe, file, samples=16, seed=5, overrides={}, log=lambda _: None)
 
 
 def test_folder_is_whole_and_small() -> None:
@@ -39,6 +39,6 @@ def test_folder_is_whole_and_small() -> None:
         ("audio", "text", "beats"),
     ],
 )
-def test_outputs_show_what_the_prompt_says(lab: Laboratory, kind: str, output: str, attribute: str) -> None:
-    hits = right(lab.read(Cell((output,), (Part(kind),))), output, [attribute])
+def test_outputs_show_what_the_prompt_says(runner: Runner, kind: str, output: str, attribute: str) -> None:
+    hits = right(runner.read(Cell((output,), (Part(kind),))), output, [attribute])
     assert int(hits.sum()) >= 12  # of 16; chance is 6 at most

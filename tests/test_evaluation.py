@@ -13,7 +13,7 @@ import torch
 from codi.codi_models.bounce_world import judge, render, words
 from codi.codi_models.bounce_world import world as bounce
 from codi.codi_models.bounce_world.evaluation import cli, fidelity, sections
-from codi.codi_models.bounce_world.evaluation.cells import Cell, Laboratory, Part, Readings, draw_scenes, read_output, say
+from codi.codi_models.bounce_world.evaluation.cells import Cell, Part, Readings, Runner, draw_scenes, read_output, say
 from codi.codi_models.bounce_world.evaluation.sections import SECTIONS, agree, right
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.pipeline import CoDiPipeline, Sample
@@ -93,38 +93,38 @@ def test_prompts_say_what_they_are_asked_to() -> None:
     assert not texts & drawn and not any(word in text for text in drawn for word in ("could there", "my favourite", "what about"))
 
 
-def lab(pipe: CoDiPipeline, folder: Path, **changes: Any) -> Laboratory:
+def runner(pipe: CoDiPipeline, folder: Path, **changes: Any) -> Runner:
     usual: dict[str, Any] = {"samples": 2, "seed": 1, "overrides": {"steps": 1}, "log": lambda _: None}
-    return Laboratory(pipe, folder / "readings.json.gz", **{**usual, **changes})
+    return Runner(pipe, folder / "readings.json.gz", **{**usual, **changes})
 
 
 def test_readings_are_kept_under_their_key(pipe: CoDiPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = Cell(
         ("text", "image"), (Part("text", says=("colour",)), Part("image", scene="b", weight=0.5)), settings=(("schedule", "sequential"),)
     )
-    first = lab(pipe, tmp_path).read(cell)
+    first = runner(pipe, tmp_path).read(cell)
     assert set(first.outputs) == {"text", "image"} and len(first.texts) == 2 and len(first.outputs["image"]["iou"]) == 2
     with monkeypatch.context() as patch:
         patch.setattr(CoDiPipeline, "generate", lambda *_, **__: pytest.fail("generated again"))
-        kept = lab(pipe, tmp_path).read(cell)
+        kept = runner(pipe, tmp_path).read(cell)
         assert kept.texts == first.texts
         for other in ({"seed": 2}, {"samples": 1}, {"overrides": {"steps": 2}}):
-            assert not lab(pipe, tmp_path, **other).known
+            assert not runner(pipe, tmp_path, **other).known
     stored = json.loads(gzip.decompress((tmp_path / "readings.json.gz").read_bytes()))
     assert len(stored["cells"]) == 1 and "image_autoencoder.safetensors" in stored["key"]["weights"]
     (tmp_path / "readings.json.gz").write_bytes(b"broken")
-    assert not lab(pipe, tmp_path).known
+    assert not runner(pipe, tmp_path).known
 
 
 def test_given_outputs_are_not_read(pipe: CoDiPipeline, tmp_path: Path) -> None:
-    found = lab(pipe, tmp_path).read(Cell(("image", "audio"), given=("image",)))
+    found = runner(pipe, tmp_path).read(Cell(("image", "audio"), given=("image",)))
     assert set(found.outputs) == {"audio"}
 
 
 def test_every_section_makes_a_report(pipe: CoDiPipeline, tmp_path: Path, readings: Readings, monkeypatch: pytest.MonkeyPatch) -> None:
     """On readings of true media, which meet every goal that does not depend on the model."""
-    monkeypatch.setattr(Laboratory, "read", lambda self, cell: readings)
-    place = lab(pipe, tmp_path)
+    monkeypatch.setattr(Runner, "read", lambda self, cell: readings)
+    place = runner(pipe, tmp_path)
     reports = {name: make(place) for name, make in SECTIONS.items()}
     met = {goal.text: goal.met for report in reports.values() for goal in report.goals}
     assert len(met) >= 9 and all(met.values()), met

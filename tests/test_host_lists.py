@@ -92,8 +92,8 @@ def test_prompt_weight_weighs_every_prompt_with_its_own_numbers(session, rig, li
     inputs = {"prompt": ["list", 0], "weight": ["weights", 0], "start": 0.0, "end": 1.0, "keyframes": ""}
     session.run(rig.prompt("CoDiPromptWeight", inputs, list=node("TestList", key="prompts"), weights=node("TestList", key="weights")))
     (made,) = results(session)
-    voice = session.pack.nodes.mix.VOICE
-    assert [c[0][1][voice]["weight"] for c in made] == [0.5, 2.0, 2.0]
+    weighting = session.pack.nodes.mix.WEIGHTING
+    assert [c[0][1][weighting]["weight"] for c in made] == [0.5, 2.0, 2.0]
     assert all(torch.equal(c[0][0], p[0][0]) for c, p in zip(made, (yes, no, yes), strict=True))
     listed["nothing"] = []
     session.run(rig.prompt("CoDiPromptWeight", {**inputs, "weight": 1.0}, list=node("TestList", key="nothing")))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from codi.codi_models.conditioning import mix
 from codi.codi_models.errors import CoDiError
-from codi.codi_models.keyframes import Curve, Voice, blend, describe
+from codi.codi_models.keyframes import Curve, WeightedPrompt, blend, describe
 from torch.nn.functional import normalize
 
 
@@ -34,41 +34,41 @@ def test_weights_that_do_not_change_are_the_plain_mixture() -> None:
     for method in ("linear", "renormalised", "spherical", "add-subtract"):
         for over in ("steps", "frames", "batch"):
             level = Curve((0.0,), (1.0,))
-            (one,) = blend([Voice(A, 2.0, curve=level), Voice(B, 1.0)], method, over, 1 if over == "batch" else 4)
+            (one,) = blend([WeightedPrompt(A, 2.0, curve=level), WeightedPrompt(B, 1.0)], method, over, 1 if over == "batch" else 4)
             assert one.frames is None and (one.start, one.end) == (0, 1)
             assert torch.equal(one.prompt, mix([A, B], [2, 1], method))
 
 
 def test_over_steps() -> None:
-    stretches = blend([Voice(A, curve=DOWN), Voice(B, curve=UP)], "linear", "steps", 4)
-    assert [(s.start, s.end) for s in stretches] == [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]
-    assert torch.allclose(stretches[0].prompt, mix([A, B], [0.875, 0.125]))
+    segments = blend([WeightedPrompt(A, curve=DOWN), WeightedPrompt(B, curve=UP)], "linear", "steps", 4)
+    assert [(s.start, s.end) for s in segments] == [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]
+    assert torch.allclose(segments[0].prompt, mix([A, B], [0.875, 0.125]))
 
 
 def test_prompts_that_start_and_end() -> None:
-    stretches = blend([Voice(A, end=0.4), Voice(B, start=0.2)], "linear")
-    assert [(s.start, s.end) for s in stretches] == [(0, 0.2), (0.2, 0.4), (0.4, 1)]
-    for stretch, expected in zip(stretches, (A, mix([A, B]), B), strict=True):
-        assert torch.allclose(stretch.prompt, expected)
+    segments = blend([WeightedPrompt(A, end=0.4), WeightedPrompt(B, start=0.2)], "linear")
+    assert [(s.start, s.end) for s in segments] == [(0, 0.2), (0.2, 0.4), (0.4, 1)]
+    for segment, expected in zip(segments, (A, mix([A, B]), B), strict=True):
+        assert torch.allclose(segment.prompt, expected)
     with pytest.raises(CoDiError, match="50 to 100 % of the run"):
-        blend([Voice(A, end=0.5)], "linear")
+        blend([WeightedPrompt(A, end=0.5)], "linear")
     with pytest.raises(CoDiError, match="start comes before end"):
-        Voice(A, start=0.5, end=0.5)
+        WeightedPrompt(A, start=0.5, end=0.5)
 
 
 def test_over_frames_and_batch() -> None:
-    voices = [Voice(A, curve=DOWN), Voice(B, curve=UP)]
-    (clip,) = blend(voices, "spherical", "frames", 5)
+    weighted = [WeightedPrompt(A, curve=DOWN), WeightedPrompt(B, curve=UP)]
+    (clip,) = blend(weighted, "spherical", "frames", 5)
     whole = clip.prompt[:, None] + clip.frames
     assert whole.shape == (1, 5, 1, 16)
     assert torch.allclose(whole[:, 0], A, atol=1e-6) and torch.allclose(whole[:, 4], B, atol=1e-6)
-    (batch,) = blend(voices, "spherical", "batch", 5)
+    (batch,) = blend(weighted, "spherical", "batch", 5)
     assert torch.allclose(batch.prompt, whole[0], atol=1e-6)
-    assert describe([clip], voices).count("norm") == 5
+    assert describe([clip], weighted).count("norm") == 5
     with pytest.raises(CoDiError, match="batch of 3"):
-        blend([Voice(point(1, 3), curve=DOWN), Voice(B)], "linear", "batch", 4)
+        blend([WeightedPrompt(point(1, 3), curve=DOWN), WeightedPrompt(B)], "linear", "batch", 4)
     with pytest.raises(CoDiError, match="3 and 4|do not go together"):
-        blend([Voice(point(1, 3)), Voice(point(2, 4))], "linear")
+        blend([WeightedPrompt(point(1, 3)), WeightedPrompt(point(2, 4))], "linear")
 
 
 def test_add_and_subtract() -> None:

@@ -31,7 +31,7 @@ def usual(tiny, tmp_path, monkeypatch):  # noqa: F811
         raise Accepted
 
     for name in ("training.run.train_run", "training.finetune.train_run", "training.information.write_report", "batch.on_ray.RayEngine",
-                 "cli.download.fetch", "cli.download.install", "parity.cli.run_folder", "bounce_world.evaluation.cells.Laboratory._run",
+                 "cli.download.fetch", "cli.download.install", "parity.cli.run_folder", "bounce_world.evaluation.cells.Runner._run",
                  "cli.convert.convert", "pipeline.CoDiPipeline.load", "batch.worker.Worker.make",
                  "bounce_world.export.render_image"):  # fmt: skip
         monkeypatch.setattr(f"codi.codi_models.{name}", accept)

@@ -102,7 +102,7 @@ class Readings:
         return Readings(scenes, outputs, data["seconds"], data["texts"])
 
 
-class Laboratory:
+class Runner:
     """Readings of cells, made by a model where they are not in `file` yet: one compressed JSON, whole after every cell.
 
     It holds the readings of one key: hashes of the weights, settings, samples, seed and `VERSION`. Those of another key are dropped."""

@@ -35,7 +35,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ...modalities import MODALITIES
     from ...pipeline import CoDiPipeline
     from ...settings import MOST_SAMPLES, Settings
-    from .cells import Laboratory
+    from .cells import Runner
     from .plots import save
 
     wanted = chosen(options.only)
@@ -46,17 +46,17 @@ def _evaluate(options: argparse.Namespace) -> None:
     overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     pipe = CoDiPipeline.from_pretrained(options.model, device=options.device, dtype="fp32")
     Settings.resolve(pipe.model.config, tuple(MODALITIES), **overrides)  # what is mistyped is told before the first section
-    lab = Laboratory(
+    runner = Runner(
         pipe, options.out / "readings.json.gz", samples=samples, seed=options.seed, overrides=overrides, log=lambda s: print(s, flush=True)
     )  # fmt: skip
     reports: dict[str, Report] = {}
     for name in wanted:
         print(f"{name}: {SECTIONS[name].__doc__}", flush=True)
-        reports[name] = SECTIONS[name](lab)
+        reports[name] = SECTIONS[name](runner)
         print(reports[name].text, flush=True)
         for plot, draw in reports[name].plots.items():
             save(options.out / f"{plot}.png", draw)
-    facts = {**lab.key, "model": pipe.model.config.name}
+    facts = {**runner.key, "model": pipe.model.config.name}
     write_text(
         options.out / "results.json", json.dumps({**facts, "sections": {n: as_json(r) for n, r in reports.items()}}, indent=1) + "\n"
     )

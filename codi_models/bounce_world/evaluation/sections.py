@@ -15,7 +15,7 @@ from ...conditioning import encode_prompt
 from ..report import Share
 from ..world import ATTRIBUTES, SEEN_IN
 from . import plots
-from .cells import Cell, Laboratory, Part, Readings, draw_scenes, media
+from .cells import Cell, Part, Readings, Runner, draw_scenes, media
 
 OUTPUTS = ("image", "video", "audio", "text")
 TRAINED = (("image", "text"), ("audio", "text"), ("audio", "video"))
@@ -78,13 +78,13 @@ def names(outputs: Sequence[str]) -> str:
     return "+".join(outputs)
 
 
-def matrix(lab: Laboratory) -> Report:
+def matrix(runner: Runner) -> Report:
     """A single prompt of any kind to a single output of any kind: both say the same."""
     shares = {}
     for kind in OUTPUTS:
         for output in OUTPUTS:
             shown = [a for a in SEEN_IN[output] if a in SEEN_IN[kind]]
-            shares[kind, output] = share(right(lab.read(Cell((output,), (Part(kind),))), output, shown))
+            shares[kind, output] = share(right(runner.read(Cell((output,), (Part(kind),))), output, shown))
     rows = [[kind, *(f"{100 * shares[kind, o].value:.1f}" for o in OUTPUTS)] for kind in OUTPUTS]
     values = [s.value for s in shares.values()]
     text = "Percent of outputs that show everything that the prompt shows.\n\n" + table(["prompt", *OUTPUTS], rows)
@@ -94,14 +94,14 @@ def matrix(lab: Laboratory) -> Report:
     return Report(text, {f"{k} to {o}": s.value for (k, o), s in shares.items()}, goals, {"matrix": draw})
 
 
-def _joint(lab: Laboratory, schedule: str) -> tuple[dict[str, dict[str, float]], list[list[str]]]:
+def _joint(runner: Runner, schedule: str) -> tuple[dict[str, dict[str, float]], list[list[str]]]:
     """Agreement of every set of outputs without a prompt, and with partial prompts, where outputs also show what the prompt says."""
     found, rows = {}, []
     for outputs in SETS:
-        free = lab.read(Cell(outputs, settings=(("schedule", schedule),)))
+        free = runner.read(Cell(outputs, settings=(("schedule", schedule),)))
         hits = [agree(free, outputs)]
         for part in PARTIAL:
-            asked = lab.read(Cell(outputs, (part,), settings=(("schedule", schedule),)))
+            asked = runner.read(Cell(outputs, (part,), settings=(("schedule", schedule),)))
             told = [right(asked, o, [a for a in part.shows if a in SEEN_IN[o]]) for o in outputs if set(part.shows) & set(SEEN_IN[o])]
             hits.append(agree(asked, outputs) & torch.stack(told).all(0))
         partial = share(torch.cat(hits[1:]))
@@ -116,25 +116,25 @@ def _worst(found: dict[str, dict[str, float]], trained: bool | None) -> float:
     return min(v for name, values in found.items() if trained is None or (name in pairs) == trained for v in values.values())
 
 
-def coherence(lab: Laboratory) -> Report:
+def coherence(runner: Runner) -> Report:
     """Outputs denoised together agree, without a prompt and with one that leaves something open."""
-    found, rows = _joint(lab, "together")
+    found, rows = _joint(runner, "together")
     text = table(["outputs", "", "no prompt", "partial prompts"], rows)
     goals = [Goal("together, pairs that training saw, worst", _worst(found, True), 0.95),
              Goal("together, pairs, triples and all four that it did not see, worst", _worst(found, False), 0.85)]  # fmt: skip
     return Report(text, found, goals)
 
 
-def sequential(lab: Laboratory) -> Report:
+def sequential(runner: Runner) -> Report:
     """The same sets made one output after another."""
-    found, rows = _joint(lab, "sequential")
+    found, rows = _joint(runner, "sequential")
     goal = Goal("made in sequence, worst", _worst(found, None), 0.95)
     return Report(table(["outputs", "", "no prompt", "partial prompts"], rows), found, [goal])
 
 
-def synchrony(lab: Laboratory) -> Report:
+def synchrony(runner: Runner) -> Report:
     """Video and audio made together: does a note sound when the object hits?"""
-    readings = lab.read(Cell(("video", "audio")))
+    readings = runner.read(Cell(("video", "audio")))
     seen, heard = (readings.outputs[o]["times"] for o in ("video", "audio"))
     pairs = [(s[~s.isnan()], h[~h.isnan()]) for s, h in zip(seen, heard, strict=True)]
     apart = torch.tensor([(s - h).abs().max() if len(s) == len(h) and len(s) else math.inf for s, h in pairs])
@@ -147,7 +147,7 @@ def synchrony(lab: Laboratory) -> Report:
     return Report(text, figures)
 
 
-def mixing(lab: Laboratory) -> Report:
+def mixing(runner: Runner) -> Report:
     """Prompts that each say a part, together; and a sweep between two prompts."""
     colour, rest = Part("text", says=("colour",)), Part("text", says=("shape", "beats"))
     mixtures = {"text + text": (colour, rest), "image + text": (Part("image"), Part("text", says=("beats",))),
@@ -156,7 +156,7 @@ def mixing(lab: Laboratory) -> Report:
     figures: dict[str, Any] = {}
     for name, parts in mixtures.items():
         shown = {a for part in parts for a in part.shows}
-        shares = {o: share(right(lab.read(Cell((o,), parts)), o, [a for a in SEEN_IN[o] if a in shown])) for o in OUTPUTS}
+        shares = {o: share(right(runner.read(Cell((o,), parts)), o, [a for a in SEEN_IN[o] if a in shown])) for o in OUTPUTS}
         figures[name] = {o: s.value for o, s in shares.items()}
         rows.append([name, *(f"{100 * s.value:.1f}" for s in shares.values())])
     weights = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -164,7 +164,7 @@ def mixing(lab: Laboratory) -> Report:
     for output in ("image", "audio"):
         for weight in weights:
             parts = (Part("text", weight=1 - weight or 1e-6), Part("text", scene="b", weight=weight or 1e-6))
-            readings = lab.read(Cell((output,), parts))
+            readings = runner.read(Cell((output,), parts))
             for scene in ("a", "b"):
                 found = right(readings, output, ["colour"], scene).float().mean().item()
                 sweep.setdefault(f"{output}, colour of {scene}", []).append(found)
@@ -173,24 +173,24 @@ def mixing(lab: Laboratory) -> Report:
     return Report(table(["prompts", *OUTPUTS], rows), figures, plots={"mixing": draw})
 
 
-def completion(lab: Laboratory) -> Report:
+def completion(runner: Runner) -> Report:
     """One output is given, the others are made to fit it."""
     rows, figures = [], {}
     for kind in OUTPUTS:
         others = tuple(o for o in OUTPUTS if o != kind)
-        readings = lab.read(Cell(OUTPUTS, given=(kind,)))
+        readings = runner.read(Cell(OUTPUTS, given=(kind,)))
         shares = {o: share(right(readings, o, [a for a in SEEN_IN[o] if a in SEEN_IN[kind]])) for o in others}
         figures[kind] = {o: s.value for o, s in shares.items()}
         rows.append([kind, *(f"{100 * shares[o].value:.1f}" if o in shares else "given" for o in OUTPUTS)])
     return Report(table(["given", *OUTPUTS], rows), figures)
 
 
-def spread(lab: Laboratory) -> Report:
+def spread(runner: Runner) -> Report:
     """What a prompt leaves open varies as in the world; without a prompt all scenes come."""
     ranges = {"x": (16.0, 48.0), "radius": (8.0, 11.0), "grey": (0.05, 0.20), "detune": (0.99, 1.01), "peak": (0.3, 0.8)}
     rows, figures = [], {}
     for output in OUTPUTS:
-        told, free = lab.read(Cell((output,), (Part("text"),))).outputs[output], lab.read(Cell((output,))).outputs[output]
+        told, free = runner.read(Cell((output,), (Part("text"),))).outputs[output], runner.read(Cell((output,))).outputs[output]
         for name, (low, high) in ranges.items():
             if name in told:
                 figures[f"{output}, {name}"] = float(told[name][~told[name].isnan()].std() / ((high - low) / math.sqrt(12)))
@@ -201,10 +201,10 @@ def spread(lab: Laboratory) -> Report:
     return Report("Standard deviations in units of the world's.\n\n" + table(["figure", "value"], rows), figures)
 
 
-def retrieval(lab: Laboratory) -> Report:
+def retrieval(runner: Runner) -> Report:
     """Of 72 scenes, is the nearest in the shared space the same one? Both ways, text against the others."""
-    generator = torch.Generator().manual_seed(lab.seed)
-    scenes, model = draw_scenes(72, generator)["a"], lab.pipe.model
+    generator = torch.Generator().manual_seed(runner.seed)
+    scenes, model = draw_scenes(72, generator)["a"], runner.pipe.model
     found = {kind: torch.cat([encode_prompt(model, p) for p in media(kind, scenes, generator)])[:, 0].cpu() for kind in OUTPUTS}
     figures = {}
     for a, b in combinations(OUTPUTS, 2):
@@ -215,10 +215,10 @@ def retrieval(lab: Laboratory) -> Report:
     return Report(table(["retrieval", "right, %"], [[k, f"{100 * v:.1f}"] for k, v in figures.items()]), figures)
 
 
-def fidelity(lab: Laboratory) -> Report:
+def fidelity(runner: Runner) -> Report:
     """How well images, videos and audio are made, whatever they show."""
     image, video, audio = (
-        lab.read(Cell((o,), (Part("text"),))).outputs[o][n] for o, n in (("image", "iou"), ("video", "track"), ("audio", "distance"))
+        runner.read(Cell((o,), (Part("text"),))).outputs[o][n] for o, n in (("image", "iou"), ("video", "track"), ("audio", "distance"))
     )
     figures = {
         "image: IoU with the ideal shape, median": float(image.median()),
@@ -232,18 +232,18 @@ def fidelity(lab: Laboratory) -> Report:
     return Report(text + table(["figure", "value"], [[k, f"{v:.3f}"] for k, v in figures.items()]), figures, goals)
 
 
-def users_words(lab: Laboratory) -> Report:
+def users_words(runner: Runner) -> Report:
     """Prompts in users' words: as training draws them, and in phrasings that it never saw."""
     rows, figures = [], {}
     for words in ("captions", "users", "held back"):
-        shares = {o: share(right(lab.read(Cell((o,), (Part("text", words=words),))), o, SEEN_IN[o])) for o in OUTPUTS}
+        shares = {o: share(right(runner.read(Cell((o,), (Part("text", words=words),))), o, SEEN_IN[o])) for o in OUTPUTS}
         figures[words] = {o: s.value for o, s in shares.items()}
         rows.append([words, *(f"{100 * s.value:.1f}" for s in shares.values())])
     worst = min(v for words in ("users", "held back") for v in figures[words].values())
     return Report(table(["words", *OUTPUTS], rows), figures, [Goal("users' words, worst output", worst, 0.95)])
 
 
-SECTIONS: dict[str, Callable[[Laboratory], Report]] = {
+SECTIONS: dict[str, Callable[[Runner], Report]] = {
     "matrix": matrix, "coherence": coherence, "sequential": sequential, "synchrony": synchrony, "mixing": mixing,
     "completion": completion, "spread": spread, "retrieval": retrieval, "fidelity": fidelity, "words": users_words,
 }  # fmt: skip
