@@ -39,10 +39,10 @@ def alphas_cumprod(schedule: str = "linear") -> Tensor:
     """Share of the signal's variance that is left at each timestep, float64 (1000,).
 
     linear: as published. linear_zsnr: the same, rescaled so that nothing is left at the last timestep (Lin et al. 2023, algorithm 1).
-    cosine: cos^2 of the timestep's share of a quarter turn (Nichol and Dhariwal 2021, without offset), nothing left at the last."""
+    cosine: cos^2 of the timestep's fraction of a quarter turn (Nichol and Dhariwal 2021, without offset), nothing left at the last."""
     if schedule == "cosine":
-        share = torch.arange(1, TIMESTEPS + 1, dtype=torch.float64) / TIMESTEPS
-        return (share * math.pi / 2).cos().square().clamp(min=_LEAST_ALPHA_BAR)
+        fraction = torch.arange(1, TIMESTEPS + 1, dtype=torch.float64) / TIMESTEPS
+        return (fraction * math.pi / 2).cos().square().clamp(min=_LEAST_ALPHA_BAR)
     table = (1 - betas()).cumprod(0)
     if schedule == "linear":
         return table
@@ -73,9 +73,9 @@ class NoiseSchedule:
         log = (level / scale).clamp(min=1e-10).log()
         above = torch.searchsorted(table, log.contiguous()).clamp(1, TIMESTEPS - 1)
         low, high = table[above - 1], table[above]
-        share = ((log - low) / (high - low)).clamp(0, 1)
-        exact = above - 1 + share
-        return exact if scale != 1 else torch.where(share <= 0.5, above - 1, above).float()
+        fraction = ((log - low) / (high - low)).clamp(0, 1)
+        exact = above - 1 + fraction
+        return exact if scale != 1 else torch.where(fraction <= 0.5, above - 1, above).float()
 
     def sigma(self, timestep: Tensor | float) -> Tensor:
         """Noise level of timesteps 0..999, fractional ones between their neighbours by the logarithm."""

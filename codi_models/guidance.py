@@ -48,12 +48,12 @@ def alignment_term(c: Tensor, c_off: Tensor, g: float) -> Tensor:
     return (g - 1) * (c - c_off)
 
 
-def rescaled(noise: Tensor, conditional: Tensor, share: float) -> Tensor:
+def rescaled(noise: Tensor, conditional: Tensor, fraction: float) -> Tensor:
     """Guided noise (B, ...) brought back towards the spread of the noise with the prompt alone (Lin et al. 2023, section 3.4).
 
-    share: 0 none of the way, 1 all of it."""
+    fraction: 0 none of the way, 1 all of it."""
     before, after = (t.flatten(1).std(dim=1) for t in (conditional, noise))
-    factor = torch.where(after > 0, before / after.clamp_min(1e-12), 1.0) * share + 1 - share  # (B,)
+    factor = torch.where(after > 0, before / after.clamp_min(1e-12), 1.0) * fraction + 1 - fraction  # (B,)
     return noise * factor.view(-1, *[1] * (noise.ndim - 1))
 
 
@@ -74,13 +74,13 @@ class GuidedDenoiser:
 
     def __call__(self, x: Latents, sigma: float, targets: Collection[str] | None = None) -> Latents:
         """Of the targets; by default of all outputs."""
-        wanted = [m for m in x if targets is None or m in targets]
+        active = [m for m in x if targets is None or m in targets]
         alignment = self.alignment.at(float(self.schedule.timestep(sigma)))
         outputs = {**x, **self.given}
-        guidance = {m: self.guidance[m] if alignment.sources(m, outputs) else replace(self.guidance[m], alignment=1.0) for m in wanted}
+        guidance = {m: self.guidance[m] if alignment.sources(m, outputs) else replace(self.guidance[m], alignment=1.0) for m in active}
         inputs = {m: self.schedule.network_input(part, sigma, self.scales[m]).to(self.dtype) for m, part in x.items()}
-        embeddings = self._environment(inputs, sigma, alignment, [m for m in wanted if guidance[m].weights.keys() != {"c_off"}])
-        denoised: dict[str, Latents] = {m: {} for m in wanted}
+        embeddings = self._environment(inputs, sigma, alignment, [m for m in active if guidance[m].weights.keys() != {"c_off"}])
+        denoised: dict[str, Latents] = {m: {} for m in active}
         for names, passed, aligned in _passes(guidance, alignment):
             rows = {m: part.repeat(len(names), *[1] * (part.ndim - 1)) for m, part in inputs.items()}
             known = {m: e.repeat(len(names), 1, 1) for m, e in embeddings.items()}
@@ -89,7 +89,7 @@ class GuidedDenoiser:
             for m, prediction in predictions.items():
                 for name, part in zip(names, prediction.float().chunk(len(names)), strict=True):
                     denoised[m][name] = self.schedule.denoised(part, x[m], sigma, self.scales[m])
-        return {m: guidance[m].combine(x[m], denoised[m]) for m in wanted}
+        return {m: guidance[m].combine(x[m], denoised[m]) for m in active}
 
     def _environment(self, inputs: Latents, sigma: float, alignment: Alignment, targets: Collection[str]) -> dict[str, Tensor]:
         """Environment embeddings of all that some target attends to: once a step, for every pass of it."""
