@@ -69,10 +69,10 @@ class JointDenoiser(nn.Module):
         if not latents:
             raise CoDiError(f"no output asked for; ask for some of {', '.join(MODALITIES)}")
         alignment, given, hooks = alignment or Alignment(), given or {}, hooks or {}
-        wanted = [m for m in latents if targets is None or m in targets]
-        prompts = {m: cast(Context, _of(contexts, m, "prompt")) for m in wanted if hooks.get(m, PLAIN).unfolded}
-        prompts |= self.fold_contexts(contexts, [m for m in wanted if m not in prompts])
-        sources = {m: alignment.sources(m, {**latents, **given}) for m in wanted}
+        active = [m for m in latents if targets is None or m in targets]
+        prompts = {m: cast(Context, _of(contexts, m, "prompt")) for m in active if hooks.get(m, PLAIN).unfolded}
+        prompts |= self.fold_contexts(contexts, [m for m in active if m not in prompts])
+        sources = {m: alignment.sources(m, {**latents, **given}) for m in active}
         needed = {source for strengths in sources.values() for source in strengths}
         noisy = {m: x for m, x in latents.items() if m in needed and m not in given}
         embeddings = {**self.environment_embeddings(noisy, timesteps), **given}
@@ -85,7 +85,7 @@ class JointDenoiser(nn.Module):
             )  # fmt: skip
 
         predictions = {}
-        for m in wanted:
+        for m in active:
             if alignment.combine == "attention" or len(sources[m]) < 2:
                 predictions[m] = predict(m, sources[m])
             else:

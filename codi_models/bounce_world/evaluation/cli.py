@@ -38,7 +38,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from .cells import Runner
     from .plots import save
 
-    wanted = chosen(options.only)
+    sections = chosen(options.only)
     samples = options.samples if options.samples is not None else (QUICK_SAMPLES if options.quick else SAMPLES)
     if not 1 <= samples <= MOST_SAMPLES:
         raise CoDiError(f"--samples {samples}: give 1 to {MOST_SAMPLES}")
@@ -50,7 +50,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         pipe, options.out / "readings.json.gz", samples=samples, seed=options.seed, overrides=overrides, log=lambda s: print(s, flush=True)
     )  # fmt: skip
     reports: dict[str, Report] = {}
-    for name in wanted:
+    for name in sections:
         print(f"{name}: {SECTIONS[name].__doc__}", flush=True)
         reports[name] = SECTIONS[name](runner)
         print(reports[name].text, flush=True)
