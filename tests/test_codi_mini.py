@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from codi.codi_models.bounce_world.evaluation.cells import Cell, Part, Runner
-from codi.codi_models.bounce_world.evaluation.sections import right
+from codi.codi_models.bounce_world.evaluation.sections import agree, right
 from codi.codi_models.components import COMPONENTS, component_path
 from codi.codi_models.config import CoDiConfig
 from codi.codi_models.model import SHIPPED
@@ -42,3 +42,16 @@ def test_folder_is_whole_and_small() -> None:
 def test_outputs_show_what_the_prompt_says(runner: Runner, kind: str, output: str, attribute: str) -> None:
     hits = right(runner.read(Cell((output,), (Part(kind),))), output, [attribute])
     assert int(hits.sum()) >= 12  # of 16; chance is 6 at most
+
+
+@pytest.mark.parametrize("words", ["users", "held back"])
+def test_it_understands_users_words(runner: Runner, words: str) -> None:
+    hits = right(runner.read(Cell(("image",), (Part("text", words=words),))), "image", ["shape", "colour"])
+    assert int(hits.sum()) >= 11  # of 16; chance is 1
+
+
+@pytest.mark.parametrize("outputs", [("image", "text"), ("audio", "text"), ("video", "audio")], ids="+".join)
+def test_outputs_made_together_tell_the_same(runner: Runner, outputs: tuple[str, ...]) -> None:
+    """Without a prompt, in the paper's mode: all that tells them of each other is latent alignment."""
+    hits = agree(runner.read(Cell(outputs, settings=(("schedule", "together"),))), outputs)
+    assert int(hits.sum()) >= 9  # of 16; chance is 1

@@ -15,7 +15,7 @@ from codi.codi_models.checkpoints import read_weights
 from codi.codi_models.config import CoDiConfig, DiffusionConfig
 from codi.codi_models.denoisers.alignment import ALIGNMENT_PREFIXES, CONNECTOR_PREFIXES, ENVIRONMENT_PREFIXES
 from codi.codi_models.errors import CoDiError
-from codi.codi_models.model import CoDi
+from codi.codi_models.model import SHIPPED, CoDi
 from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.training import cli
 from codi.codi_models.training.alignment import LatentAlignment, pairs_of
@@ -315,7 +315,7 @@ def test_the_shipped_recipe_is_one_clean_recipe() -> None:
     recipe = Recipe.load(PACK / "recipes" / "codi-mini.json")
     assert len(recipe.runs) <= 10 and recipe.networks.name == "codi-mini" and recipe.data == "bounce-world"
     assert recipe.networks.diffusion.prediction == "v" and recipe.networks.diffusion.schedule == "cosine"
-    assert recipe.networks.sampling.wiring == "cross" and recipe.networks.sampling.schedule == "together"
+    assert recipe.networks.sampling == CoDiConfig.load(SHIPPED / "codi-mini" / "config.json").sampling, "what it trains runs as what ships"
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
