@@ -37,7 +37,7 @@ RUNS: list[dict[str, Any]] = [
     {"name": "text_autoencoder", "kind": "autoencoder", "component": "text_autoencoder", "batch": 4, "prompts": 0.5},
     {"name": "bridging", "kind": "bridging", "batch": {"image": 4, "audio": 4, "video": 4}},
     {"name": "vision_denoiser", "kind": "denoiser", "modalities": ["image", "video"], "batch": {"image": 4, "video": 2}, "variants": 2},
-    {"name": "audio_denoiser", "kind": "denoiser", "modalities": ["audio"], "batch": {"audio": 4}, "variants": 2},
+    {"name": "audio_denoiser", "kind": "denoiser", "modalities": ["audio"], "batch": {"audio": 4}, "variants": 2, "optimizer": "muon"},
     {"name": "text_denoiser", "kind": "denoiser", "modalities": ["text"], "batch": {"text": 4}, "variants": 2},
     {"name": "environment", "kind": "environment", "batch": {"image": 4, "video": 2, "audio": 4, "text": 4}, "variants": 2},
     {"name": "alignment", "kind": "alignment", "batch": {"image": 3, "text": 4, "audio": 3, "video": 2}, "variants": 2},

@@ -43,10 +43,10 @@ class Noising:
     def __init__(self, config: CoDiConfig) -> None:
         self.config, self.schedule = config, NoiseSchedule(config.diffusion)
 
-    def levels(self, count: int, generator: torch.Generator) -> Tensor:
-        """Common levels (count,), stratified: every batch has all of them."""
+    def levels(self, count: int, generator: torch.Generator, power: float = 1.0) -> Tensor:
+        """Common levels (count,), stratified: every batch has all of them. With a power above 1, low ones more often."""
         order = torch.randperm(count, generator=generator, device=generator.device)
-        return (order + torch.rand(count, generator=generator, device=generator.device)) / count
+        return ((order + torch.rand(count, generator=generator, device=generator.device)) / count) ** power
 
     def __call__(self, modality: str, x0: Tensor, level: Tensor, generator: torch.Generator) -> Noisy:
         """Latents (B, ...) in diffusion space at common levels (B,)."""
@@ -81,6 +81,7 @@ class Denoising(Objective):
         batch: dict[str, int]
         turns: dict[str, int] = field(default_factory=dict)  # steps of each modality in a round, else 1
         empty: float = 0.4  # part of the prompts that are empty: joint generation without a prompt stands on that half
+        level_power: float = 1.0  # above 1, more of the steps see low noise, where what is decided late is learnt
         variants: int = 8  # prompts of each item
         spread: float = 0.15  # size of the noise on prompts, see `encoded.jittered`
 
@@ -107,7 +108,7 @@ class Denoising(Objective):
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         kind = self.kinds[step % len(self.kinds)]
         with torch.no_grad():
-            level = self.noising.levels(self.batches[kind], generator)
+            level = self.noising.levels(self.batches[kind], generator, self.options.level_power)
             rows = self.encoded.rows([kind], len(level), generator)
             noisy = self.noising(kind, self.encoded.latent(kind, rows, generator.device), level, generator)
             context = draw_prompts(

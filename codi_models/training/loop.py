@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from ..errors import CoDiError, WriteError
 from ..files import unwritable
-from .recipe import Run
+from .muon import Muon
+from .recipe import OPTIMIZERS, Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_OPTIMISER = dict(zip(OPTIMIZERS, (torch.optim.AdamW, Muon), strict=True))
 
 
 class Objective(nn.Module):
@@ -156,7 +159,8 @@ def train(
     device, state_file = accelerator.device, folder / "state.pt"
     objective.to(device).train()
     parameters = objective.trainable()
-    optimiser = torch.optim.AdamW(parameters, lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=device.type == "cuda")
+    settings: dict[str, Any] = dict(lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=device.type == "cuda")
+    optimiser = _OPTIMISER[run.optimizer](parameters, **settings)
     average = _Average(objective, run.ema)
     step, elapsed = 0, 0.0
     if state_file.exists():

@@ -23,7 +23,8 @@ KINDS = {
 }
 """Kind of a run -> module and class of its objective, whose `Options` are the run's own fields."""
 
-
+OPTIMIZERS = ("adamw", "muon")
+"""Names of the optimisers that a run can take."""
 STEPS, EXAMPLES, SEED = 10_000_000, 65_536, 2**64 - 1
 """The most steps of a run, examples of a batch (and batches of a step), and the largest seed."""
 
@@ -36,6 +37,7 @@ class Run:
     kind: str  # one of KINDS
     steps: int
     learning_rate: float = 1e-3
+    optimizer: str = "adamw"  # or muon, see `muon.Muon`
     warmup: int = 100
     ema: float = 0.999  # decay of the averaged weights, which are what a run leaves
     seed: int = 0
@@ -54,6 +56,7 @@ class Run:
         examples = list(batch.values()) if isinstance(batch, dict) else [batch]
         for good, message in (
             (self.kind in KINDS, f"unknown kind {self.kind!r}: give one of {', '.join(KINDS)}"),
+            (self.optimizer in OPTIMIZERS, f"unknown optimizer {self.optimizer!r}: give {' or '.join(OPTIMIZERS)}"),
             (plain_name(self.name), f"its name becomes a folder's: {PLAIN}"),
             (1 <= self.steps <= STEPS, f"steps {self.steps} must be 1 to {STEPS}"),
             (0 <= self.seed <= SEED, f"seed {self.seed} must be 0 or more and below 2**64"),
