@@ -39,7 +39,13 @@ RUNS: list[dict[str, Any]] = [
     {"name": "vision_denoiser", "kind": "denoiser", "modalities": ["image", "video"], "batch": {"image": 4, "video": 2}, "variants": 2},
     {"name": "audio_denoiser", "kind": "denoiser", "modalities": ["audio"], "batch": {"audio": 4}, "variants": 2, "optimizer": "muon"},
     {"name": "text_denoiser", "kind": "denoiser", "modalities": ["text"], "batch": {"text": 4}, "variants": 2},
-    {"name": "environment", "kind": "environment", "batch": {"image": 4, "video": 2, "audio": 4, "text": 4}, "variants": 2},
+    {
+        "name": "environment",
+        "kind": "environment",
+        "batch": {"image": 4, "video": 2, "audio": 4, "text": 4},
+        "variants": 2,
+        "generated": 0.5,
+    },
     {"name": "alignment", "kind": "alignment", "batch": {"image": 3, "text": 4, "audio": 3, "video": 2}, "variants": 2},
 ]
 
@@ -133,7 +139,7 @@ def test_outputs_of_a_pair_cannot_be_told_by_their_noise_level_alone(trained: Pa
 
 
 def test_beside_a_finished_output_only_the_other_is_predicted(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The source is clean, its environment encoder and the target's connectors learn, and the target attends to nothing else."""
+    """The source has no noise, its environment encoder and the target's connectors learn, and the target attends to nothing else."""
     space = Workspace(trained / "model", torch.device("cpu"))
     options = LatentAlignment.Options(batch=4, pairs=(("text", "audio"),), variants=2, finished=1.0)
     data = BounceWorld(space.config, items=24)

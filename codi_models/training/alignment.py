@@ -25,6 +25,7 @@ from .sheets import decoded
 from .workspace import Workspace
 
 PAPER_PAIRS = (("image", "text"), ("text", "audio"), ("audio", "video"))
+LITTLE = 0.25  # noise level up to which a latent keeps what it shows
 SHARPNESS = 15.0  # inverse temperature of the contrastive losses
 
 
@@ -51,6 +52,15 @@ class _Aligning(Objective):
     def noisy(self, modality: str, rows: Tensor, level: Tensor, generator: torch.Generator) -> Noisy:
         return self.noising(modality, self.encoded.latent(modality, rows, generator.device), level, generator)
 
+    @torch.no_grad()
+    def generated(self, modality: str, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Items (B, ...) as a sampler would leave them: the denoiser's estimates from a little noise, under the items' own prompts.
+
+        Generated latents miss the real ones by more than an environment encoder bears that only ever saw real ones."""
+        level = LITTLE * self.noising.levels(len(rows), generator)
+        noisy, own = self.noisy(modality, rows, level, generator), self.encoded.embedding(modality, rows, generator)
+        return self.noising.estimate(noisy, self.net(modality)(noisy.x, noisy.timesteps, own[:, None]).float())
+
     def write(self) -> None:
         for name, net in self.nets.items():
             self.workspace.save_learnt(name, net)
@@ -66,6 +76,7 @@ class EnvironmentEncoding(_Aligning):
     class Options:
         batch: dict[str, int]  # of each modality, in turns
         pull: float = 1.0  # weight of the distance from the item's own embedding
+        generated: float = 0.0  # part of the steps on latents that are the denoiser's own
         variants: int = 8
 
     def __init__(self, space: Workspace, encoded: Encoded, options: Options) -> None:
@@ -86,7 +97,11 @@ class EnvironmentEncoding(_Aligning):
         with torch.no_grad():
             level = self.noising.levels(self.options.batch[kind], generator)
             rows = self.encoded.rows([kind], len(level), generator)
-            noisy = self.noisy(kind, rows, level, generator)
+            if torch.rand((), generator=generator, device=generator.device) < self.options.generated:
+                made = self.generated(kind, rows, generator)
+                noisy = Noisy(made, torch.zeros_like(level), made, torch.zeros_like(level))
+            else:
+                noisy = self.noisy(kind, rows, level, generator)
             own = self.encoded.embedding(kind, rows, generator)
             text = self.encoded.embedding("text", rows, generator) if "text" in self.encoded.embeddings else own
             signal = (1 + noisy.sigma.square()).rsqrt()  # a latent that is nearly noise cannot name its item
@@ -167,10 +182,10 @@ class LatentAlignment(_Aligning):
     def _beside_a_finished(
         self, target: str, source: str, rows: Tensor, level: Tensor, context: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        clean, noisy = self.encoded.latent(source, rows, generator.device), self.noisy(target, rows, level, generator)
-        environment = self.net(source).environment_embedding(clean, torch.zeros_like(level))  # (B, 1, C)
-        made = self.net(target)(noisy.x, noisy.timesteps, context, environment=environment)
-        error = (made.float() - noisy.target).square().mean()
+        made, noisy = self.generated(source, rows, generator), self.noisy(target, rows, level, generator)
+        environment = self.net(source).environment_embedding(made, torch.zeros_like(level))  # (B, 1, C)
+        predicted = self.net(target)(noisy.x, noisy.timesteps, context, environment=environment)
+        error = (predicted.float() - noisy.target).square().mean()
         return error, {f"{target} beside {source}": error}
 
     def samples(self) -> dict[str, Tensor | list[str]]:

@@ -57,6 +57,11 @@ class Noising:
         target = self.schedule.target(x0, noise, wide)
         return Noisy(self.schedule.noised(x0, noise, wide), self.schedule.timestep(sigma, scale), target, own)
 
+    def estimate(self, noisy: Noisy, prediction: Tensor) -> Tensor:
+        """Clean latents (B, ...) that a network's prediction stands for."""
+        sigma = noisy.sigma.view(-1, *[1] * (noisy.x.ndim - 1))
+        return self.schedule.denoised(prediction, noisy.x * (1 + sigma**2).sqrt(), sigma)
+
 
 def prompt_weights(modality: str) -> dict[str, float]:
     """How often a denoiser is prompted with which modality: text and the sample itself; that of text with all four."""

@@ -1,11 +1,13 @@
-"""The Muon optimiser and the choice of noise levels: what a run's own numbers change of its steps."""
+"""The Muon optimiser, the choice of noise levels, and latents as a denoiser leaves them: what runs can ask for beside their steps."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+from codi.codi_models.config import DiffusionConfig
 from codi.codi_models.errors import CoDiError
 from codi.codi_models.training.denoising import Noising
 from codi.codi_models.training.muon import Muon, orthogonal
@@ -84,3 +86,15 @@ def test_a_power_draws_low_noise_levels_more_often() -> None:
         assert levels.min() >= 0 and levels.max() < 1
         for below in (0.1, 0.5, 0.9):
             assert abs(int((levels < below).sum()) - 50 * below ** (1 / power)) <= 1
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_what_a_network_is_to_predict_stands_for_the_clean_latents(prediction: str) -> None:
+    """At every level of every modality, whose scales differ."""
+    noise = DiffusionConfig(schedule="cosine", prediction=prediction, shifts={"image": -2.0, "text": 1.0})
+    noising, generator = Noising(dataclasses.replace(small_config(), diffusion=noise)), torch.Generator().manual_seed(0)
+    for modality, shape in (("image", (6, 4, 2, 2)), ("text", (6, 8))):
+        x0, level = torch.randn(shape, generator=generator), torch.linspace(0.02, 0.7, 6)
+        noisy = noising(modality, x0, level, generator)
+        assert torch.allclose(noising.estimate(noisy, noisy.target), x0, atol=1e-3)
+        assert not torch.allclose(noising.estimate(noisy, torch.zeros_like(x0)), x0, atol=0.1)
