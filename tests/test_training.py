@@ -163,15 +163,16 @@ def test_beside_a_finished_output_only_the_other_is_predicted(trained: Path, mon
     assert targets == {"text", "audio"}
 
 
-def test_a_modality_without_a_batch_is_told(trained: Path) -> None:
+def test_options_that_cannot_be_used_are_told(trained: Path) -> None:
     space = Workspace(trained / "model", torch.device("cpu"))
     data = BounceWorld(space.config, items=24)
-    for cls, options in (
-        (LatentAlignment, {"batch": {"image": 2, "text": 2}, "pairs": (("image", "text"), ("text", "audio"))}),
-        (Denoising, {"batch": {"text": 2}, "modalities": ("audio",)}),
+    for cls, options, said in (
+        (LatentAlignment, {"batch": {"image": 2, "text": 2}, "pairs": (("image", "text"), ("text", "audio"))}, "no number for audio"),
+        (Denoising, {"batch": {"text": 2}, "modalities": ("audio",)}, "no number for audio"),
+        (Denoising, {"batch": {"text": 2}, "modalities": ("text",), "level_power": 0.0}, "level_power 0.0 must be above 0"),
     ):
         chosen = cls.Options(**options, variants=2)
-        with pytest.raises(CoDiError, match="no number for audio"):
+        with pytest.raises(CoDiError, match=said):
             cls(space, cls.encode(space, data, chosen, trained / "runs" / "cache", lambda *_: None), chosen)
 
 

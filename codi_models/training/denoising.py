@@ -97,6 +97,8 @@ class Denoising(Objective):
         self.kinds = [kind for kind in options.modalities if kind in encoded.latents for _ in range(options.turns.get(kind, 1))]
         self.batches = {kind: batch_of(options.batch, [kind]) for kind in self.kinds}
         self.component = _component(options.modalities)
+        if options.level_power <= 0:
+            raise CoDiError(f"level_power {options.level_power} must be above 0: 1 draws all noise levels alike, 2 low ones more often")
         if not self.kinds:
             raise CoDiError(f"no example has {' or '.join(options.modalities)}; the data have {', '.join(encoded.has)}")
         self.net: Any = space.network(self.component)
