@@ -53,6 +53,25 @@ def test_matrices_take_orthogonal_steps_and_the_rest_those_of_adamw() -> None:
     assert 0.3 < values[-2] and values.max() < 1.3  # normalisation after it takes one direction of the gradient away
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="PyTorch before 2.9 has no Muon")
+def test_matrices_move_as_those_of_pytorch() -> None:
+    """Whose iterations are in bfloat16."""
+    ours, theirs = nn.Linear(40, 24, bias=False), nn.Linear(40, 24, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    start = ours.weight.detach().clone()
+    pairs = (
+        (ours, Muon(ours.parameters(), lr=0.01, weight_decay=0.1)),
+        (theirs, torch.optim.Muon(theirs.parameters(), lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")),
+    )
+    for net, optimiser in pairs:
+        for step in range(3):
+            optimiser.zero_grad()
+            net(torch.randn(32, 40, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            optimiser.step()
+    moved, expected = ours.weight.detach() - start, theirs.weight.detach() - start
+    assert (moved - expected).norm() < 0.03 * expected.norm()
+
+
 def test_its_state_goes_on_where_it_was_kept() -> None:
     whole, half = network(), network()
     stepped(whole, Muon(whole.parameters(), lr=0.01), range(6))

@@ -98,8 +98,7 @@ class EnvironmentEncoding(_Aligning):
             level = self.noising.levels(self.options.batch[kind], generator)
             rows = self.encoded.rows([kind], len(level), generator)
             if torch.rand((), generator=generator, device=generator.device) < self.options.generated:
-                made = self.generated(kind, rows, generator)
-                noisy = Noisy(made, torch.zeros_like(level), made, torch.zeros_like(level))
+                noisy = self.noising(kind, self.generated(kind, rows, generator), torch.zeros_like(level), generator)
             else:
                 noisy = self.noisy(kind, rows, level, generator)
             own = self.encoded.embedding(kind, rows, generator)

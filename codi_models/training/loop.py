@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from ..errors import CoDiError, WriteError
 from ..files import unwritable
 from .muon import Muon
-from .recipe import OPTIMIZERS, Run
+from .recipe import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-_OPTIMISER = dict(zip(OPTIMIZERS, (torch.optim.AdamW, Muon), strict=True))
 
 
 class Objective(nn.Module):
@@ -160,7 +158,7 @@ def train(
     objective.to(device).train()
     parameters = objective.trainable()
     settings: dict[str, Any] = dict(lr=run.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4, fused=device.type == "cuda")
-    optimiser = _OPTIMISER[run.optimizer](parameters, **settings)
+    optimiser = {"adamw": torch.optim.AdamW, "muon": Muon}[run.optimizer](parameters, **settings)
     average = _Average(objective, run.ema)
     step, elapsed = 0, 0.0
     if state_file.exists():

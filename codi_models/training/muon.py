@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,11 +17,8 @@ ITERATIONS, POLYNOMIAL = 5, (3.4445, -4.7750, 2.0315)
 class Muon(torch.optim.AdamW):
     """Muon for matrices, a convolution's weights (O, I, ...) among them as (O, I * ...), and AdamW for all other parameters.
 
-    Steps are as large as those of AdamW on the mean (Liu et al. 2025, equation 4), so that both take one learning rate."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], **settings: Any) -> None:
-        super().__init__(parameters, **settings)
-        self.matrices = [p for group in self.param_groups for p in group["params"] if p.ndim > 1 and min(p.flatten(1).shape) >= NARROWEST]
+    Steps of both are of one size on the mean (Liu et al. 2025), so they share a learning rate. PyTorch's own takes two dimensions
+    alone, and versions before 2.9 have none."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -30,21 +27,23 @@ class Muon(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        settings = {id(p): group for group in self.param_groups for p in group["params"]}
-        for matrix in self.matrices:
-            if matrix.grad is None:
-                continue
-            gradient, state, group = matrix.grad, self.state[matrix], settings[id(matrix)]
-            if not state:
-                state["step"], state["momentum"] = torch.tensor(0.0), torch.zeros_like(matrix)
-            state["step"] += 1
-            state["momentum"].mul_(MOMENTUM).add_(gradient)
-            update = orthogonal(gradient.add(state["momentum"], alpha=MOMENTUM).flatten(1))
-            size = 0.2 * max(update.shape) ** 0.5
-            matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(matrix), alpha=-group["lr"] * size)
-            matrix.grad = None  # so that AdamW passes over it
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.ndim > 1 and min(parameter.flatten(1).shape) >= NARROWEST:
+                    self._turn(parameter, group["lr"], group["weight_decay"])
+                    parameter.grad = None  # so that AdamW passes over it
         super().step()
         return loss
+
+    def _turn(self, matrix: nn.Parameter, lr: float, decay: float) -> None:
+        gradient, state = matrix.grad, self.state[matrix]
+        assert gradient is not None
+        if not state:
+            state["step"], state["momentum"] = torch.tensor(0.0), torch.zeros_like(matrix)
+        state["step"] += 1
+        state["momentum"].mul_(MOMENTUM).add_(gradient)
+        update = orthogonal(gradient.add(state["momentum"], alpha=MOMENTUM).flatten(1))
+        matrix.mul_(1 - lr * decay).add_(update.view_as(matrix), alpha=-lr * 0.2 * max(update.shape) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
