@@ -69,7 +69,7 @@ class Page:
         self.page.wait_for_timeout(wait)
 
     def open_api(self, prompt: dict, name: str) -> None:
-        """Open a workflow in API format. An empty one comes before it: `loadApiJson` lets the search for what the last graph misses go on."""
+        """Open a workflow in API format, after an empty one: `loadApiJson` lets the search for what the last graph misses go on."""
         self.page.evaluate("w => app.loadGraphData(w)", _EMPTY)
         self.page.evaluate("([w, n]) => app.loadApiJson(w, n)", [prompt, name])
         self.page.wait_for_timeout(1500)
