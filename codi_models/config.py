@@ -212,6 +212,7 @@ class SamplingConfig:
     scheduler: str = "ddim_uniform"  # see diffusion.SCHEDULERS
     steps: int = 50
     cfg: float = 7.5
+    cfg_rescale: float = 0.0  # what is taken back of the spread that guidance adds, see guidance.rescaled
     wiring: str = "cross"  # the paper's, see alignment.WIRINGS
     alignment: float = 1.0  # strength of the latent alignment
     alignment_guidance: float = 1.0  # 1 needs no extra pass

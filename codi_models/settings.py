@@ -46,13 +46,13 @@ class Settings:
     sampler: str
     scheduler: str
     cfg: tuple[tuple[str, float], ...]  # classifier-free guidance of every output
+    cfg_rescale: float  # 0 to 1, see guidance.rescaled
     alignment: Alignment
     mix: str
     frames: int
     image_size: int
     video_size: int
     batch_size: int
-    cfg_rescale: float = 0.0  # 0 to 1, see guidance.rescaled
     schedule: str = TOGETHER  # see stages.parse_schedule
     given: tuple[str, ...] = ()  # outputs that the user gives
     strength: tuple[tuple[str, float], ...] = ()  # (given output, part of the run in which it is generated, as in SDEdit); else 0
@@ -113,7 +113,7 @@ class Settings:
             sampler=told.get("sampler", usual.sampler),
             scheduler=told.get("scheduler", usual.scheduler),
             cfg=tuple((output, scales.get(output, usual.cfg if common is None else common)) for output in made),
-            cfg_rescale=told.get("cfg_rescale", 0.0),
+            cfg_rescale=told.get("cfg_rescale", usual.cfg_rescale),
             alignment=Alignment(
                 told.get("wiring", usual.wiring),
                 told.get("alignment", usual.alignment),

@@ -52,11 +52,11 @@ class Guider(Node):
                 *scales,
                 io.Float.Input(
                     "cfg_rescale",
-                    default=0.0,
-                    min=0.0,
+                    default=UNSET,
+                    min=UNSET,
                     max=1.0,
                     step=0.05,
-                    tooltip="Takes back what strong guidance adds to contrast: 0 none, 1 all.",
+                    tooltip="Takes back what strong guidance adds to contrast: 0 none, 1 all, -1 the model's own.",
                 ),
                 io.Float.Input(
                     "alignment_guidance",
@@ -81,6 +81,6 @@ class Guider(Node):
         cfg = {m: own(scales[f"cfg_{m}"], usual.cfg) for m in MODALITIES}
         if isinstance(model.model, compose.JointModel) and alignment_guidance != UNSET:
             model = compose.align(model, guidance=alignment_guidance)
-        guider = ModalityGuider(model, cfg, rescale=cfg_rescale)
+        guider = ModalityGuider(model, cfg, rescale=own(cfg_rescale, usual.cfg_rescale))
         guider.set_conds(positive, negative or negative_of(model.model.codi, positive))
         return io.NodeOutput(guider)

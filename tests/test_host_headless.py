@@ -176,11 +176,12 @@ def test_without_a_negative_guidance_leads_away_from_what_it_does_headless(sessi
         assert (made[m] - own[m]).norm() < 4e-5 * own[m].norm(), (m, float((made[m] - own[m]).norm() / own[m].norm()))
 
 
-def test_the_guider_takes_the_same_and_a_connected_negative_counts(session):
+@pytest.mark.parametrize("model", ["tiny", "tiny-shifted"])
+def test_the_guider_takes_the_same_and_a_connected_negative_counts(session, model):
     kinds = [("image", 1.0), ("audio", 0.5)]
-    graph = prompted(kinds, "linear")
+    graph = prompted(kinds, "linear", model=model)
     links = {"model": ["load", 0], "positive": ["mix", 0]}
-    graph["guider"] = node("CoDiGuider", **links, **{f"cfg_{m}": 4.0 for m in ("video", "image", "text", "audio")}, cfg_rescale=0.0,
+    graph["guider"] = node("CoDiGuider", **links, **{f"cfg_{m}": 4.0 for m in ("video", "image", "text", "audio")}, cfg_rescale=-1.0,
                            alignment_guidance=2.0)  # fmt: skip
     graph["noise"], graph["sampler"] = node("RandomNoise", noise_seed=3), node("KSamplerSelect", sampler_name="euler")
     graph["sigmas"] = node("BasicScheduler", model=["load", 0], scheduler="normal", steps=2, denoise=1.0)

@@ -23,8 +23,8 @@ CONFIG = small_config()
 
 def test_every_default_is_the_models() -> None:
     unusual = SamplingConfig(
-        image_size=48, video_size=32, frames=5, frame_rate=3.0, sampler="euler", scheduler="karras", steps=13, cfg=2.25, wiring="self",
-        alignment=0.75, alignment_guidance=1.5, alignment_combine="sum", schedule="image, audio+text",
+        image_size=48, video_size=32, frames=5, frame_rate=3.0, sampler="euler", scheduler="karras", steps=13, cfg=2.25, cfg_rescale=0.25,
+        wiring="self", alignment=0.75, alignment_guidance=1.5, alignment_combine="sum", schedule="image, audio+text",
     )  # fmt: skip
     for other in dataclasses.fields(SamplingConfig):
         assert getattr(unusual, other.name) != getattr(CONFIG.sampling, other.name), "a default that differs"
@@ -32,7 +32,7 @@ def test_every_default_is_the_models() -> None:
     assert (one.image_size, one.video_size, one.frames, one.sampler, one.scheduler, one.steps) == (48, 32, 5, "euler", "karras", 13)
     assert dict(one.cfg) == dict.fromkeys(MODALITIES, 2.25) and one.alignment == Alignment("self", 0.75, 1.5, combine="sum")
     assert one.stages == (("image",), ("text", "audio"), ("video",)) or one.stages == (("image",), ("audio", "text"), ("video",))
-    assert (one.seed, one.count, one.cfg_rescale, one.mix, one.given, one.strength) == (0, 1, 0.0, "linear", (), ())
+    assert (one.seed, one.count, one.cfg_rescale, one.mix, one.given, one.strength) == (0, 1, 0.25, "linear", (), ())
 
 
 OFFICIAL = CoDiConfig.official()
@@ -73,7 +73,7 @@ def test_every_setting_of_a_run_replaces_its_default() -> None:
 def test_what_is_told_of_a_run_leaves_out_what_was_not_set() -> None:
     told = Settings.resolve(CONFIG, ["video"]).to_dict()
     assert told["cfg"] == CONFIG.sampling.cfg and told["outputs"] == ["video"]
-    assert not {"cfg_rescale", "given", "strength", "alignment_directions", "alignment_start", "alignment_end"} & set(told)
+    assert not {"given", "strength", "alignment_directions", "alignment_start", "alignment_end"} & set(told)
 
 
 def test_guidance_of_every_output() -> None:

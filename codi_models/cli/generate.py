@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--count", type=int, default=1, metavar="K", help="number of samples (default 1)")
     add("--steps", type=int, metavar="S", help="denoising steps")
     add("--cfg", metavar="C", help="classifier-free guidance; 1 is none. By output: image=5,text=2, or 3,image=5 with 3 for the others")
-    add("--cfg-rescale", type=float, metavar="R", help="takes back what guidance adds to contrast, 0 none (default) to 1 all")
+    add("--cfg-rescale", type=float, metavar="R", help="takes back what guidance adds to contrast, 0 none to 1 all")
     add("--sampler", metavar="NAME", help=f"one of {', '.join(SAMPLERS)} (default: the model's)")
     add("--scheduler", metavar="NAME", help=f"how noise falls from step to step: one of {', '.join(SCHEDULERS)} (default: the model's)")
     add("--wiring", metavar="cross|self|off", help="what outputs attend to: each other, themselves (as published), nothing")

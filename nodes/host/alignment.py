@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import comfy.patcher_extension
 import comfy.samplers
+import comfy.utils
 from comfy.model_patcher import create_model_options_clone
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...codi_models.alignment import Alignment
 from ...codi_models.config import SamplingConfig
-from ...codi_models.guidance import alignment_term
+from ...codi_models.guidance import alignment_term, rescaled
 from .parts import weighted
 from .streamwise import REMEMBERED, streamwise
 from .targets import TARGETS, with_options
@@ -40,7 +41,7 @@ def predict(model: Any, conds: list, x: Tensor, timestep: Tensor, options: dict)
 
 
 def around_predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None) -> Tensor:
-    """PREDICT_NOISE wrapper: adds (g - 1) (c - c_off) to what a guider makes of its own passes, whatever that is.
+    """PREDICT_NOISE wrapper: adds (g - 1) (c - c_off) to what a guider makes of its own passes, whatever that is, and rescales the sum.
 
     c is caught on its way from the network to the guider, so only c_off costs a pass, of the outputs that attend to others."""
     guider, options = executor.class_obj, model_options or {}
@@ -49,11 +50,12 @@ def around_predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_optio
     options = streamwise(model, with_options(options, **{REMEMBERED: model.remembered}), guider.model_options, x, timestep)
     alignment = model.alignment_at(timestep, options)
     names = model.check(shapes)
-    targets = [] if alignment.guidance == 1 or positive is None else [m for m in names if alignment.sources(m, names)]
-    if not targets:
+    rescale = getattr(guider, "cfg_rescale", model.codi.config.sampling.cfg_rescale)
+    targets = [] if alignment.guidance == 1 else [m for m in names if alignment.sources(m, names)]
+    if positive is None or not (targets or rescale):
         return executor(x, timestep, options, seed)
     off = with_options(options, **{ALIGNMENT: alignment.off()})
-    if alignment.guidance == 0 and _is_conditional_alone(guider, options):
+    if targets and alignment.guidance == 0 and _is_conditional_alone(guider, options):
         return executor(x, timestep, off, seed)
     caught: list[Tensor] = []
 
@@ -66,8 +68,17 @@ def around_predict_noise(executor: Any, x: Tensor, timestep: Tensor, model_optio
     comfy.patcher_extension.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "codi", catch, watched, is_model_options=True)
     guided = executor(x, timestep, watched, seed)
     c = caught[0] if caught else predict(model, [positive], x, timestep, options)[0]
-    (c_off,) = predict(model, [positive], x, timestep, with_options(off, **{TARGETS: targets}))
-    return guided + weighted(shapes, [float(m in targets) for m in names], x) * alignment_term(c, c_off, alignment.guidance)
+    if targets:
+        (c_off,) = predict(model, [positive], x, timestep, with_options(off, **{TARGETS: targets}))
+        guided = guided + weighted(shapes, [float(m in targets) for m in names], x) * alignment_term(c, c_off, alignment.guidance)
+    return _rescaled(guided, c, x, shapes, rescale) if rescale else guided
+
+
+def _rescaled(guided: Tensor, c: Tensor, x: Tensor, shapes: Sequence[tuple[int, ...]], fraction: float) -> Tensor:
+    """Clean latents packed like x, the spread of each part's noise brought back towards that of c."""
+    parts = [comfy.utils.unpack_latents(t, shapes) if len(shapes) > 1 else [t] for t in (x - guided, x - c)]
+    done = [rescaled(noise, plain, fraction) for noise, plain in zip(*parts, strict=True)]
+    return x - (comfy.utils.pack_latents(done)[0] if len(shapes) > 1 else done[0])
 
 
 def _is_conditional_alone(guider: Any, options: Mapping[str, Any]) -> bool:

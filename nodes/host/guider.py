@@ -6,19 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import comfy.samplers
-import comfy.utils
 import torch
 from torch import Tensor
 
 from ...codi_models.errors import CoDiError
-from ...codi_models.guidance import rescaled
 from .alignment import predict
 from .parts import weighted
 from .targets import TARGETS, with_options
 
 
 class ModalityGuider(comfy.samplers.CFGGuider):
-    """Classifier-free guidance in as few passes as its scales need, and rescaled after the guidance of the alignment.
+    """Classifier-free guidance in as few passes as its scales need. rescale: takes the place of the MODEL's own.
 
     A modality with cfg 1 takes no part in the unconditional pass."""
 
@@ -26,19 +24,7 @@ class ModalityGuider(comfy.samplers.CFGGuider):
         if not 0 <= rescale <= 1:
             raise CoDiError(f"cfg_rescale {rescale} must be between 0 and 1")
         super().__init__(patcher)
-        self.scales, self.rescale = dict(cfg), rescale
-        self._conditional: Tensor | None = None
-
-    def outer_predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None) -> Tensor:
-        """Denoised latent, packed like x, with all guidance."""
-        denoised = super().outer_predict_noise(x, timestep, model_options or {}, seed)
-        c, self._conditional = self._conditional, None
-        if not self.rescale or c is None:
-            return denoised
-        shapes = self.inner_model.latent_shapes or [x.shape]
-        pairs = [comfy.utils.unpack_latents(t, shapes) if len(shapes) > 1 else [t] for t in (x - denoised, x - c)]
-        done = [rescaled(guided, plain, self.rescale) for guided, plain in zip(*pairs, strict=True)]
-        return x - (comfy.utils.pack_latents(done)[0] if len(shapes) > 1 else done[0])
+        self.scales, self.cfg_rescale = dict(cfg), rescale
 
     def predict_noise(self, x: Tensor, timestep: Tensor, model_options: dict | None = None, seed: int | None = None) -> Tensor:
         """Denoised latent, packed like x, with classifier-free guidance."""
@@ -58,7 +44,6 @@ class ModalityGuider(comfy.samplers.CFGGuider):
         for function in options.get("sampler_pre_cfg_function", []):
             given = {"conds": conds, "conds_out": out, "cond_scale": scale, "timestep": timestep, "input": x, "sigma": timestep}
             out = function({**given, "model": model, "model_options": options})
-        self._conditional = out[0]
         return comfy.samplers.cfg_function(
             model, out[0], out[1], scale, x, timestep, model_options=options, cond=positive, uncond=conds[1]
         )  # fmt: skip

@@ -49,11 +49,13 @@ def create_tiny(folder: Path) -> None:
 
 
 def create_shifted(tiny: Path, folder: Path) -> None:
-    """The same weights in a folder whose denoisers predict v at cosine noise levels, with a shift of the log SNR for each modality."""
+    """The same weights in a folder whose denoisers predict v at cosine noise levels, with a shift of the log SNR for each modality, and
+    whose guidance is rescaled."""
     config = tiny_config()
     shifts = {"video": -4.8, "image": -2.3, "text": -1.0, "audio": -4.5}
     folder.mkdir(parents=True)
     for file in tiny.iterdir():
         (folder / file.name).symlink_to(file)
     (folder / "config.json").unlink()
-    replace(config, diffusion=DiffusionConfig(schedule="cosine", prediction="v", shifts=shifts)).save(folder / "config.json")
+    diffusion = DiffusionConfig(schedule="cosine", prediction="v", shifts=shifts)
+    replace(config, diffusion=diffusion, sampling=replace(config.sampling, cfg_rescale=0.4)).save(folder / "config.json")
