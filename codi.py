@@ -97,7 +97,8 @@ def _headless(out: Path) -> int:
 
 
 def test(arguments: list[str]) -> int:
-    """ruff, mypy, then pytest on as many processes as there are cores, up to four; its summary comes last.
+    """ruff, mypy, then pytest on one process more than there are cores, up to four, for many wait for a server or a page; its summary
+    comes last.
 
     `--quick`: no host, no browser, nothing slow; the rest goes to pytest (`-n0` for one process)."""
     if "--quick" in arguments:
@@ -107,7 +108,7 @@ def test(arguments: list[str]) -> int:
         if status := subprocess.run([str(PYTHON), "-m", *check], cwd=PACK).returncode:
             return status
     if not any(a.startswith(("-n", "--pdb")) for a in arguments):
-        arguments = [f"-n{min(4, os.cpu_count() or 1)}", "--dist=loadfile", *arguments]
+        arguments = [f"-n{min(4, (os.cpu_count() or 1) + 1)}", "--dist=loadfile", *arguments]
     return subprocess.run([str(PYTHON), "-m", "pytest", *arguments], cwd=PACK).returncode
 
 

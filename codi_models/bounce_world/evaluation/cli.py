@@ -42,7 +42,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     samples = options.samples if options.samples is not None else (QUICK_SAMPLES if options.quick else SAMPLES)
     if not 1 <= samples <= MOST_SAMPLES:
         raise CoDiError(f"--samples {samples}: give 1 to {MOST_SAMPLES}")
-    names = ("steps", "cfg", "sampler", "scheduler", "wiring", "alignment_guidance")
+    names = ("steps", "cfg", "cfg_rescale", "sampler", "scheduler", "wiring", "alignment_guidance")
     overrides = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     pipe = CoDiPipeline.from_pretrained(options.model, device=options.device, dtype="fp32")
     Settings.resolve(pipe.model.config, tuple(MODALITIES), **overrides)  # what is mistyped is told before the first section
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sampler", help="default: the model's")
     parser.add_argument("--scheduler", help="default: the model's")
     parser.add_argument("--cfg", type=float, help="guidance by the prompt (default: the model's)")
+    parser.add_argument("--cfg-rescale", type=float, help="what is taken back of guidance's contrast, 0 to 1 (default: the model's)")
     parser.add_argument("--wiring", help="of latent alignment (default: the model's)")
     parser.add_argument("--alignment-guidance", type=float, help="default: the model's; 1 is the paper")
     parser.add_argument("--device", default="auto")
