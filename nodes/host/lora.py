@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import comfy.model_management as mm
@@ -224,8 +225,13 @@ def denoiser_patcher(model: Any, *, load: Any, rest: Any, plain: bool) -> Any:
     if not plain and not mm.is_device_cpu(load):
         # The host rebinds CoreModelPatcher at start: looked up here, not imported.
         base = getattr(comfy.model_patcher, "CoreModelPatcher", base)
-    kind: Any = type("DenoiserPatcher", (DenoiserPatching, base), {})
-    return kind(model, load_device=load, offload_device=rest)
+    return _patcher_class(base)(model, load_device=load, offload_device=rest)
+
+
+@cache
+def _patcher_class(base: type) -> Any:
+    """One class for each of the host's, so that MODELs of one kind are of one type."""
+    return type("DenoiserPatcher", (DenoiserPatching, base), {})
 
 
 def name_of(key: Any) -> str:
