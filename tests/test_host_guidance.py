@@ -41,7 +41,7 @@ def graph_of(guider: str, cfg: float, g: float, wiring: str = "cross", batch: in
         "DualCFG nested": lambda: node("DualCFGGuider", **model, **cond12, **two, style="nested"),
         "PerpNeg": lambda: node("PerpNegGuider", **model, positive=yes, negative=middle, empty_conditioning=no, cfg=cfg, neg_scale=0.7),
         "CoDi Guider": lambda: node(
-            "CoDiGuider", **model, positive=yes, negative=no, **{f"cfg_{m}": cfg for m in outputs()}, cfg_rescale=0.0, alignment_guidance=g
+            "CoDiGuider", **model, positive=yes, negative=no, **{f"cfg_{m}": cfg for m in outputs()}, cfg_rescale=-1.0, alignment_guidance=g
         ),
     }[guider]()
     graph["noise"], graph["by"] = node("RandomNoise", noise_seed=3), node("KSamplerSelect", sampler_name="euler")
@@ -72,6 +72,19 @@ def test_alignment_guidance_counts_once(session, guider):
             found = result(session, guider, cfg, g)
             for x, p, a, b in zip(found, plain, c, off, strict=True):
                 torch.testing.assert_close(x, p + (g - 1) * (a - b), rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("guider", GUIDERS)
+def test_the_models_own_rescale_counts(session, guider, monkeypatch):
+    """With a model that has one, every guider of the host gives other latents, and only where something is guided."""
+    plain = {scales: result(session, guider, *scales) for scales in ((4.0, 3.0), (1.0, 1.0))}
+    monkeypatch.setitem(vars(session.value("load", 1).config.sampling), "cfg_rescale", 0.6)
+    session.forget()
+    for scales, before in plain.items():
+        changed = [float((a - b).abs().max()) for a, b in zip(result(session, guider, *scales), before, strict=True)]
+        guided = scales != (1.0, 1.0) or guider.startswith(("DualCFG", "PerpNeg"))  # which have scales of their own beside cfg
+        assert all((change > 1e-3) == guided for change in changed), (scales, changed)
+    session.forget()  # what was made with it is not what the model makes
 
 
 @pytest.mark.parametrize("guider", GUIDERS)
