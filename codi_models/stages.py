@@ -12,7 +12,7 @@ from .modalities import MODALITIES
 
 TOGETHER, SEQUENTIAL = "together", "sequential"
 SCHEDULES = {TOGETHER: "+".join(MODALITIES), SEQUENTIAL: "text, audio, video, image"}
-"""Schedules that have a name. The sequential one makes the smallest latent first."""
+"""Schedules that have a name. The sequential one makes the image last: it alone shows nothing of what happens in time."""
 
 
 def parse_schedule(text: str, outputs: Collection[str]) -> tuple[tuple[str, ...], ...]:

@@ -37,7 +37,11 @@ def main() -> int:
     if shutil.which("espeak-ng") is None:
         print("espeak-ng is not here: install it (apt install espeak-ng, brew install espeak-ng)", file=sys.stderr)
         return 2
-    from sklearn.datasets import load_digits
+    try:
+        from sklearn.datasets import load_digits
+    except ModuleNotFoundError:
+        print("scikit-learn is not here: pip install scikit-learn", file=sys.stderr)
+        return 2
 
     digits = load_digits()
     generator = torch.Generator().manual_seed(0)
