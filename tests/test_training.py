@@ -19,6 +19,7 @@ from codi.codi_models.model import SHIPPED, CoDi
 from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.training import cli
 from codi.codi_models.training.alignment import LatentAlignment, pairs_of
+from codi.codi_models.training.autoencoding import Autoencoding
 from codi.codi_models.training.bridging import contrastive
 from codi.codi_models.training.dataset import open_dataset
 from codi.codi_models.training.denoising import Denoising, Noising
@@ -120,6 +121,28 @@ def test_latent_alignment_trains_environment_encoders_and_connectors_alone(train
         changed = {key for key, value in after.items() if not torch.equal(value, before.get(path.stem, read_weights(path)[0])[key])}
         assert all(key.startswith(ALIGNMENT_PREFIXES) for key in changed)
         assert bool(changed) == path.stem.endswith("denoiser")
+
+
+@pytest.mark.parametrize("kind", ["image", "audio", "text"])
+def test_a_decoder_that_trains_alone_leaves_the_latents_as_they_are(trained: Path, tmp_path: Path, accelerator: Any, kind: str) -> None:
+    """And the factor of their variance, bit for bit."""
+    import shutil
+
+    shutil.copytree(trained / "model", tmp_path / "model")
+    component = f"{kind}_autoencoder"
+    runs = [{"name": "decoder", "kind": "autoencoder", "component": component, "batch": 2, "freeze_encoder": True, "optimizer": "muon"}]
+    recipe = Recipe.load(recipe_file(tmp_path, runs))
+    before = Workspace(tmp_path / "model", torch.device("cpu"))
+    scale, old = getattr(before.config, component).scale, before.trained(component)
+    assert train_recipe(recipe, few(recipe), tmp_path / "model", tmp_path / "runs", accelerator=accelerator, say=lambda _: None)
+    after = Workspace(tmp_path / "model", torch.device("cpu"))
+    assert getattr(after.config, component).scale == scale
+    batch = Autoencoding(after, few(recipe), Autoencoding.Options(component=component, batch=2)).batch(2, torch.Generator().manual_seed(0))
+    given = batch[0] if kind == "text" else batch
+    latents, as_before = after.trained(component).moments(given), old.moments(given)
+    assert all(torch.equal(a, b) for a, b in zip(latents, as_before, strict=True))
+    weights, first = (read_weights(folder / "model" / f"{component}.safetensors")[0] for folder in (tmp_path, trained))
+    assert any(not torch.equal(value, first[key]) for key, value in weights.items())
 
 
 def test_outputs_of_a_pair_cannot_be_told_by_their_noise_level_alone(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ class BounceWorld(Dataset):
         self.version = f"bounce world 2, {items} items, seed {seed}"
 
     def media(self, modality: str, rows: Sequence[int]) -> Tensor:
-        index = torch.as_tensor(rows)
+        index = torch.as_tensor(rows, dtype=torch.long)
         scenes, nuisance = self.scenes[index], self.nuisance[modality][index]
         if modality == "audio":
             return render_audio(scenes, nuisance)  # (B, 20480)
@@ -51,10 +51,10 @@ class BounceWorld(Dataset):
 
     def texts(self, rows: Sequence[int], rng: random.Random) -> list[str]:
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
-        return captions(self.scenes[torch.as_tensor(rows)], generator=generator, full=True)
+        return captions(self.scenes[torch.as_tensor(rows, dtype=torch.long)], generator=generator, full=True)
 
     def prompts(self, rows: Sequence[int], rng: random.Random) -> list[str]:
-        scenes = self.scenes[torch.as_tensor(rows)]
+        scenes = self.scenes[torch.as_tensor(rows, dtype=torch.long)]
         texts = captions(scenes, generator=torch.Generator().manual_seed(rng.getrandbits(62)))
         said = zip(texts, scenes.shape.tolist(), scenes.colour.tolist(), scenes.beats.tolist(), strict=True)
         return [text if rng.random() < TEMPLATED else words.users_words(rng, *scene) for text, *scene in said]

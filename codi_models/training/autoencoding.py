@@ -17,6 +17,7 @@ from .sheets import grid, spectrograms
 from .workspace import Workspace
 
 KIND_OF = {"image_autoencoder": "image", "audio_autoencoder": "audio", "text_autoencoder": "text"}
+ENCODING = ("encoder", "quant_conv", "posterior")  # the parts of an autoencoder that its latents come from
 SHOWN = 6  # samples in the log
 
 
@@ -42,6 +43,7 @@ class Autoencoding(Objective):
         noise: float = 0.05  # standard deviation, in units of the latents' own, of what decoders learn to bear
         detail: float = 0.0  # extra weight of pixels and mel bins where the medium varies
         prompts: float = 0.0  # part of the texts that are prompts
+        freeze_encoder: bool = False  # leave the latents as they are: so do all denoisers that have learnt them
 
     def __init__(self, space: Workspace, data: Dataset, options: Options) -> None:
         super().__init__()
@@ -50,6 +52,9 @@ class Autoencoding(Objective):
         self.workspace, self.data, self.options = space, data, options
         self.kind = KIND_OF[options.component]
         self.net: Any = space.network(options.component)
+        if options.freeze_encoder:
+            for name, parameter in self.net.named_parameters():
+                parameter.requires_grad_(name.removeprefix("network.").split(".")[0] not in ENCODING)
         self.tokenizers = TextTokenizers(space.folder, space.config.text_autoencoder) if self.kind == "text" else None
 
     def batch(self, count: int, generator: torch.Generator) -> Any:
@@ -97,6 +102,8 @@ class Autoencoding(Objective):
     @torch.no_grad()
     def write(self) -> None:
         """The component, and the factor that brings its latents to unit variance."""
+        if self.options.freeze_encoder:
+            return self.workspace.save_learnt(self.options.component, self.net)
         generator = torch.Generator(self.workspace.device).manual_seed(0)
         parts = [self.batch(64, generator) for _ in range(8)]
         latents = torch.cat([self.net.moments(part[0] if self.kind == "text" else part)[0].flatten() for part in parts])
