@@ -20,7 +20,7 @@ from codi.codi_models.pipeline import CoDiPipeline
 from codi.codi_models.training import cli
 from codi.codi_models.training.alignment import LatentAlignment, pairs_of
 from codi.codi_models.training.autoencoding import Autoencoding
-from codi.codi_models.training.bridging import contrastive
+from codi.codi_models.training.bridging import Bridging, contrastive
 from codi.codi_models.training.dataset import open_dataset
 from codi.codi_models.training.denoising import Denoising, Noising
 from codi.codi_models.training.encoded import Encoded, draw_prompts, encode_dataset, jittered
@@ -143,6 +143,25 @@ def test_a_decoder_that_trains_alone_leaves_the_latents_as_they_are(trained: Pat
     assert all(torch.equal(a, b) for a, b in zip(latents, as_before, strict=True))
     weights, first = (read_weights(folder / "model" / f"{component}.safetensors")[0] for folder in (tmp_path, trained))
     assert any(not torch.equal(value, first[key]) for key, value in weights.items())
+
+
+def test_videos_that_train_the_encoder_of_images_too_move_their_mean(trained: Path, tmp_path: Path, accelerator: Any) -> None:
+    """After bridging by videos alone, images' mean is where the encoder now puts them, and that of audio is as it was."""
+    import shutil
+
+    shutil.copytree(trained / "model", tmp_path / "model")
+    runs = [{"name": "more", "kind": "bridging", "batch": {"video": 4}, "freeze_text": True, "learning_rate": 0.01}]
+    recipe = Recipe.load(recipe_file(tmp_path, runs, steps=8))
+    before = Workspace(tmp_path / "model", torch.device("cpu")).space.means
+    assert train_recipe(recipe, few(recipe), tmp_path / "model", tmp_path / "runs", accelerator=accelerator, say=lambda _: None)
+    space = Workspace(tmp_path / "model", torch.device("cpu"))
+    assert torch.equal(space.space.means["audio"], before["audio"]) and torch.equal(space.space.means["text"], before["text"])
+    with torch.no_grad():
+        images, texts, _ = Bridging(space, few(recipe), Bridging.Options(batch={"image": 4})).pairs(
+            "image", 256, torch.Generator().manual_seed(1)
+        )
+    centred = [(images.mean(0) - means["image"] - texts.mean(0) + means["text"]).norm() for means in (before, space.space.means)]
+    assert centred[1] < 0.2 * centred[0]
 
 
 def test_outputs_of_a_pair_cannot_be_told_by_their_noise_level_alone(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:

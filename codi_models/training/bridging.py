@@ -19,7 +19,8 @@ from .dataset import Dataset, draw_from
 from .loop import Objective
 from .workspace import Workspace
 
-MEANS_OF = 2048  # samples that the mean embeddings are taken over
+MEANS_OF, MEANS_AT_ONCE = 2048, 32  # samples that the mean embeddings are taken over, and a batch of those without a number
+VISUAL = ("image", "video")  # share an encoder
 GAIN = 6.0  # dB by which audio is made louder or softer: what it is of does not depend on it
 
 
@@ -101,11 +102,13 @@ class Bridging(Objective):
     def write(self) -> None:
         """The two encoders, and each modality's mean embedding: subtracting it closes the modality gap.
 
-        A modality's mean comes to lie where its texts' mean does; a text encoder that stays as it is keeps its mean."""
+        A modality's mean comes to lie where its texts' mean does; a text encoder that stays as it is keeps its mean. Images and videos share
+        an encoder: the mean of both is taken where one of them has trained it."""
         generator = torch.Generator(self.workspace.device).manual_seed(0)
+        sharing = [kind for kind in VISUAL if kind not in self.kinds and {*VISUAL} & {*self.kinds} and _paired(self.data, kind)]
         found = {}
-        for kind in self.kinds:
-            count = min(self.options.batch[kind], MEANS_OF)
+        for kind in (*self.kinds, *sharing):
+            count = min(self.options.batch.get(kind, MEANS_AT_ONCE), MEANS_OF)
             parts = [self.pairs(kind, count, generator)[:2] for _ in range(0, MEANS_OF if len(self.data) > MEANS_OF else 256, count)]
             found[kind] = [torch.cat(column).float().mean(0).cpu() for column in zip(*parts, strict=True)]
         for name, net in (("clip", self.clip), ("clap", self.clap)):
