@@ -102,8 +102,8 @@ class Bridging(Objective):
     def write(self) -> None:
         """The two encoders, and each modality's mean embedding: subtracting it closes the modality gap.
 
-        A modality's mean comes to lie where its texts' mean does; a text encoder that stays as it is keeps its mean. Images and videos share
-        an encoder: the mean of both is taken where one of them has trained it."""
+        A modality's mean comes to lie where its texts' mean does; a text encoder that stays as it is keeps its mean. Images and videos
+        share an encoder: the mean of both is taken where one of them has trained it."""
         generator = torch.Generator(self.workspace.device).manual_seed(0)
         sharing = [kind for kind in VISUAL if kind not in self.kinds and {*VISUAL} & {*self.kinds} and _paired(self.data, kind)]
         found = {}
