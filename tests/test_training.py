@@ -343,6 +343,10 @@ def test_options_of_a_run_are_checked_before_it_starts(tmp_path: Path, accelerat
         ({"name": "v", "kind": "vocoder", "batch": 2, "floor": "low"}, "floor cannot be 'low'"),
         ({"name": "v", "kind": "vocoder", "batch": 2, "colour": 1}, "unknown fields \\['colour'\\]"),
         ({"name": "a", "kind": "autoencoder", "batch": 2, "component": "clip"}, "'clip' is no autoencoder"),
+        (
+            {"name": "a", "kind": "autoencoder", "batch": 2, "component": "image_autoencoder", "freeze_encoder": True},
+            "freeze_encoder .* train it first",
+        ),
         ({"name": "d", "kind": "denoiser", "modalities": ["image"], "batch": {"image": 2}}, "shared_space|clip"),
     ):
         recipe = Recipe.load(recipe_file(tmp_path, [run]))

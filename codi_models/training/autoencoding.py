@@ -53,6 +53,8 @@ class Autoencoding(Objective):
         self.kind = KIND_OF[options.component]
         self.net: Any = space.network(options.component)
         if options.freeze_encoder:
+            if not space.has(options.component):
+                raise CoDiError(f"freeze_encoder keeps a trained encoder; {space.folder} has no {options.component} yet: train it first")
             for name, parameter in self.net.named_parameters():
                 parameter.requires_grad_(name.removeprefix("network.").split(".")[0] not in ENCODING)
         self.tokenizers = TextTokenizers(space.folder, space.config.text_autoencoder) if self.kind == "text" else None

@@ -69,10 +69,10 @@ class Bridging(Objective):
         self.clap: Any = space.network("clap")
         self.tokenizer = CLIPTokenizer(space.folder, self.config.clip)
         self.clap.requires_grad_("audio" in self.kinds)
+        self.visual = any(kind in VISUAL for kind in self.kinds)
         if options.freeze_text:
-            visual = bool({"image", "video"} & set(self.kinds))
             for name, parameter in self.clip.named_parameters():
-                parameter.requires_grad_(visual and name.startswith(("vision_model.", "visual_projection.")))
+                parameter.requires_grad_(self.visual and name.startswith(("vision_model.", "visual_projection.")))
 
     def pairs(self, kind: str, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings (B, D) of media of one kind and of their texts, and ids (B,) that are equal where the texts are."""
@@ -105,7 +105,7 @@ class Bridging(Objective):
         A modality's mean comes to lie where its texts' mean does; a text encoder that stays as it is keeps its mean. Images and videos
         share an encoder: the mean of both is taken where one of them has trained it."""
         generator = torch.Generator(self.workspace.device).manual_seed(0)
-        sharing = [kind for kind in VISUAL if kind not in self.kinds and {*VISUAL} & {*self.kinds} and _paired(self.data, kind)]
+        sharing = [kind for kind in VISUAL if self.visual and kind not in self.kinds and _paired(self.data, kind)]
         found = {}
         for kind in (*self.kinds, *sharing):
             count = min(self.options.batch.get(kind, MEANS_AT_ONCE), MEANS_OF)
