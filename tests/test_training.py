@@ -205,11 +205,40 @@ def test_beside_a_finished_output_only_the_other_is_predicted(trained: Path, mon
     assert targets == {"text", "audio"}
 
 
+@pytest.mark.parametrize("finished", [0.0, 1.0])
+def test_further_draws_of_the_noise_teach_to_weigh_sources(trained: Path, monkeypatch: pytest.MonkeyPatch, finished: float) -> None:
+    """An output attends to one, two or three embeddings of the other, and only among several do queries and keys learn."""
+    space = Workspace(trained / "model", torch.device("cpu"))
+    options = LatentAlignment.Options(batch=4, pairs=(("text", "audio"),), variants=2, finished=finished, sources=3)
+    data = BounceWorld(space.config, items=24)
+    aligning = LatentAlignment(space, LatentAlignment.encode(space, data, options, trained / "runs" / "cache", lambda *_: None), options)
+    attended: list[torch.Tensor] = []
+    for net in aligning.nets.values():
+
+        def forward(*args: Any, own: Any = net.forward, environment: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+            attended.extend([] if environment is None else [environment])
+            return own(*args, environment=environment, **kwargs)
+
+        monkeypatch.setattr(net, "forward", forward)
+    counts = set()
+    for step in range(12):
+        aligning.zero_grad()
+        attended.clear()
+        aligning(step, torch.Generator().manual_seed(step))[0].backward()
+        (count,) = {tokens.shape[1] for tokens in attended}
+        keys = [p.grad for net in aligning.nets.values() for name, p in net.named_parameters() if name.endswith("attn2.to_k.weight")]
+        assert any(bool(grad.any()) for grad in keys if grad is not None) == (count > 1)
+        assert count == 1 or not torch.equal(attended[0][:, 0], attended[0][:, 1])
+        counts.add(count)
+    assert counts == {1, 2, 3}
+
+
 def test_options_that_cannot_be_used_are_told(trained: Path) -> None:
     space = Workspace(trained / "model", torch.device("cpu"))
     data = BounceWorld(space.config, items=24)
     for cls, options, said in (
         (LatentAlignment, {"batch": {"image": 2, "text": 2}, "pairs": (("image", "text"), ("text", "audio"))}, "no number for audio"),
+        (LatentAlignment, {"batch": 2, "sources": 4}, "sources 4 must be 1 to 3"),
         (Denoising, {"batch": {"text": 2}, "modalities": ("audio",)}, "no number for audio"),
         (Denoising, {"batch": {"text": 2}, "modalities": ("text",), "level_power": 0.0}, "level_power 0.0 must be above 0"),
     ):

@@ -115,6 +115,9 @@ class LatentAlignment(_Aligning):
     contrastive loss between embeddings of the two, there at noise levels of their own. In a part of the steps one of them is finished, and
     the other's error counts: outputs of the same level never show how to attend to one that is clear while one's own is not.
 
+    Attention over a single token weighs nothing, so it would never learn to weigh sources against each other. Of the other output come
+    up to `sources` draws of the noise: like several outputs, each tells what the others' noise hides, and pairs stay all that is seen.
+
     Connectors that were never trained start as copies of the frozen prompt attention, which reads what environment encoders write."""
 
     @dataclass(frozen=True, kw_only=True)
@@ -123,12 +126,15 @@ class LatentAlignment(_Aligning):
         pairs: tuple[tuple[str, str], ...] = ()  # in turns; those of the paper that the data have, else all that they have
         empty: float = 0.6
         finished: float = 0.0  # part of the steps with one output made already, as in completion and sequential schedules
+        sources: int = 1  # the most embeddings that an output attends to, 1 to 3; each number in as many steps
         contrastive: float = 0.02  # weight of the contrastive loss
         variants: int = 8
         spread: float = 0.15
         half: bool = False  # keep frozen weights in bfloat16
 
     def __init__(self, space: Workspace, encoded: Encoded, options: Options) -> None:
+        if not 1 <= options.sources < len(MODALITIES):
+            raise CoDiError(f"sources {options.sources} must be 1 to {len(MODALITIES) - 1}: an output has no more others")
         self.pairs = options.pairs or pairs_of(encoded.has)
         for pair in self.pairs:
             if denoisers_of(pair[:1]) == denoisers_of(pair[1:]):
@@ -151,22 +157,30 @@ class LatentAlignment(_Aligning):
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         options, turn = self.options, step % len(self.pairs)
         with torch.no_grad():
-            chance = torch.rand(2, generator=generator, device=generator.device)
+            chance = torch.rand(3, generator=generator, device=generator.device)
+            further = int(chance[2] * options.sources)
             pair = self.pairs[turn] if chance[1] < 0.5 else self.pairs[turn][::-1]
             level = self.noising.levels(self.batches[turn], generator)
             rows = self.encoded.rows(pair, len(level), generator)
             weights = {k: w for kind in pair for k, w in prompt_weights(kind).items() if k in ("text", *pair)}
             context = draw_prompts(self.encoded, rows, weights, generator, empty=options.empty, spread=options.spread)
         if chance[0] < options.finished:
-            return self._beside_a_finished(*pair, rows, level, context, generator)
-        return self._together(self.pairs[turn], rows, level, context, generator)
+            return self._beside_a_finished(*pair, rows, level, context, further, generator)
+        return self._together(self.pairs[turn], rows, level, context, further, generator)
+
+    def _draws(self, kind: str, rows: Tensor, level: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:
+        """Environment embeddings (B, 1, C) of an output, of `count` draws of its noise."""
+        draws = [self.noisy(kind, rows, level, generator) for _ in range(count)]
+        return [self.net(kind).environment_embedding(noisy.x, noisy.timesteps) for noisy in draws]
 
     def _together(
-        self, pair: tuple[str, str], rows: Tensor, level: Tensor, context: Tensor, generator: torch.Generator
+        self, pair: tuple[str, str], rows: Tensor, level: Tensor, context: Tensor, further: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         nets = [self.net(kind) for kind in pair]
         noisy = [self.noisy(kind, rows, level, generator) for kind in pair]
-        environment = [net.environment_embedding(n.x, n.timesteps) for net, n in zip(nets, noisy, strict=True)]  # (B, 1, C)
+        first = [net.environment_embedding(n.x, n.timesteps) for net, n in zip(nets, noisy, strict=True)]  # (B, 1, C)
+        more = [self._draws(kind, rows, level, further, generator) for kind in pair]
+        environment = [torch.cat([one, *others], dim=1) for one, others in zip(first, more, strict=True)]  # (B, 1 + further, C)
         errors = [
             (net(n.x, n.timesteps, context, environment=other).float() - n.target).square().mean()
             for net, n, other in zip(nets, noisy, reversed(environment), strict=True)
@@ -179,11 +193,13 @@ class LatentAlignment(_Aligning):
         return errors[0] + errors[1] + self.options.contrastive * apart, {**logs, "contrastive": apart}
 
     def _beside_a_finished(
-        self, target: str, source: str, rows: Tensor, level: Tensor, context: Tensor, generator: torch.Generator
+        self, target: str, source: str, rows: Tensor, level: Tensor, context: Tensor, further: int, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Others that are being made beside a finished one know less than it."""
         made, noisy = self.generated(source, rows, generator), self.noisy(target, rows, level, generator)
-        environment = self.net(source).environment_embedding(made, torch.zeros_like(level))  # (B, 1, C)
-        predicted = self.net(target)(noisy.x, noisy.timesteps, context, environment=environment)
+        finished = self.net(source).environment_embedding(made, torch.zeros_like(level))
+        environment = [finished, *self._draws(source, rows, level, further, generator)]  # each (B, 1, C)
+        predicted = self.net(target)(noisy.x, noisy.timesteps, context, environment=torch.cat(environment, dim=1))
         error = (predicted.float() - noisy.target).square().mean()
         return error, {f"{target} beside {source}": error}
 
