@@ -22,6 +22,7 @@ from .workspace import Workspace
 MEANS_OF, MEANS_AT_ONCE = 2048, 32  # samples that the mean embeddings are taken over, and a batch of those without a number
 VISUAL = ("image", "video")  # share an encoder
 GAIN = 6.0  # dB by which audio is made louder or softer: what it is of does not depend on it
+NOISE = (-80.0, -20.0)  # dB of a recording's background against the loudest sample; a quarter of the audio has none
 
 
 def contrastive(a: Tensor, b: Tensor, scale: Tensor | float, same: Tensor | None = None) -> Tensor:
@@ -34,6 +35,21 @@ def contrastive(a: Tensor, b: Tensor, scale: Tensor | float, same: Tensor | None
     target = (ids[:, None] == ids[None]).to(logits.dtype)
     target = target / target.sum(1, keepdim=True)  # symmetric, so it serves both directions
     return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target))
+
+
+def as_recorded(audio: Tensor, generator: torch.Generator) -> Tensor:
+    """Audio (B, N) as a microphone or a codec leaves it: louder or softer, most of it with noise from white to brown.
+
+    In decibels nothing is as far from silence as a little noise: an encoder that only heard the one takes the other for sound."""
+
+    def draw(low: float, high: float) -> Tensor:
+        return torch.empty(len(audio), 1, device=audio.device).uniform_(low, high, generator=generator)
+
+    white = torch.fft.rfft(torch.randn(audio.shape, generator=generator, device=audio.device))
+    frequencies = torch.arange(1, white.shape[1] + 1, device=audio.device)
+    noise = torch.fft.irfft(white * frequencies ** draw(-1, 0), n=audio.shape[1])  # (B, N)
+    level = 10 ** (draw(*NOISE) / 20) * audio.abs().amax(1, keepdim=True) * (draw(0, 1) < 0.75)
+    return (audio + level * noise / noise.abs().amax(1, keepdim=True)) * 10 ** (draw(-GAIN, GAIN) / 20)
 
 
 def embed(clip: Any, clap: Any, config: CoDiConfig, kind: str, media: Tensor) -> Tensor:
@@ -79,8 +95,7 @@ class Bridging(Objective):
         rows = self.data.rows([kind, "text"], count, generator).tolist()
         media = self.data.media(kind, rows).to(generator.device)
         if kind == "audio":
-            gain = torch.empty(count, 1, device=media.device).uniform_(-GAIN, GAIN, generator=generator)
-            media = media * 10 ** (gain / 20)
+            media = as_recorded(media, generator)
         texts = self.data.prompts(rows, draw_from(generator))
         index = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         text = self.clip.encode_text(self.tokenizer(texts).to(generator.device))[:, 0]
