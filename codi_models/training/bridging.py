@@ -14,7 +14,9 @@ from ..encoders.preprocess import clip_image, clip_video, repeat_pad, resample
 from ..encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from ..encoders.tokenizer import CLIPTokenizer
 from ..errors import CoDiError
+from ..latents import decode_audio, decode_pixels, encode_batch
 from ..modalities import MODALITIES
+from ..model import CoDi
 from .dataset import Dataset, draw_from
 from .loop import Objective
 from .workspace import Workspace
@@ -70,6 +72,7 @@ class Bridging(Objective):
         batch: dict[str, int] = field(default_factory=lambda: {"image": 64, "audio": 32, "video": 32})
         """Pairs of a step of each modality with text; those that the data lack are left out."""
         freeze_text: bool = False  # leave the text encoder as it is: so do all embeddings learnt from text
+        decoded: float = 0.0  # part of a batch as the autoencoders give it back: generated media are prompts as well
         every: int = 1  # steps after which each modality has had its turn: 1 for all in every step
 
     def __init__(self, space: Workspace, data: Dataset, options: Options) -> None:
@@ -81,6 +84,12 @@ class Bridging(Objective):
                 "no example has a caption and something else: bridging alignment pulls images, videos and audio towards their texts; "
                 f"the data have {', '.join(data.has)}"
             )
+        if not 0 <= options.decoded <= 1:
+            raise CoDiError(f"decoded {options.decoded} must be 0 to 1: the part of a batch that goes through the autoencoders first")
+        if options.decoded:
+            for name in {MODALITIES[kind].autoencoder for kind in self.kinds} | ({"vocoder"} if "audio" in self.kinds else set()):
+                space.trained(name)  # raises where it is missing
+            self.decoders = CoDi.from_pretrained(space.folder, device=space.device, dtype=torch.float32)
         self.clip: Any = space.network("clip")
         self.clap: Any = space.network("clap")
         self.tokenizer = CLIPTokenizer(space.folder, self.config.clip)
@@ -94,6 +103,8 @@ class Bridging(Objective):
         """Embeddings (B, D) of media of one kind and of their texts, and ids (B,) that are equal where the texts are."""
         rows = self.data.rows([kind, "text"], count, generator).tolist()
         media = self.data.media(kind, rows).to(generator.device)
+        if again := round(self.options.decoded * count):
+            media = torch.cat([self.reconstructed(kind, media[:again]), media[again:]])
         if kind == "audio":
             media = as_recorded(media, generator)
         texts = self.data.prompts(rows, draw_from(generator))
@@ -101,6 +112,13 @@ class Bridging(Objective):
         text = self.clip.encode_text(self.tokenizer(texts).to(generator.device))[:, 0]
         same = torch.tensor([index[t] for t in texts], device=generator.device)
         return embed(self.clip, self.clap, self.config, kind, media), text, same
+
+    @torch.no_grad()
+    def reconstructed(self, kind: str, media: Tensor) -> Tensor:
+        """Media as their autoencoder gives them back, with all traces that it leaves."""
+        latents = encode_batch(self.decoders, kind, media)
+        made = decode_audio(self.decoders, latents) if kind == "audio" else decode_pixels(self.decoders, latents)
+        return (made.transpose(1, 2) if kind == "video" else made).clone()  # what inference mode made takes part in no gradient
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         scale = self.clip.logit_scale.exp().clamp(max=100.0)
