@@ -74,7 +74,7 @@ def named(runner: Runner, prompts: list[Prompt]) -> Scenes:
 
 @pytest.mark.parametrize("background", [None, -70, -50, -30], ids=lambda level: "none" if level is None else f"{level} dB")
 def test_audio_prompts_may_have_a_background(runner: Runner, background: int | None) -> None:
-    """Noise that is hardly heard does not change what a sound tells: recordings and compressed files all have some."""
+    """Noise far below the sound does not change what it tells: recordings and compressed files all have some."""
     scenes, generator = every_scene()[torch.arange(0, 72, 3)], torch.Generator().manual_seed(1)
     columns = torch.stack([scenes.shape, scenes.colour, scenes.beats], dim=1)
     prompts = media("audio", columns, generator)
