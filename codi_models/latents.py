@@ -132,7 +132,8 @@ def encode_media(model: CoDi, prompt: Prompt, *, size: int | None = None, frames
 
 def encode_batch(model: CoDi, kind: str, media: Tensor) -> Tensor:
     """Latents (B, ...) in diffusion space, float32, of fitted media: images (B, 3, H, W) or videos (B, 3, F, H, W), 0..1, audio (B, N)."""
-    latent = model.component(MODALITIES[kind].autoencoder).encode(media if kind == "audio" else media * 2 - 1)
+    autoencoder: Any = model.component(MODALITIES[kind].autoencoder)
+    latent: Tensor = autoencoder.encode(media if kind == "audio" else media * 2 - 1)
     return latent.float() * MODALITIES[kind].latent_scale(model.config)
 
 
