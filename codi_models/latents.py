@@ -32,7 +32,6 @@ from .media import (
     video_seconds,
 )
 from .memory import BINS_AT_ONCE, PIXELS_AT_ONCE
-from .modalities import MODALITIES
 from .model import CoDi
 
 Note = Callable[[str], None]
@@ -128,13 +127,6 @@ def encode_media(model: CoDi, prompt: Prompt, *, size: int | None = None, frames
     latent = torch.cat([model.image_autoencoder.encode((part * 2 - 1).to(device, model.dtype)).float() for part in parts])  # (F, C, h, w)
     latent = latent[0] if prompt.kind == "image" else latent.transpose(0, 1)
     return latent * config.image_autoencoder.scale
-
-
-def encode_batch(model: CoDi, kind: str, media: Tensor) -> Tensor:
-    """Latents (B, ...) in diffusion space, float32, of fitted media: images (B, 3, H, W) or videos (B, 3, F, H, W), 0..1, audio (B, N)."""
-    autoencoder: Any = model.component(MODALITIES[kind].autoencoder)
-    latent: Tensor = autoencoder.encode(media if kind == "audio" else media * 2 - 1)
-    return latent.float() * MODALITIES[kind].latent_scale(model.config)
 
 
 def _finite(decoded: Tensor, output: str) -> Tensor:

@@ -14,9 +14,7 @@ from ..encoders.preprocess import clip_image, clip_video, repeat_pad, resample
 from ..encoders.shared_space import SHARED_SPACE_FILE, SharedSpace
 from ..encoders.tokenizer import CLIPTokenizer
 from ..errors import CoDiError
-from ..latents import decode_audio, decode_pixels, encode_batch
 from ..modalities import MODALITIES
-from ..model import CoDi
 from .dataset import Dataset, draw_from
 from .loop import Objective
 from .workspace import Workspace
@@ -86,10 +84,8 @@ class Bridging(Objective):
             )
         if not 0 <= options.decoded <= 1:
             raise CoDiError(f"decoded {options.decoded} must be 0 to 1: the part of a batch that goes through the autoencoders first")
-        if options.decoded:
-            for name in {MODALITIES[kind].autoencoder for kind in self.kinds} | ({"vocoder"} if "audio" in self.kinds else set()):
-                space.trained(name)  # raises where it is missing
-            self.decoders = CoDi.from_pretrained(space.folder, device=space.device, dtype=torch.float32)
+        names = [MODALITIES[kind].autoencoder for kind in self.kinds] + ["vocoder"] * ("audio" in self.kinds)
+        self.decoders: dict[str, Any] = {name: space.trained(name) for name in dict.fromkeys(names)} if options.decoded else {}
         self.clip: Any = space.network("clip")
         self.clap: Any = space.network("clap")
         self.tokenizer = CLIPTokenizer(space.folder, self.config.clip)
@@ -116,9 +112,10 @@ class Bridging(Objective):
     @torch.no_grad()
     def reconstructed(self, kind: str, media: Tensor) -> Tensor:
         """Media as their autoencoder gives them back, with all traces that it leaves."""
-        latents = encode_batch(self.decoders, kind, media)
-        made = decode_audio(self.decoders, latents) if kind == "audio" else decode_pixels(self.decoders, latents)
-        return (made.transpose(1, 2) if kind == "video" else made).clone()  # what inference mode made takes part in no gradient
+        autoencoder = self.decoders[MODALITIES[kind].autoencoder]
+        if kind == "audio":
+            return self.decoders["vocoder"](autoencoder.decode(autoencoder.encode(media))).clamp(-1, 1)
+        return (autoencoder.decode(autoencoder.encode(media * 2 - 1)) / 2 + 0.5).clamp(0, 1)
 
     def forward(self, step: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         scale = self.clip.logit_scale.exp().clamp(max=100.0)

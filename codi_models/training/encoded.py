@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,6 @@ from ..encoders.shared_space import SHARED_SPACE_FILE
 from ..encoders.tokenizer import encode_prompts
 from ..errors import CoDiError
 from ..files import sha256
-from ..latents import encode_batch
 from ..modalities import MODALITIES
 from ..model import CoDi
 from .bridging import embed
@@ -77,9 +77,12 @@ def encode_dataset(
         return space_of.align(own.float()[:, None], kind)[:, 0]
 
     def encoded(kind: str, rows: list[int], rng: random.Random) -> Tensor:
-        if kind != "text":
-            return encode_batch(model, kind, data.media(kind, rows).to(space.device))
-        z = model.text_autoencoder.encode(model.text_tokenizers.encode(data.texts(rows, rng)).to(space.device))
+        net: Any = model.component(MODALITIES[kind].autoencoder)
+        if kind == "text":
+            z = net.encode(model.text_tokenizers.encode(data.texts(rows, rng)).to(space.device))
+        else:
+            media = data.media(kind, rows).to(space.device)
+            z = net.encode(media if kind == "audio" else media * 2 - 1)
         return z.float() * MODALITIES[kind].latent_scale(config)
 
     space_of = model.space
