@@ -314,6 +314,16 @@ def test_prompts_are_drawn_from_what_an_item_has() -> None:
     assert torch.allclose(near.norm(dim=1), torch.ones(100), atol=1e-5)
 
 
+def test_prompts_are_interpolated_as_the_mixer_does() -> None:
+    data, rows = encoded(text=[True], image=[True]), torch.zeros(8000, dtype=torch.long)
+    generator = torch.Generator().manual_seed(0)
+    drawn = draw_prompts(data, rows, {"text": 1, "image": 1}, generator, empty=0.0, spread=0.0, mixed=0.6)[:, 0]
+    assert torch.allclose(drawn.sum(1), torch.ones(8000), atol=1e-5)  # on the line from (1, 0) to (0, 1): not at unit length
+    between = drawn[(drawn[:, 0] > 1e-4) & (drawn[:, 1] > 1e-4)]
+    assert len(between) / 8000 == pytest.approx(0.3, abs=0.02)  # half of the mixed drew the same modality twice
+    assert between.mean(0).tolist() == pytest.approx([0.5, 0.5], abs=0.02) and between[:, 0].std().item() == pytest.approx(12**-0.5, abs=0.02)
+
+
 def test_pairs_are_those_of_the_paper_where_the_data_have_them() -> None:
     every = torch.ones(2, dtype=torch.bool)
     assert pairs_of(dict.fromkeys(("text", "image", "audio", "video"), every)) == (("image", "text"), ("text", "audio"), ("audio", "video"))

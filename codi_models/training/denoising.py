@@ -89,6 +89,7 @@ class Denoising(Objective):
         level_power: float = 1.0  # above 1, more of the steps see low noise, where what is decided late is learnt
         variants: int = 8  # prompts of each item
         spread: float = 0.15  # size of the noise on prompts, see `encoded.jittered`
+        mixed: float = 0.3  # part of the prompts that are interpolations of two
 
     def __init__(self, space: Workspace, encoded: Encoded, options: Options) -> None:
         super().__init__()
@@ -119,7 +120,8 @@ class Denoising(Objective):
             rows = self.encoded.rows([kind], len(level), generator)
             noisy = self.noising(kind, self.encoded.latent(kind, rows, generator.device), level, generator)
             context = draw_prompts(
-                self.encoded, rows, prompt_weights(kind), generator, empty=self.options.empty, spread=self.options.spread
+                self.encoded, rows, prompt_weights(kind), generator,
+                empty=self.options.empty, spread=self.options.spread, mixed=self.options.mixed,
             )  # fmt: skip
         error = (self.net(noisy.x, noisy.timesteps, context).float() - noisy.target).square().mean()
         return error, {kind: error}

@@ -136,17 +136,25 @@ def jittered(embeddings: Tensor, generator: torch.Generator, spread: float) -> T
 
 
 def draw_prompts(
-    encoded: Encoded, rows: Tensor, weights: dict[str, float], generator: torch.Generator, *, empty: float, spread: float
+    encoded: Encoded, rows: Tensor, weights: dict[str, float], generator: torch.Generator, *, empty: float, spread: float, mixed: float = 0.0
 ) -> Tensor:
     """Contexts (B, 1, D): of each item one modality's embedding, or with probability `empty` the empty prompt.
 
-    weights: modality -> how often it is drawn among those that an item has; an item with none of them is asked for by any it has."""
+    weights: modality -> how often it is drawn among those that an item has; an item with none of them is asked for by any it has.
+    mixed: part of the prompts that are interpolations of two of the item's own at random weights (paper section 3.2). These are shorter
+    than unit length, the more so the less the two have in common, as a mixer's are."""
     device, kinds = generator.device, list(encoded.embeddings)
     there = torch.stack([encoded.has[kind][rows.to(encoded.has[kind].device)] for kind in kinds], dim=1).to(device)  # (B, K)
     chance = torch.tensor([weights.get(kind, 0.0) for kind in kinds], device=device) * there
-    chance = torch.where(chance.sum(1, keepdim=True) > 0, chance, there.float())
-    pick = torch.multinomial(chance.clamp(min=1e-12), 1, generator=generator)  # (B, 1)
-    choices = torch.stack([encoded.embedding(kind, rows, generator) for kind in kinds], dim=1)  # (B, K, D)
-    chosen = jittered(choices[torch.arange(len(rows), device=device), pick[:, 0]], generator, spread)
-    blank = torch.rand(len(rows), 1, generator=generator, device=device) < empty
-    return torch.where(blank, encoded.empty.to(device), chosen)[:, None]
+    chance = torch.where(chance.sum(1, keepdim=True) > 0, chance, there.float()).clamp(min=1e-12)
+
+    def one() -> Tensor:
+        pick = torch.multinomial(chance, 1, generator=generator)  # (B, 1)
+        choices = torch.stack([encoded.embedding(kind, rows, generator) for kind in kinds], dim=1)  # (B, K, D)
+        return jittered(choices[torch.arange(len(rows), device=device), pick[:, 0]], generator, spread)
+
+    drawn = one()
+    blank, alone, share = torch.rand(3, len(rows), 1, generator=generator, device=device)
+    if mixed:
+        drawn = torch.lerp(drawn, one(), share.masked_fill(alone >= mixed, 0.0))
+    return torch.where(blank < empty, encoded.empty.to(device), drawn)[:, None]
