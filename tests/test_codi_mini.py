@@ -54,6 +54,20 @@ def test_it_understands_users_words(runner: Runner, words: str) -> None:
     assert int(hits.sum()) >= 11  # of 16; chance is 1
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (Part("text", says=("colour",)), Part("text", says=("shape", "beats"))),
+        (Part("image"), Part("text", says=("beats",))),
+        (Part("audio"), Part("image")),
+    ],
+    ids=lambda parts: "+".join(part.kind for part in parts),
+)
+def test_prompts_that_each_say_a_part_are_heard_both(runner: Runner, parts: tuple[Part, ...]) -> None:
+    hits = right(runner.read(Cell(("audio",), parts)), "audio", ["shape", "colour", "beats"])
+    assert int(hits.sum()) >= 11  # of 16; chance is 0
+
+
 @pytest.mark.parametrize("outputs", [("image", "text"), ("audio", "text"), ("video", "audio")], ids="+".join)
 def test_outputs_made_together_tell_the_same(runner: Runner, outputs: tuple[str, ...]) -> None:
     """Without a prompt, in the paper's mode: all that tells them of each other is latent alignment."""

@@ -136,8 +136,9 @@ def jittered(embeddings: Tensor, generator: torch.Generator, spread: float) -> T
 
 
 def draw_prompts(
-    encoded: Encoded, rows: Tensor, weights: dict[str, float], generator: torch.Generator, *, empty: float, spread: float, mixed: float = 0.0
-) -> Tensor:
+    encoded: Encoded, rows: Tensor, weights: dict[str, float], generator: torch.Generator,
+    *, empty: float, spread: float, mixed: float = 0.0,
+) -> Tensor:  # fmt: skip
     """Contexts (B, 1, D): of each item one modality's embedding, or with probability `empty` the empty prompt.
 
     weights: modality -> how often it is drawn among those that an item has; an item with none of them is asked for by any it has.
