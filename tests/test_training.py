@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -107,14 +108,11 @@ def test_latent_alignment_trains_environment_encoders_and_connectors_alone(train
     runs = [run for run in RUNS if run["name"] in ("environment", "alignment")]
     recipe = Recipe.load(recipe_file(tmp_path, runs))
     weights = trained / "model"
-    before = {name: read_weights(weights / f"{name}.safetensors")[0] for name in ("vision_denoiser", "audio_denoiser", "text_denoiser")}
-    import shutil
-
     shutil.copytree(weights, tmp_path / "model")
     assert train_recipe(recipe, few(recipe), tmp_path / "model", tmp_path / "runs", accelerator=accelerator, say=lambda _: None)
     for path in weights.glob("*.safetensors"):
-        after = read_weights(tmp_path / "model" / path.name)[0]
-        changed = {key for key, value in after.items() if not torch.equal(value, before.get(path.stem, read_weights(path)[0])[key])}
+        before, after = read_weights(path)[0], read_weights(tmp_path / "model" / path.name)[0]
+        changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
         assert all(key.startswith(ALIGNMENT_PREFIXES) for key in changed)
         assert bool(changed) == path.stem.endswith("denoiser")
 
@@ -122,8 +120,6 @@ def test_latent_alignment_trains_environment_encoders_and_connectors_alone(train
 @pytest.mark.parametrize("kind", ["image", "audio", "text"])
 def test_a_decoder_that_trains_alone_leaves_the_latents_as_they_are(trained: Path, tmp_path: Path, accelerator: Any, kind: str) -> None:
     """And the factor of their variance, bit for bit."""
-    import shutil
-
     shutil.copytree(trained / "model", tmp_path / "model")
     component = f"{kind}_autoencoder"
     runs = [{"name": "decoder", "kind": "autoencoder", "component": component, "batch": 2, "freeze_encoder": True, "optimizer": "muon"}]
@@ -143,8 +139,6 @@ def test_a_decoder_that_trains_alone_leaves_the_latents_as_they_are(trained: Pat
 
 def test_videos_that_train_the_encoder_of_images_too_move_their_mean(trained: Path, tmp_path: Path, accelerator: Any) -> None:
     """After bridging by videos alone, images' mean is where the encoder now puts them, and that of audio is as it was."""
-    import shutil
-
     shutil.copytree(trained / "model", tmp_path / "model")
     runs = [{"name": "more", "kind": "bridging", "batch": {"video": 4}, "freeze_text": True, "learning_rate": 0.01}]
     recipe = Recipe.load(recipe_file(tmp_path, runs, steps=8))

@@ -8,6 +8,7 @@ each other. One image in ten, and one voice, are kept out of it, in OUT/test, fo
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import shutil
 import subprocess
@@ -46,13 +47,13 @@ def main() -> int:
     digits = load_digits()
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(digits.target), generator=generator)[: options.limit].tolist()
-    pool = {voice: [speech(word, voice, generator) for word in WORDS for _ in range(4)] for voice in (*VOICES, TEST_VOICE)}
+    takes = {voice: [(word, *manner(generator)) for word in WORDS for _ in range(4)] for voice in (*VOICES, TEST_VOICE)}
     lines: dict[str, list[str]] = {"": [], "test": []}
     for number, index in enumerate(order):
         part = "test" if number % 10 == 9 else ""
         digit, name = int(digits.target[index]), f"{number:04d}"
         voice = TEST_VOICE if part else VOICES[int(torch.randint(len(VOICES), (1,), generator=generator))]
-        wave = pool[voice][4 * digit + int(torch.randint(4, (1,), generator=generator))]
+        wave = speech(voice, *takes[voice][4 * digit + int(torch.randint(4, (1,), generator=generator))])
         pixels = torch.tensor(digits.images[index], dtype=torch.float32)[None, None] / 16
         image = torch.nn.functional.interpolate(pixels, (SIZE, SIZE), mode="bicubic", align_corners=False).clamp(0, 1)[0]
         write_png(options.out / part / f"{name}.png", image.expand(3, -1, -1))
@@ -66,9 +67,14 @@ def main() -> int:
     return 0
 
 
-def speech(word: str, voice: str, generator: torch.Generator) -> torch.Tensor:
-    """A word spoken at a random speed and pitch, silence cut off, (N,) at RATE."""
-    speed, pitch = (int(torch.randint(low, high, (1,), generator=generator)) for low, high in ((120, 190), (30, 70)))
+def manner(generator: torch.Generator) -> tuple[int, int]:
+    """A random speed in words a minute, and pitch of 0..99."""
+    return int(torch.randint(120, 190, (1,), generator=generator)), int(torch.randint(30, 70, (1,), generator=generator))
+
+
+@functools.cache
+def speech(voice: str, word: str, speed: int, pitch: int) -> torch.Tensor:
+    """A word spoken, silence cut off, (N,) at RATE."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "word.wav"
         subprocess.run(["espeak-ng", "-v", voice, "-s", str(speed), "-p", str(pitch), "-w", str(file), word], check=True)
