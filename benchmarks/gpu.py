@@ -32,12 +32,12 @@ GUIDED = 2  # rows of a batch under guidance
 SETS = (("image",), ("video", "audio"), tuple(MODALITIES))
 
 
-def agreement(device: torch.device) -> bool:
+def agreement(device: torch.device, evaluations: int) -> bool:
     """Latents of all outputs, made together from one prompt and one noise."""
 
     def latents(where: torch.device, dtype: str) -> dict[str, torch.Tensor]:
         pipe = CoDiPipeline.from_pretrained("codi-mini", device=where, dtype=dtype)
-        settings = Settings.resolve(pipe.model.config, list(MODALITIES), sampler="euler", steps=8, schedule="together")
+        settings = Settings.resolve(pipe.model.config, list(MODALITIES), sampler="euler", steps=evaluations, schedule="together")
         noise = initial_noise(latent_shapes(pipe.model.config, settings), [0], device=where)
         made = pipe.denoise(*pipe.condition([Prompt("text", "a red star bounces twice")]), settings, noise, seeds=[0])[0]
         return {m: z.float().cpu() for m, z in made.items()}
@@ -107,6 +107,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--gigabytes", type=float, help="device memory that the process may take")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--evaluations", type=int, default=8, help="of each denoiser, of an agreement")
     args = parser.parse_args()
     device = torch.device(args.device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -114,7 +115,10 @@ def main() -> None:
     settle(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     print(f"{machine(device)}\n")
-    good = agreement(device) if args.what == "agreement" else steps(config_of(args.config), device, args.gigabytes, args.repeats)
+    if args.what == "agreement":
+        good = agreement(device, args.evaluations)
+    else:
+        good = steps(config_of(args.config), device, args.gigabytes, args.repeats)
     sys.exit(0 if good else 1)
 
 

@@ -24,7 +24,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         ("growth.py", "--scale 10 --size 64 --repeats 1 --only prompts,rate --outputs 1 --prompts 1,2 --out OUT", 6),
         ("components.py", "--only vocoder --repeats 1", 1),
         ("half_precision.py", "--only vocoder,text_denoiser", 4),
-        ("gpu.py", "agreement --device cpu", 2),
+        ("gpu.py", "agreement --device cpu --evaluations 2", 2),
         ("gpu.py", "step --config mini --device cpu --repeats 1", 3),
         ("samplers.py", "--samples 2 --runs euler/normal --evaluations 2 --outputs text --no-joint --device cpu --out OUT", 2),
     ],

@@ -20,10 +20,17 @@ FOLDER = SHIPPED / "codi-mini"
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    pipe = CoDiPipeline.from_pretrained("codi-mini", device="cpu", dtype="fp32")
-    file: Path = tmp_path_factory.mktemp("readings") / "readings.json.gz"
-    return Runner(pipe, file, samples=16, seed=5, overrides={}, log=lambda _: None)
+def pipe() -> CoDiPipeline:
+    return CoDiPipeline.from_pretrained("codi-mini", device="cpu", dtype="fp32")
+
+
+def run_of(pipe: CoDiPipeline, folder: Path, samples: int) -> Runner:
+    return Runner(pipe, folder / "readings.json.gz", samples=samples, seed=5, overrides={}, log=lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def runner(pipe: CoDiPipeline, tmp_path_factory: pytest.TempPathFactory) -> Runner:
+    return run_of(pipe, tmp_path_factory.mktemp("readings"), 16)
 
 
 def test_folder_is_whole_and_small() -> None:
@@ -68,11 +75,17 @@ def test_prompts_that_each_say_a_part_are_heard_both(runner: Runner, parts: tupl
     assert int(hits.sum()) >= 11  # of 16; chance is 0
 
 
-@pytest.mark.parametrize("outputs", [("image", "text"), ("audio", "text"), ("video", "audio")], ids="+".join)
-def test_outputs_made_together_tell_the_same(runner: Runner, outputs: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "samples", "least"),
+    [(("image", "text"), 16, 9), (("audio", "text"), 16, 9), (("video", "audio"), 8, 5)],  # chance is 1 of 16
+    ids=["image+text", "audio+text", "video+audio"],
+)
+def test_outputs_made_together_tell_the_same(
+    pipe: CoDiPipeline, tmp_path: Path, outputs: tuple[str, ...], samples: int, least: int
+) -> None:
     """Without a prompt, in the paper's mode: all that tells them of each other is latent alignment."""
-    hits = agree(runner.read(Cell(outputs, settings=(("schedule", "together"),))), outputs)
-    assert int(hits.sum()) >= 9  # of 16; chance is 1
+    hits = agree(run_of(pipe, tmp_path, samples).read(Cell(outputs, settings=(("schedule", "together"),))), outputs)
+    assert int(hits.sum()) >= least
 
 
 SCENES = torch.stack([every_scene().shape, every_scene().colour, every_scene().beats], dim=1)  # (72, 3)

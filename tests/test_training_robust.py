@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from codi.codi_models.errors import CoDiError
+from codi.codi_models.model import SHIPPED
 from codi.codi_models.training import loop
 from codi.codi_models.training.loop import Objective, train
 from codi.codi_models.training.recipe import Run
@@ -140,21 +143,25 @@ def test_a_step_of_several_batches_is_their_mean(tmp_path: Path, accelerator: An
             loop._shards(count, 2, 0)
 
 
-def scalars(run: Path, name: str = "loss") -> list[float]:
+def scalars(run: Path) -> dict[str, list[float]]:
+    """All that a run has logged."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     log = EventAccumulator(str(run))
     log.Reload()
-    return [event.value for event in log.Scalars(name)]
+    return {name: [event.value for event in log.Scalars(name)] for name in log.Tags()["scalars"]}
 
 
 def test_two_processes_do_what_one_does_with_the_doubled_batch(tmp_path: Path) -> None:
+    """In latent alignment, where of two batches of a step one may train what the other leaves alone, and log what the other does not."""
     import accelerate
     from codi.codi_models.bounce_world.export import export_samples
     from codi.codi_models.checkpoints import read_weights
-    from test_training import RUNS, recipe_file
 
     export_samples(tmp_path / "data", 3)
+    recipe = json.loads((PACK / "recipes" / "codi-mini.json").read_text(encoding="utf-8"))
+    batch = {"image": 2, "text": 2, "audio": 2, "video": 1}
+    alignment = {"name": "alignment", "kind": "alignment", "steps": 3, "batch": batch, "variants": 2, "finished": 0.5}
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -163,14 +170,22 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(tmp_path: Path) -
             taken.close()
         # Where its port is taken, the launcher lets its own server choose one; a port that it looks for itself may be gone by then.
         for name, start, more in (("one", ["-m"], {"batches": 2}), ("two", ["-m", *launch.split(), "--main_process_port", port, "-m"], {})):
-            (tmp_path / name).mkdir()
-            recipe = recipe_file(tmp_path / name, [{**RUNS[3], **more}])
-            command = ["codi_models", "train", "--recipe", recipe, "--data", tmp_path / "data", "--out", tmp_path / name / "model"]
+            folder, file = tmp_path / name / "model", tmp_path / name / "recipe.json"
+            shutil.copytree(SHIPPED / "codi-mini", folder)
+            file.write_text(json.dumps({**recipe, "runs": [{**alignment, **more}]}), encoding="utf-8")
+            command = ["codi_models", "train", "--recipe", file, "--data", tmp_path / "data", "--out", folder, "--samples", "0"]
             ran = subprocess.run(
                 [sys.executable, *start, *map(str, command)], cwd=PACK, env=env, capture_output=True, text=True, timeout=300
             )  # fmt: skip
             assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"  # the launcher's own traceback comes last and says least
-    one, two = (scalars(tmp_path / name / "model-runs" / "text_autoencoder") for name in ("one", "two"))
-    assert one == pytest.approx(two, rel=1e-6) and len(one) == 3
-    first, second = (read_weights(tmp_path / name / "model" / "text_autoencoder.safetensors")[0] for name in ("one", "two"))
-    assert all(torch.allclose(first[key].float(), second[key].float(), atol=1e-4) for key in first)
+    one, two = (scalars(tmp_path / name / "model-runs" / "alignment") for name in ("one", "two"))
+    assert set(one) == set(two) and any(0 < len(values) < 3 for values in one.values())
+    for name, values in one.items():
+        assert values == pytest.approx(two[name], rel=1e-4), name
+    before, first, second = (
+        {n: read_weights(folder / f"{n}_denoiser.safetensors")[0] for n in ("vision", "audio", "text")}
+        for folder in (SHIPPED / "codi-mini", tmp_path / "one" / "model", tmp_path / "two" / "model")
+    )
+    for net, tensors in first.items():
+        assert all(torch.allclose(value.float(), second[net][key].float(), atol=1e-4) for key, value in tensors.items())
+        assert any(not torch.equal(value, before[net][key]) for key, value in tensors.items())

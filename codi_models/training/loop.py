@@ -150,7 +150,7 @@ def train(
     state, with the averaged weights of that step in `objective`.
     Raises CoDiError for a loss that is not finite (before it reaches the weights), and the state of another configuration; WriteError.
     """
-    from accelerate.utils import broadcast
+    from accelerate.utils import broadcast, gather_object
 
     with _writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -206,19 +206,20 @@ def train(
         objective.train()
 
     def once() -> tuple[float, dict[str, float]]:
-        """One step of the optimiser: the loss and what else is logged, means over all batches of the step."""
+        """One step of the optimiser: the loss and what else is logged, means over the batches of the step that have it."""
         optimiser.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = {}
+        told: list[tuple[str, Tensor]] = []
         for position, shard in enumerate(mine):
             last = position == len(mine) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):
                 loss, logs = model(step, step_generator(device, run.seed, step, shard))
                 accelerator.backward(loss / len(mine))
-            for key, value in {"loss": loss, **logs}.items():
-                sums[key] = sums.get(key, 0) + value.detach() / len(mine)
-        names = sorted(sums)
-        means = torch.stack([sums[name].float() for name in names])
-        values = dict(zip(names, (accelerator.reduce(means, "mean") if processes > 1 else means).tolist(), strict=True))
+            told += [(name, value.detach().float()) for name, value in {"loss": loss, **logs}.items()]
+        read = list(zip([name for name, _ in told], torch.stack([value for _, value in told]).tolist(), strict=True))
+        found: dict[str, list[float]] = {}
+        for name, number in gather_object(read) if processes > 1 else read:  # batches may log different things
+            found.setdefault(name, []).append(number)
+        values = {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
         if not math.isfinite(values["loss"]):
             raise CoDiError(
                 f"{run.name}: the loss is {values['loss']} at step {step}. The weights have not taken it, and the last checkpoint is "
