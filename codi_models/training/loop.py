@@ -94,10 +94,10 @@ def _save(path: Path, state: dict[str, object]) -> None:
             raise
 
 
-def _load(path: Path, device: torch.device) -> dict[str, Any]:
-    """What `_save` wrote. Raises CoDiError for a damaged file."""
+def _load(path: Path) -> dict[str, Any]:
+    """What `_save` wrote, on the CPU. Raises CoDiError for a damaged file."""
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the many kinds that a damaged archive raises
         raise CoDiError(f"{path} is no whole checkpoint ({str(error).splitlines()[0]}): remove it to start this run afresh") from error
 
@@ -162,7 +162,7 @@ def train(
     average = _Average(objective, run.ema)
     step, elapsed = 0, 0.0
     if state_file.exists():
-        state = _load(state_file, device)
+        state = _load(state_file)
         if len(state["shadow"]) != len(parameters):
             raise CoDiError(
                 f"{state_file} belongs to another configuration ({len(state['shadow'])} tensors, here {len(parameters)}): "
