@@ -152,32 +152,44 @@ def scalars(run: Path) -> dict[str, list[float]]:
     return {name: [event.value for event in log.Scalars(name)] for name in log.Tags()["scalars"]}
 
 
-def test_two_processes_do_what_one_does_with_the_doubled_batch(tmp_path: Path) -> None:
-    """In latent alignment, where of two batches of a step one may train what the other leaves alone, and log what the other does not."""
+def test_two_processes_do_what_one_does_with_the_doubled_batch(tmp_path: Path, accelerator: Any) -> None:
+    """They go on from where one process paused, in latent alignment: of two batches of a step one may train what the other leaves alone,
+    and log what the other does not."""
     import accelerate
     from codi.codi_models.bounce_world.export import export_samples
     from codi.codi_models.checkpoints import read_weights
+    from codi.codi_models.training.dataset import open_dataset
+    from codi.codi_models.training.recipe import Recipe
+    from codi.codi_models.training.run import train_recipe
 
     export_samples(tmp_path / "data", 3)
-    recipe = json.loads((PACK / "recipes" / "codi-mini.json").read_text(encoding="utf-8"))
+    whole = json.loads((PACK / "recipes" / "codi-mini.json").read_text(encoding="utf-8"))
     batch = {"image": 2, "text": 2, "audio": 2, "video": 1}
     alignment = {"name": "alignment", "kind": "alignment", "steps": 3, "batch": batch, "variants": 2, "finished": 0.5}
+    for name, more in (("one.json", {"batches": 2}), ("two.json", {})):
+        (tmp_path / name).write_text(json.dumps({**whole, "runs": [{**alignment, **more}]}), encoding="utf-8")
+    recipe = Recipe.load(tmp_path / "one.json")
+    shutil.copytree(SHIPPED / "codi-mini", tmp_path / "one" / "model")
+
+    def alone(**how: Any) -> bool:
+        data, folder = open_dataset(str(tmp_path / "data"), recipe.networks), tmp_path / "one"
+        return train_recipe(recipe, data, folder / "model", folder / "model-runs", accelerator=accelerator, samples_every=0, **how)
+
+    assert not alone(pause_after=1e-9)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert alone()
     launch = "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no"
+    files = ["--recipe", tmp_path / "two.json", "--data", tmp_path / "data", "--out", tmp_path / "two" / "model"]
+    training = ["codi_models", "train", "--samples", "0", *map(str, files)]
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         if accelerate.__version__.startswith("0."):  # refuses a port that is taken, and hands a 0 on to processes that then never meet
             taken.close()
         # Where its port is taken, the launcher lets its own server choose one; a port that it looks for itself may be gone by then.
-        for name, start, more in (("one", ["-m"], {"batches": 2}), ("two", ["-m", *launch.split(), "--main_process_port", port, "-m"], {})):
-            folder, file = tmp_path / name / "model", tmp_path / name / "recipe.json"
-            shutil.copytree(SHIPPED / "codi-mini", folder)
-            file.write_text(json.dumps({**recipe, "runs": [{**alignment, **more}]}), encoding="utf-8")
-            command = ["codi_models", "train", "--recipe", file, "--data", tmp_path / "data", "--out", folder, "--samples", "0"]
-            ran = subprocess.run(
-                [sys.executable, *start, *map(str, command)], cwd=PACK, env=env, capture_output=True, text=True, timeout=300
-            )  # fmt: skip
-            assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"  # the launcher's own traceback comes last and says least
+        command = [sys.executable, "-m", *launch.split(), "--main_process_port", port, "-m", *training]
+        ran = subprocess.run(command, cwd=PACK, env=env, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, f"{ran.stdout}\n{ran.stderr}"  # the launcher's own traceback comes last and says least
     one, two = (scalars(tmp_path / name / "model-runs" / "alignment") for name in ("one", "two"))
     assert set(one) == set(two) and any(0 < len(values) < 3 for values in one.values())
     for name, values in one.items():
