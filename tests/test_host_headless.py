@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from codi.codi_models.alignment import COMBINATIONS
 from host.graph import base_graph, node, sampled, shown
 
 SETTINGS = {"wiring": "cross", "alignment": 1.0, "alignment_guidance": 2.0}
@@ -96,6 +97,18 @@ def test_any_set_of_outputs_with_the_models_own_settings(session, model, outputs
     aligned = {"wiring": "model's own", "alignment": -1.0, "alignment_guidance": -1.0}
     graph["sample"] = node("CoDiJointSampler", **links, seed=11, **own, **aligned, order=order)
     compared(session, graph, 11, list(outputs), schedule=order, **drawn)
+
+
+@pytest.mark.parametrize("combine", COMBINATIONS)
+@pytest.mark.parametrize("order", ["together", "text, image+audio"])
+def test_several_sources(session, combine, order):
+    """Finished outputs are latents of the model in ComfyUI and known embeddings in a headless run: how much they weigh is the same."""
+    graph = sampled("image", "text", "audio", model="tiny", steps=3, cfg=1.0, seed=6, scheduler="normal", **SETTINGS)
+    graph["empty"]["inputs"]["seconds"] = 0.0
+    graph["sample"]["inputs"] |= {"stages": order if "+" in order else "", "order": order if "+" not in order else "model's own",
+                                  "alignment_combine": combine}  # fmt: skip
+    more = dict(sampler=graph["sample"]["inputs"]["sampler_name"], scheduler="normal", steps=3, cfg=1.0, schedule=order)
+    compared(session, graph, 6, ["image", "text", "audio"], alignment_combine=combine, **more, **SETTINGS)
 
 
 def test_a_denoiser_alone_under_the_stock_sampler(session):
