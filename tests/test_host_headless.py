@@ -100,14 +100,13 @@ def test_any_set_of_outputs_with_the_models_own_settings(session, model, outputs
 
 
 @pytest.mark.parametrize("combine", COMBINATIONS)
-@pytest.mark.parametrize("order", ["together", "text, image+audio"])
-def test_several_sources(session, combine, order):
+@pytest.mark.parametrize("stages", ["image+text+audio", "text, image+audio"])
+def test_several_sources(session, combine, stages):
     """Finished outputs are latents of the model in ComfyUI and known embeddings in a headless run: how much they weigh is the same."""
     graph = sampled("image", "text", "audio", model="tiny", steps=3, cfg=1.0, seed=6, scheduler="normal", **SETTINGS)
     graph["empty"]["inputs"]["seconds"] = 0.0
-    graph["sample"]["inputs"] |= {"stages": order if "+" in order else "", "order": order if "+" not in order else "model's own",
-                                  "alignment_combine": combine}  # fmt: skip
-    more = dict(sampler=graph["sample"]["inputs"]["sampler_name"], scheduler="normal", steps=3, cfg=1.0, schedule=order)
+    graph["sample"]["inputs"] |= {"stages": stages, "alignment_combine": combine}
+    more = dict(sampler=graph["sample"]["inputs"]["sampler_name"], scheduler="normal", steps=3, cfg=1.0, schedule=stages)
     compared(session, graph, 6, ["image", "text", "audio"], alignment_combine=combine, **more, **SETTINGS)
 
 
