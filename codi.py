@@ -45,7 +45,8 @@ def set_up(host: Path | None) -> None:
     print(f"setting up {VENV} (once; PyTorch is a large download)", flush=True)
     begin = time.monotonic()
     venv.create(VENV, with_pip=True, clear=VENV.exists())
-    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    # Of the many modules few are imported, and Python compiles these then.
+    pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
     for file in files[1:]:
         subprocess.run([*pip, "-r", str(file)], check=True)
     stamp.write_text(wanted)
