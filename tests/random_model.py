@@ -1,5 +1,6 @@
 """A model folder of codi-mini's sizes with synthetic weights in which every path takes part (fresh networks predict zero)."""
 
+import torch
 from codi.codi_models.bounce_world.world import ALL_CAPTIONS
 from codi.codi_models.components import save_component
 from codi.codi_models.model import CoDi
@@ -13,3 +14,8 @@ def random_model(folder):
     for name in ("vision_denoiser", "audio_denoiser", "text_denoiser", "clip"):
         save_component(name, fill(model.component(name), "random model"), model.config, folder)
     return folder
+
+
+def apart(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    """Distance of two sets of weights as a whole: a single one whose gradient is all rounding may move by a step either way."""
+    return torch.stack([(value.float() - second[key].float()).norm() for key, value in first.items()]).norm().item()

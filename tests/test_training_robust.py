@@ -21,6 +21,7 @@ from codi.codi_models.training import loop
 from codi.codi_models.training.loop import Objective, train
 from codi.codi_models.training.recipe import Run
 from host.setting import PACK
+from random_model import apart
 from torch import Tensor, nn
 
 
@@ -198,6 +199,5 @@ def test_two_processes_do_what_one_does_with_the_doubled_batch(tmp_path: Path, a
         {n: read_weights(folder / f"{n}_denoiser.safetensors")[0] for n in ("vision", "audio", "text")}
         for folder in (SHIPPED / "codi-mini", tmp_path / "one" / "model", tmp_path / "two" / "model")
     )
-    for net, tensors in first.items():
-        assert all(torch.allclose(value.float(), second[net][key].float(), atol=1e-4) for key, value in tensors.items())
-        assert any(not torch.equal(value, before[net][key]) for key, value in tensors.items())
+    for net, learnt in first.items():
+        assert 20 * apart(learnt, second[net]) < apart(learnt, before[net]), net
