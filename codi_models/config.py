@@ -113,8 +113,8 @@ class SpectrumVocoderConfig:
     f_max: float = 8000.0
     width: int = 256
     blocks: int = 4
-    iterations: int = 16
-    momentum: float = 0.99
+    iterations: int = 64
+    momentum: float = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
