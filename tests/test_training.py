@@ -198,7 +198,8 @@ def test_beside_a_finished_output_only_the_other_is_predicted(trained: Path, mon
 
 @pytest.mark.parametrize("finished", [0.0, 1.0])
 def test_further_draws_of_the_noise_teach_to_weigh_sources(trained: Path, monkeypatch: pytest.MonkeyPatch, finished: float) -> None:
-    """An output attends to one, two or three embeddings of the other, and only among several do queries and keys learn."""
+    """An output attends to one, two or three embeddings of the other, and only among several do queries and keys learn. Further ones know
+    no more than the level of the outputs lets them."""
     space = Workspace(trained / "model", torch.device("cpu"))
     options = LatentAlignment.Options(batch=4, pairs=(("text", "audio"),), variants=2, finished=finished, sources=3)
     data = BounceWorld(space.config, items=24)
@@ -211,15 +212,21 @@ def test_further_draws_of_the_noise_teach_to_weigh_sources(trained: Path, monkey
             return own(*args, environment=environment, **kwargs)
 
         monkeypatch.setattr(net, "forward", forward)
+    noisy, levels = aligning.noisy, []
+    monkeypatch.setattr(aligning, "noisy", lambda kind, rows, level, generator: levels.append(level) or noisy(kind, rows, level, generator))
     counts = set()
     for step in range(12):
         aligning.zero_grad()
         attended.clear()
+        levels.clear()
         aligning(step, torch.Generator().manual_seed(step))[0].backward()
         (count,) = {tokens.shape[1] for tokens in attended}
         keys = [p.grad for net in aligning.nets.values() for name, p in net.named_parameters() if name.endswith("attn2.to_k.weight")]
         assert any(bool(grad.any()) for grad in keys if grad is not None) == (count > 1)
         assert count == 1 or not torch.equal(attended[0][:, 0], attended[0][:, 1])
+        outputs, further = (levels[1:2], levels[2:]) if finished else (levels[:2], levels[2:-1])  # the last is of the contrastive loss
+        assert all(torch.equal(level, outputs[0]) for level in outputs) and len(further) == (count - 1) * len(outputs)
+        assert all(bool((outputs[0] < level).all() and (level < 1).all()) for level in further)
         counts.add(count)
     assert counts == {1, 2, 3}
 

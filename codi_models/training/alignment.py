@@ -116,7 +116,8 @@ class LatentAlignment(_Aligning):
     the other's error counts: outputs of the same level never show how to attend to one that is clear while one's own is not.
 
     Attention over a single token weighs nothing, so it would never learn to weigh sources against each other. Of the other output come
-    up to `sources` draws of the noise: like several outputs, each tells what the others' noise hides, and pairs stay all that is seen.
+    up to `sources` draws of the noise, further ones at levels from its own to the highest: like several outputs, each tells what the
+    others' noise hides, and some tell less than others (an image no beats); pairs stay all that is seen.
 
     Connectors that were never trained start as copies of the frozen prompt attention, which reads what environment encoders write."""
 
@@ -169,8 +170,9 @@ class LatentAlignment(_Aligning):
         return self._together(self.pairs[turn], rows, level, context, further, generator)
 
     def _draws(self, kind: str, rows: Tensor, level: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:
-        """Environment embeddings (B, 1, C) of an output, of `count` draws of its noise."""
-        draws = [self.noisy(kind, rows, level, generator) for _ in range(count)]
+        """Environment embeddings (B, 1, C) of an output, of `count` draws of its noise, each at levels from `level` (B,) to 1."""
+        levels = [level + (1 - level) * torch.rand(level.shape, generator=generator, device=level.device) for _ in range(count)]
+        draws = [self.noisy(kind, rows, higher, generator) for higher in levels]
         return [self.net(kind).environment_embedding(noisy.x, noisy.timesteps) for noisy in draws]
 
     def _together(
